@@ -1,0 +1,152 @@
+//! The seam between whoever serves a volume and whoever uses it.
+//!
+//! A [`Device`] is implemented by the store's volume (in this process), by the NBD client, and by
+//! a plain block device; it is used by the NBD server, by the FUSE mounter and by the tools.
+//!
+//! The primitive is asynchronous: [`Device::submit`] takes an owned request and calls its `done`
+//! exactly once, from any thread. Blocking helpers stand beside it.
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::buf::AlignedBuf;
+
+/// What kind of volume a store holds; fixed when it is created.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VolumeKind {
+    /// A plain virtual disk of a given size.
+    Raw,
+    /// The 2^62-byte sparse device of a VexFS file system.
+    VexFs,
+}
+
+/// What a client must know of a device.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// Kind of volume.
+    pub kind: VolumeKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Smallest request and alignment in bytes (4096 on VexFS volumes).
+    pub block_bytes_min: u32,
+    /// No writes are taken.
+    pub read_only: bool,
+    /// The volume's uuid.
+    pub uuid: uuid::Uuid,
+}
+
+/// Who submits a request: a connection, a ublk device or an embedding process. Sessions are
+/// granted to clients (FORMAT.md section 3).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ClientId(pub u64);
+
+/// One operation; offsets and lengths in bytes.
+#[derive(Debug)]
+pub enum IoOp {
+    /// Fills `buf` from `offset`; the buffer comes back with the completion.
+    Read { offset: u64, buf: AlignedBuf },
+    /// Writes `buf` at `offset`; with `fua` it is durable when acknowledged.
+    Write { offset: u64, buf: AlignedBuf, fua: bool },
+    /// Everything acknowledged before is durable when this is.
+    Flush,
+    /// The range reads as zeros afterwards and its space is given back.
+    Trim { offset: u64, len_bytes: u64, fua: bool },
+    /// The range reads as zeros afterwards.
+    WriteZeroes { offset: u64, len_bytes: u64, fua: bool },
+}
+
+/// Why a request failed; one errno each, see [`IoError::errno`].
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum IoError {
+    /// The backing failed, or a checksum is wrong: never wrong data. The text has the address.
+    #[error("I/O error: {0}")]
+    Io(String),
+    /// No space is left in the backing.
+    #[error("no space left in the image")]
+    NoSpace,
+    /// The request is malformed (alignment, range).
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// The client is not, or no longer, the mounter of this volume.
+    #[error("fenced: {0}")]
+    Fenced(String),
+    /// The volume or device is read-only.
+    #[error("read-only")]
+    ReadOnly,
+    /// The device is being shut down.
+    #[error("shutting down")]
+    Shutdown,
+}
+
+impl IoError {
+    /// The errno a block interface answers with.
+    pub fn errno(&self) -> i32 {
+        match self {
+            IoError::Io(_) => libc::EIO,
+            IoError::NoSpace => libc::ENOSPC,
+            IoError::Invalid(_) => libc::EINVAL,
+            IoError::Fenced(_) => libc::ESHUTDOWN,
+            IoError::ReadOnly => libc::EPERM,
+            IoError::Shutdown => libc::ESHUTDOWN,
+        }
+    }
+}
+
+/// The outcome: for a read its buffer, else `None`.
+pub type IoResult = Result<Option<AlignedBuf>, IoError>;
+
+/// Called once when a request is finished, from any thread; must not block.
+pub type Done = Box<dyn FnOnce(IoResult) + Send>;
+
+/// A block device of 4 KiB pages.
+pub trait Device: Send + Sync {
+    /// Size, kind and limits; constant.
+    fn info(&self) -> DeviceInfo;
+    /// A new client of this device.
+    fn connect(&self) -> ClientId;
+    /// The client is gone: its session, if any, stays live (it may attach again).
+    fn disconnect(&self, client: ClientId);
+    /// Starts a request; `done` is called exactly once. Two requests in flight at once may take
+    /// effect in either order.
+    fn submit(&self, client: ClientId, op: IoOp, done: Done);
+}
+
+/// Waits for one request.
+pub fn blocking(device: &dyn Device, client: ClientId, op: IoOp) -> IoResult {
+    batch(device, client, [op]).pop().unwrap_or(Err(IoError::Shutdown))
+}
+
+/// Submits all requests at once and waits for all; results stand in the order of the requests.
+pub fn batch(device: &dyn Device, client: ClientId, ops: impl IntoIterator<Item = IoOp>) -> Vec<IoResult> {
+    struct State {
+        results: Vec<Option<IoResult>>,
+        pending: usize,
+    }
+    let state = Arc::new((Mutex::new(State { results: Vec::new(), pending: 0 }), Condvar::new()));
+    for (i, op) in ops.into_iter().enumerate() {
+        {
+            let mut s = state.0.lock();
+            s.results.push(None);
+            s.pending += 1;
+        }
+        let state = Arc::clone(&state);
+        device.submit(
+            client,
+            op,
+            Box::new(move |result| {
+                let mut s = state.0.lock();
+                s.results[i] = Some(result);
+                s.pending -= 1;
+                if s.pending == 0 {
+                    state.1.notify_one();
+                }
+            }),
+        );
+    }
+    let mut s = state.0.lock();
+    while s.pending > 0 {
+        state.1.wait(&mut s);
+    }
+    s.results.drain(..).map(|r| r.unwrap_or(Err(IoError::Shutdown))).collect()
+}

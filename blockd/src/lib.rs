@@ -1,0 +1,6 @@
+//! The VexFS store and the daemon that serves it.
+//!
+//! Order of dependency: frontends ([`nbd`]) -> [`device`] <- volume -> store -> storage.
+
+pub mod buf;
+pub mod device;

@@ -1,0 +1,16 @@
+//! The layout of a VexFS volume and the file system logic over it.
+//!
+//! `FORMAT.md` beside this crate is normative; the code here enforces it by assertion.
+//! The crate is `no_std`, forbids `unsafe` and allocates nothing on hot paths, so that the kernel
+//! half uses it unchanged. Every byte read from a volume is untrusted.
+//!
+//! Dependency order, lowest first: [`addr`], [`error`] -> the on-disk structs -> [`page_store`] ->
+//! the file system logic.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod addr;
+pub mod command;
+pub mod error;
+pub mod page_store;

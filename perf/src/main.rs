@@ -1,0 +1,2 @@
+//! Interleaved side-by-side measurements.
+fn main() {}
