@@ -7,7 +7,7 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf build install demo lint test e2e crash-test perf clean
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e crash-test perf clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -47,8 +47,11 @@ crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
 	$(CARGO) build --workspace --bins --release
 	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 $(CARGO) test --release -p vexfs-tests -- --nocapture
 
-perf: deps-perf build ## ours and rivals side by side (ARGS="--only NAME --rounds N")
+perf: deps-perf build perf-rivals ## ours and rivals side by side (ARGS="--only NAME --rounds N")
 	target/release/vexfs-perf $(ARGS)
+
+perf-rivals:
+	@perf/rivals/prepare.sh
 
 clean: ## remove what was built
 	$(CARGO) clean
