@@ -44,6 +44,7 @@ pub fn assert_refused(what: &str, status: ExitStatus, stderr: &str) {
     let code = status.code().unwrap_or_else(|| panic!("{what} died: {status}\n{stderr}"));
     assert_ne!(code, 0, "{what} succeeded, but should not have:\n{stderr}");
     assert_ne!(code, 101, "{what} panicked:\n{stderr}");
+    assert_ne!(code, 124, "{what} hung until timeout(1) ended it:\n{stderr}");
     assert!(!stderr.contains("panicked at"), "{what} panicked:\n{stderr}");
     assert!(!stderr.trim().is_empty(), "{what} failed without a word");
 }
