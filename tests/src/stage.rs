@@ -73,21 +73,24 @@ impl Stage {
 
     /// Mounts the image with the store in the mount's process.
     pub fn mount(&self) -> Mount {
-        self.mount_source(self.image().to_str().expect("scratch paths are UTF-8"))
+        self.mount_at(&self.path("mnt"))
+    }
+
+    /// The same, at a mount point of choice.
+    pub fn mount_at(&self, point: &Path) -> Mount {
+        self.mount_source(self.image().to_str().expect("scratch paths are UTF-8"), point)
     }
 
     /// Mounts through the daemon.
     pub fn mount_daemon(&self) -> Mount {
-        self.mount_source(&self.uri())
+        self.mount_source(&self.uri(), &self.path("mnt"))
     }
 
-    fn mount_source(&self, source: &str) -> Mount {
-        let point = self.path("mnt");
-        std::fs::create_dir_all(&point).expect("a mount point can be made");
-        let mut process = Background::spawn(&self.mount_command(source, &point), &self.path("fuse.log"));
-        let mount = |process| Mount { point: point.clone(), process };
-        process.wait_until("mounting", || is_mounted(&point));
-        mount(process)
+    fn mount_source(&self, source: &str, point: &Path) -> Mount {
+        std::fs::create_dir_all(point).expect("a mount point can be made");
+        let mut process = Background::spawn(&self.mount_command(source, point), &self.path("fuse.log"));
+        process.wait_until("mounting", || is_mounted(point));
+        Mount { point: point.to_path_buf(), process }
     }
 
     /// The command that mounts `source` at `point`, in the foreground.
