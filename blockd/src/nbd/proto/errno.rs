@@ -33,7 +33,9 @@ pub fn from_wire(errno: u32, what: &str) -> IoError {
         EPERM => IoError::ReadOnly,
         ENOSPC => IoError::NoSpace,
         EINVAL => IoError::Invalid(format!("the server refused {what} with EINVAL")),
-        ESHUTDOWN => IoError::Fenced(format!("the server refused {what}: this client does not hold the volume's live session")),
+        ESHUTDOWN => IoError::Fenced(format!(
+            "the server refused {what}: this client does not hold the volume's live session"
+        )),
         EIO => IoError::Io(format!("the server failed {what}; its log has the address and the reason")),
         other => IoError::Io(format!("the server answered {what} with error {other}")),
     }

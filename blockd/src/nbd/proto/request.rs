@@ -88,8 +88,13 @@ mod tests {
 
     #[test]
     fn round_trip_at_the_offsets_of_the_specification() {
-        let request =
-            Request { flags: 1, command: CMD_WRITE, cookie: 0x0102_0304_0506_0708, offset: 1 << 61, len_bytes: 4096 };
+        let request = Request {
+            flags: 1,
+            command: CMD_WRITE,
+            cookie: 0x0102_0304_0506_0708,
+            offset: 1 << 61,
+            len_bytes: 4096,
+        };
         let mut bytes = request.encode();
         assert_eq!(bytes[..4], [0x25, 0x60, 0x95, 0x13]);
         assert_eq!(bytes[7], 1);

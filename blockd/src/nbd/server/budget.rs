@@ -8,6 +8,8 @@ use parking_lot::{Condvar, Mutex};
 #[derive(Clone, Copy, Default)]
 struct Used {
     requests: usize,
+    /// Of these, how many the device has not finished.
+    executing: usize,
     payload_bytes: usize,
 }
 
@@ -23,6 +25,7 @@ pub struct Budget {
 pub struct Permit {
     budget: Arc<Budget>,
     payload_bytes: usize,
+    executing: bool,
 }
 
 impl Budget {
@@ -54,8 +57,17 @@ impl Budget {
             return None;
         }
         used.requests += 1;
+        used.executing += 1;
         used.payload_bytes += payload_bytes;
-        Some(Permit { budget: Arc::clone(self), payload_bytes })
+        Some(Permit { budget: Arc::clone(self), payload_bytes, executing: true })
+    }
+
+    /// Waits until the device has finished everything; replies may still wait to be written.
+    pub fn wait_executed(&self) {
+        let mut used = self.used.lock();
+        while used.executing > 0 {
+            self.changed.wait(&mut used);
+        }
     }
 
     /// Waits until nothing is in flight.
@@ -68,9 +80,16 @@ impl Budget {
 }
 
 impl Permit {
-    /// No other request of the connection is in flight.
-    pub fn is_alone(&self) -> bool {
-        self.budget.used.lock().requests == 1
+    /// The device has finished the request; `true` if no other one is in flight.
+    pub fn executed(&mut self) -> bool {
+        let mut used = self.budget.used.lock();
+        if std::mem::take(&mut self.executing) {
+            used.executing -= 1;
+            if used.executing == 0 {
+                self.budget.changed.notify_all();
+            }
+        }
+        used.requests == 1
     }
 }
 
@@ -79,6 +98,9 @@ impl Drop for Permit {
         let mut used = self.budget.used.lock();
         used.requests -= 1;
         used.payload_bytes -= self.payload_bytes;
+        if self.executing {
+            used.executing -= 1;
+        }
         drop(used);
         self.budget.changed.notify_all();
     }
@@ -91,14 +113,15 @@ mod tests {
     #[test]
     fn requests_and_bytes_are_bounded_but_one_always_goes() {
         let budget = Budget::new(2, 100);
-        let big = budget.try_acquire(500).expect("alone, so it goes");
-        assert!(big.is_alone());
+        let mut big = budget.try_acquire(500).expect("alone, so it goes");
+        assert!(big.executed(), "alone");
+        budget.wait_executed();
         assert!(budget.try_acquire(0).is_none(), "bytes are exceeded");
         drop(big);
         let a = budget.try_acquire(60).unwrap();
         assert!(budget.try_acquire(60).is_none());
-        let b = budget.try_acquire(40).unwrap();
-        assert!(!b.is_alone());
+        let mut b = budget.try_acquire(40).unwrap();
+        assert!(!b.executed());
         assert!(budget.try_acquire(0).is_none(), "two requests at most");
         drop(a);
         assert!(budget.try_acquire(60).is_some());

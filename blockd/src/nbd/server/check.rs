@@ -75,7 +75,7 @@ fn check_payload(request: &Request) -> Result<(), u32> {
 fn check_range(request: &Request, info: &DeviceInfo, beyond: u32) -> Result<(), u32> {
     let unit = u64::from(info.block_bytes_min);
     let len = u64::from(request.len_bytes);
-    if len == 0 || request.offset % unit != 0 || len % unit != 0 {
+    if len == 0 || !request.offset.is_multiple_of(unit) || !len.is_multiple_of(unit) {
         return Err(EINVAL);
     }
     match request.offset.checked_add(len) {
@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn beyond_the_end_is_enospc_for_writes_and_einval_for_the_rest() {
-        for (offset, len) in [(1 << 20, 512), ((1 << 20) - 512, 1024), (u64::MAX - 511, 512), (u64::MAX - 511, 1024)]
+        for (offset, len) in
+            [(1 << 20, 512), ((1 << 20) - 512, 1024), (u64::MAX - 511, 512), (u64::MAX - 511, 1024)]
         {
             assert_eq!(run(CMD_WRITE, 0, offset, len), Err(ENOSPC), "{offset} {len}");
             assert_eq!(run(CMD_WRITE_ZEROES, 0, offset, len), Err(ENOSPC));

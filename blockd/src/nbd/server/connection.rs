@@ -94,6 +94,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
             return;
         }
     };
+    shared.registry.wait_for_dead_ones(number);
     let device = &*shared.export.device;
     let client = device.connect();
     tracing::info!(number, client = client.0, "NBD client connected");
@@ -110,6 +111,8 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
         Err(End::Socket(error)) => tracing::info!(number, %error, "an NBD connection broke"),
     }
     connection.outbox.flush();
+    connection.budget.wait_executed();
+    shared.registry.executed(number);
     connection.budget.wait_idle();
     connection.outbox.finish();
     let _ = writer.join();
@@ -164,6 +167,10 @@ impl Connection<'_> {
         loop {
             self.before_receiving(receiver, REQUEST_BYTES);
             let Some(head) = receiver.head::<REQUEST_BYTES>()? else { return Ok(()) };
+            if self.outbox.is_closed() {
+                // Nobody will hear of it, so nothing more is begun.
+                return Err(End::Socket(io::ErrorKind::BrokenPipe.into()));
+            }
             let Some(request) = Request::decode(&head) else {
                 return Err(End::Broken("a request has a wrong magic, so the stream is out of step".into()));
             };
@@ -247,7 +254,13 @@ impl Connection<'_> {
 }
 
 /// The request is finished; called from any thread, the reader's included.
-fn complete(outbox: &Outbox<Reply>, request: &Request, result: IoResult, permit: Permit, reader: ThreadId) {
+fn complete(
+    outbox: &Outbox<Reply>,
+    request: &Request,
+    result: IoResult,
+    mut permit: Permit,
+    reader: ThreadId,
+) {
     let (number, payload) = match result {
         Ok(payload) => (0, payload.filter(|_| payload_expected(request))),
         Err(error) => {
@@ -271,9 +284,10 @@ fn complete(outbox: &Outbox<Reply>, request: &Request, result: IoResult, permit:
         }
         payload => (number, payload),
     };
+    let alone = permit.executed();
     let push = if std::thread::current().id() == reader {
         Push::Hold
-    } else if permit.is_alone() {
+    } else if alone {
         Push::Now
     } else {
         Push::Thread

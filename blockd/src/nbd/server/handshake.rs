@@ -135,7 +135,8 @@ fn info(stream: &UnixStream, export: &Export, option: u32, data: &[u8]) -> io::R
         return Ok(false);
     };
     if !names(export, asked.name) {
-        let text = format!("no such export; this server has only {:?}, also under the empty name", export.name);
+        let text =
+            format!("no such export; this server has only {:?}, also under the empty name", export.name);
         reply(stream, option, REP_ERR_UNKNOWN, text.as_bytes())?;
         return Ok(false);
     }

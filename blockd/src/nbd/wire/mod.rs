@@ -3,3 +3,4 @@
 pub mod outbox;
 pub mod receiver;
 pub mod send;
+pub mod stream;

@@ -125,6 +125,11 @@ impl<F: Frame> Outbox<F> {
         self.send_one_batch();
     }
 
+    /// Frames are dropped: the peer is gone, or the outbox was closed.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Takes no more frames; the thread sends the rest and ends.
     pub fn finish(&self) {
         let mut state = self.state.lock();

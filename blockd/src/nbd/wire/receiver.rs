@@ -82,8 +82,7 @@ impl<R: Read> Receiver<R> {
             self.end = 0;
             let wanted = out.len() - filled;
             let n = retry(|| {
-                let parts =
-                    &mut [IoSliceMut::new(&mut out[filled..]), IoSliceMut::new(&mut self.buffer)];
+                let parts = &mut [IoSliceMut::new(&mut out[filled..]), IoSliceMut::new(&mut self.buffer)];
                 self.stream.read_vectored(parts)
             })?;
             if n == 0 {
