@@ -14,3 +14,4 @@ pub mod addr;
 pub mod command;
 pub mod error;
 pub mod page_store;
+pub mod uapi;
