@@ -88,9 +88,10 @@ impl IdfTable {
         self.passages
     }
 
-    /// The weight of a feature, in units of `log2`; 0 for what is in every passage.
+    /// The weight of a feature, in units of `log2`. What is in every passage keeps one step, so that a text of nothing
+    /// else has a vector too.
     pub(super) fn weight(&self, hash: u64) -> f32 {
-        f32::from(self.steps[bucket(hash)]) / STEPS_PER_OCTAVE as f32
+        f32::from(self.steps[bucket(hash)].max(1)) / STEPS_PER_OCTAVE as f32
     }
 }
 
@@ -152,7 +153,7 @@ mod tests {
                 .find(|c| c.feature.kind == super::super::features::FeatureKind::Word)
                 .map(|c| table.weight(c.feature.hash))
         };
-        assert_eq!(weight("the"), Some(0.0));
+        assert_eq!(weight("the"), Some(1.0 / 16.0));
         assert_eq!(weight("disk"), Some(1.0));
         assert_eq!(weight("unseen"), Some(2.0));
         assert_eq!(table.passages(), 3);
