@@ -55,7 +55,9 @@ impl LexicalEmbedder {
     /// The vector of one passage: length 1, or all zeros if there is no word in it.
     pub fn embed_one(&self, passage: Passage<'_>) -> Vec<f32> {
         let mut sum = self.direction(passage.text);
-        if !passage.title.is_empty() {
+        // A ruler under a heading is no passage about the heading.
+        let has_words = sum.iter().any(|x| *x != 0.0);
+        if has_words && !passage.title.is_empty() {
             let title = self.direction(passage.title);
             sum.iter_mut().zip(&title).for_each(|(x, t)| *x += t * TITLE_LENGTH);
             scale_to_one(&mut sum);
@@ -144,6 +146,11 @@ mod tests {
             }
         }
         assert!(embedder.embed_one(Passage { title: "", text: "--- ***" }).iter().all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn a_title_alone_is_nothing() {
+        assert!(embedder().embed_one(Passage { title: "disks", text: "----" }).iter().all(|x| *x == 0.0));
     }
 
     #[test]
