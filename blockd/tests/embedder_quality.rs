@@ -44,7 +44,8 @@ fn headings_find_their_passages() {
     // Measured: 0.380 and 0.613.
     assert!(first > 0.3 && ten > 0.5, "recall@1 {first:.3}, recall@10 {ten:.3}");
 
-    let titled: Vec<Passage<'_>> = rows.iter().map(|row| Passage { title: &row.file, text: &row.text }).collect();
+    let titled: Vec<Passage<'_>> =
+        rows.iter().map(|row| Passage { title: &row.file, text: &row.text }).collect();
     let titled = recall(&embedder, &rows, &embedder.embed(&titled).expect("the embedder works"), 10);
     println!("with the path as title: recall@10 {titled:.3}");
     assert!(titled > ten - 0.02, "the path made it worse: {titled:.3} from {ten:.3}");

@@ -21,8 +21,7 @@ EXAMPLES
   vexctl put /mnt/vex/images/cat.png --vector-file cat.npy
   vexctl search /mnt/vex/images --vector-file dog.npy -k 5 --json
 
-vexctl needs no daemon of its own: it uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with
-the rights of the user who runs it.";
+vexctl uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
 
 /// Vectors and search on mounted VexFS volumes.
 #[derive(Parser)]
@@ -44,6 +43,24 @@ pub enum Command {
     /// Show numbers about a collection.
     Stats(StatsArgs),
     /// Copy a tree of text files into a collection, cut into passages with a vector each.
+    ///
+    /// Text, Markdown, HTML (its tags are not searched) and whatever else has no NUL bytes is taken; FILE.gz is
+    /// stored decompressed under the name FILE, since a passage is a range of the stored bytes. Binary files, files
+    /// that are too large, symbolic links and special files are skipped and counted by reason. Mode and mtime are
+    /// kept; files belong to the user who runs this.
+    ///
+    /// Each file is written under a temporary name and appears together with its passages in one commit: a search
+    /// never sees the one without the other, and after a crash either all of a file is there or its former
+    /// version. Left-over temporary names are removed by the next run.
+    ///
+    /// Run again, it copies what changed (size and mtime are remembered in the xattr user.vexfs.ingest of each file) and embeds
+    /// anew what is stale. A file that was edited in the collection is not overwritten: its passages are made anew from the
+    /// edited text. A file that is gone from DIR is reported, and removed with --prune.
+    ///
+    /// Embedders: the built-in one needs no model and is lexical: hashed words, word pairs and character n-grams in 384
+    /// dimensions, weighted by how rare they are. The rarities are counted in a first pass over DIR and kept in
+    /// COLLECTION/.vexfs-embedder, so that later runs and searches use the same; --retrain counts them again
+    /// (worthwhile when a collection has grown several times over). Or --embed-cmd, for any model.
     Ingest(IngestArgs),
 }
 
@@ -176,27 +193,7 @@ pub struct EmbedderArgs {
     pub embed_timeout: u64,
 }
 
-/// Copy a tree of text files into a collection, cut into passages with a vector each.
-///
-/// Text, Markdown, HTML (its tags are not searched) and whatever else has no NUL bytes is taken; FILE.gz is
-/// stored decompressed under the name FILE, since a passage is a range of the stored bytes. Binary files, files
-/// that are too large, symbolic links and special files are skipped and counted by reason. Mode and mtime are
-/// kept; files belong to the user who runs this.
-///
-/// Each file is written under a temporary name and appears together with its passages in one commit: a search
-/// never sees the one without the other, and after a crash either all of a file is there or its former
-/// version. Left-over temporary names are removed by the next run.
-///
-/// Run again, it copies what changed (size and mtime are remembered in the xattr user.vexfs.ingest of each file) and embeds
-/// anew what is stale. A file that was edited in the collection is not overwritten: its passages are made anew from the
-/// edited text. A file that is gone from DIR is reported, and removed with --prune.
-///
-/// Embedders: the built-in one needs no model and is lexical: hashed words, word pairs and character n-grams in 384
-/// dimensions, weighted by how rare they are. The rarities are counted in a first pass over DIR and kept in
-/// COLLECTION/.vexfs-embedder, so that later runs and searches use the same; --retrain counts them again
-/// (worthwhile when a collection has grown several times over). Or --embed-cmd, for any model.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
 pub struct IngestArgs {
     /// The tree to copy.
     pub dir: PathBuf,
@@ -207,7 +204,7 @@ pub struct IngestArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
     /// Take only files whose path below DIR, or whose name if GLOB has no slash, matches; may be repeated.
-    #[arg(long, value_name = "GLOB", num_args = 1..)]
+    #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
     /// Skip files (after decompression) larger than this; suffixes K, M, G are powers of 1024.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = parse_size)]
