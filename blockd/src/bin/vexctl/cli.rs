@@ -152,7 +152,7 @@ pub struct SearchArgs {
     pub dir: PathBuf,
     /// Search by a text, which the collection's embedder makes a vector. The built-in embedder is lexical: it
     /// finds passages with the same words or parts of words, not the same meaning in other words.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub text: Option<String>,
     #[command(flatten)]
     pub vector: VectorArgs,

@@ -68,22 +68,18 @@ struct Piece {
 
 /// The first piece that is not in the passage that begins with piece `start`.
 fn passage_end(pieces: &[Piece], start: usize) -> usize {
-    let mut words = 0;
+    let (mut chars, mut words) = (pieces[start].chars, pieces[start].words);
     let mut paragraph_end = None;
-    for (i, piece) in pieces.iter().enumerate().skip(start) {
-        // Characters between pieces count too, so that the limit holds for the whole range.
-        let chars_before = pieces[start..i].iter().map(|p| p.chars).sum::<usize>();
-        words += piece.words;
-        if i == start {
-            continue;
-        }
-        if piece.begins_heading && chars_before >= HEADED_CHARS_MIN {
+    for (i, piece) in pieces.iter().enumerate().skip(start + 1) {
+        if piece.begins_heading && chars >= HEADED_CHARS_MIN {
             return i;
         }
-        if piece.begins_paragraph && chars_before >= PARAGRAPH_END_CHARS_MIN {
+        if piece.begins_paragraph && chars >= PARAGRAPH_END_CHARS_MIN {
             paragraph_end = Some(i);
         }
-        if chars_before + piece.chars > PASSAGE_CHARS_MAX || words > PASSAGE_WORDS_MAX {
+        chars += piece.chars;
+        words += piece.words;
+        if chars > PASSAGE_CHARS_MAX || words > PASSAGE_WORDS_MAX {
             return paragraph_end.unwrap_or(i);
         }
     }

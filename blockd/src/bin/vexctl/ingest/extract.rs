@@ -24,7 +24,8 @@ pub struct Extracted {
 struct Segment {
     text_start: usize,
     source: Range<usize>,
-    /// Byte by byte the same as the source; else a replacement for the whole source range.
+    /// Byte by byte from the source (though white space may be shown as another kind); else a replacement for the
+    /// whole source range.
     linear: bool,
 }
 
@@ -69,7 +70,7 @@ fn decode(bytes: &[u8]) -> Result<Extracted, Binary> {
 }
 
 impl Extracted {
-    /// Adds text that stands at `source` in the file, byte by byte.
+    /// Adds text of which each byte stands for one byte of the file, from `source` on.
     pub fn push(&mut self, text: &str, source: usize) {
         if text.is_empty() {
             return;

@@ -113,12 +113,12 @@ impl Stripper<'_> {
         if space && self.preformatted == 0 && self.out.text.ends_with([' ', '\n']) {
             return;
         }
+        let shown = if space && self.preformatted == 0 { ' ' } else { c };
         let source = self.html.source_range(self.at..self.at + c.len_utf8());
-        if source.len() == c.len_utf8() && !(space && self.preformatted == 0) {
-            let mut buffer = [0; 4];
-            self.out.push(c.encode_utf8(&mut buffer), source.start);
+        if source.len() == shown.len_utf8() {
+            self.out.push(shown.encode_utf8(&mut [0; 4]), source.start);
         } else {
-            self.out.push_replacement(if space && self.preformatted == 0 { ' ' } else { c }, source);
+            self.out.push_replacement(shown, source);
         }
     }
 

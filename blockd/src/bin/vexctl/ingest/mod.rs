@@ -110,6 +110,7 @@ pub fn run(args: &IngestArgs) -> Result<ExitCode> {
             let trained =
                 setup::train(&items, jobs, &stop, &|item: &TrainingItem| item.passages(args.max_file_size))?;
             if stop.load(Ordering::Relaxed) {
+                eprintln!("vexctl: interrupted before anything was stored");
                 return Ok(ExitCode::from(EXIT_INTERRUPTED));
             }
             trained.0.store(target.dir(), &target.temporary_name())?;

@@ -252,6 +252,8 @@ impl Target {
 fn read_record(path: &Path) -> Result<Option<Record>> {
     match xattr::get(path, RECORD_XATTR) {
         Ok(value) => Ok(value.as_deref().and_then(Record::decode)),
+        // What we may not read was not ours, or is not any more.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(failed(format_args!("{}: {RECORD_XATTR}", path.display()), &error)),
     }
 }
