@@ -4,5 +4,9 @@
 
 pub mod buf;
 pub mod device;
+<<<<<<< HEAD
 pub mod nbd;
 pub mod session;
+=======
+pub mod embed;
+>>>>>>> ctl

@@ -24,5 +24,6 @@ pub mod page_store;
 pub mod superblock;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod uapi;
 pub mod windows;
 pub mod xattr;
