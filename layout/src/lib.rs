@@ -12,6 +12,9 @@
 
 pub mod addr;
 pub mod command;
+pub mod distance;
 pub mod error;
 pub mod page_store;
+pub mod schema;
 pub mod uapi;
+pub mod vector;
