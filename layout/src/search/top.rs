@@ -27,16 +27,8 @@ pub struct Hit {
 
 impl Hit {
     /// A place for a hit.
-    pub const EMPTY: Hit = Hit {
-        distance: 0.0,
-        row: 0,
-        ino: Ino(0),
-        generation: 0,
-        offset: 0,
-        length: 0,
-        tag: 0,
-        stale: false,
-    };
+    pub const EMPTY: Hit =
+        Hit { distance: 0.0, row: 0, ino: Ino(0), generation: 0, offset: 0, length: 0, tag: 0, stale: false };
 
     /// Hits are ordered by distance, equal ones by row id.
     fn rank(&self) -> (u64, u64) {
@@ -112,10 +104,8 @@ impl<'a> TopK<'a> {
             *worst = hit;
             self.sift_down();
         }
-        if self.len == self.heap.len() {
-            if let Some(worst) = self.heap.first() {
-                limit.lower(worst.distance);
-            }
+        if let (true, Some(worst)) = (self.len == self.heap.len(), self.heap.first()) {
+            limit.lower(worst.distance);
         }
     }
 
