@@ -73,4 +73,37 @@ impl<P: PageStore> Fs<P> {
             }
         }
     }
+
+    /// The path of a file by the link that [`Fs::link_dir`] names, relative to the directory `stop_at`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without such a link, [`Error::Range`] if it does not fit.
+    pub fn search_path(&self, ino: Ino, scope: Ino, stop_at: Ino, out: &mut [u8]) -> Result<usize> {
+        let inode = self.inode(ino)?;
+        if inode.place_dir.0 != 0 {
+            return self.path(ino, stop_at, out);
+        }
+        let (dir, key) = self.find_link(ino, scope)?.ok_or(Error::NotFound)?;
+        let mut at = 0;
+        if dir != stop_at {
+            at = self.path(dir, stop_at, out)?;
+            *out.get_mut(at).ok_or(Error::Range)? = b'/';
+            at += 1;
+        }
+        let mut end = Err(Error::NotFound);
+        self.readdir(dir, key.saturating_sub(1), &mut |entry| {
+            if entry.ino == ino && entry.cookie == key {
+                let len = entry.name.len();
+                end = match out.get_mut(at..at + len) {
+                    Some(room) => {
+                        room.copy_from_slice(entry.name);
+                        Ok(at + len)
+                    }
+                    None => Err(Error::Range),
+                };
+            }
+            false
+        })?;
+        end
+    }
 }
