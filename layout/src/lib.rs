@@ -15,6 +15,7 @@ extern crate std;
 
 pub mod addr;
 pub mod command;
+pub mod dir;
 pub mod distance;
 pub mod error;
 pub mod fs;
@@ -30,3 +31,4 @@ pub mod testing;
 pub mod uapi;
 pub mod vector;
 pub mod windows;
+pub mod xattr;

@@ -17,7 +17,13 @@ mod rename;
 mod rows;
 mod rows_hook;
 mod table;
+mod tree;
+mod tree_insert;
+mod tree_remove;
 mod xattrs;
+
+#[cfg(test)]
+mod tests;
 
 use crate::addr::SUPERBLOCK_PAGE;
 use crate::error::{Error, Result};
