@@ -4,9 +4,6 @@
 
 pub mod buf;
 pub mod device;
-<<<<<<< HEAD
+pub mod embed;
 pub mod nbd;
 pub mod session;
-=======
-pub mod embed;
->>>>>>> ctl
