@@ -4,3 +4,6 @@
 
 pub mod buf;
 pub mod device;
+pub mod storage;
+pub mod store;
+pub mod volume;
