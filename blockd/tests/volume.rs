@@ -74,7 +74,8 @@ fn raw_volume_keeps_what_it_was_given(io: IoEngine) {
     });
     assert!(batch(&*volume, client, ops).iter().all(Result::is_ok));
     blocking(&*volume, client, IoOp::Flush).expect("a flush");
-    blocking(&*volume, client, IoOp::Trim { offset: (2 << 20) + 10, len_bytes: 100_000, fua: false }).expect("a trim");
+    blocking(&*volume, client, IoOp::Trim { offset: (2 << 20) + 10, len_bytes: 100_000, fua: false })
+        .expect("a trim");
     let mut expected = big.clone();
     expected[(1 << 20) + 10..(1 << 20) + 10 + 100_000].fill(0);
 

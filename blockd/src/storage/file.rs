@@ -81,7 +81,10 @@ impl FileStorage {
         let file = match direct {
             Ok(direct) if takes_direct(&direct, meta.len(), is_device) => direct,
             _ => {
-                tracing::info!("{}: no O_DIRECT here, reading and writing through the page cache", path.display());
+                tracing::info!(
+                    "{}: no O_DIRECT here, reading and writing through the page cache",
+                    path.display()
+                );
                 file
             }
         };

@@ -14,7 +14,12 @@ use super::{Chunk, Completion, Waker, WriteQueue};
 const IOVECS_MAX: usize = 1024;
 
 /// Writes all chunks one after another, going on after short writes and interruptions.
-pub(super) fn write_chunks(file: &File, mut offset: u64, chunks: &[Chunk], mut skip_bytes: usize) -> io::Result<()> {
+pub(super) fn write_chunks(
+    file: &File,
+    mut offset: u64,
+    chunks: &[Chunk],
+    mut skip_bytes: usize,
+) -> io::Result<()> {
     let mut rest = chunks;
     offset += skip_bytes as u64;
     loop {

@@ -85,7 +85,8 @@ fn read_part(ring: &mut IoUring, file: &File, reads: &mut [Read<'_>]) {
     let fd = types::Fd(file.as_raw_fd());
     for (i, read) in reads.iter_mut().enumerate() {
         let len = u32::try_from(read.buf.len()).unwrap_or(u32::MAX & !4095);
-        let entry = opcode::Read::new(fd, read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(i as u64);
+        let entry =
+            opcode::Read::new(fd, read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(i as u64);
         // SAFETY: the buffer is borrowed for the whole of this function, which returns only after
         // the completion of every entry pushed (the loop below); the ring has room, being idle.
         let pushed = unsafe { ring.submission().push(&entry) };
@@ -184,7 +185,9 @@ impl RingQueue {
             self.free.push(index);
             let wanted: usize = slot.chunks.iter().map(|c| c.bytes().len()).sum();
             let result = match entry.result() {
-                n if n < 0 && !matches!(-n, libc::EAGAIN | libc::EINTR) => Err(io::Error::from_raw_os_error(-n)),
+                n if n < 0 && !matches!(-n, libc::EAGAIN | libc::EINTR) => {
+                    Err(io::Error::from_raw_os_error(-n))
+                }
                 n if n < 0 && slot.chunks.is_empty() => self.file.sync_data(),
                 n if (n.max(0) as usize) < wanted => {
                     write_chunks(&self.file, slot.offset, &slot.chunks, n.max(0) as usize)

@@ -96,7 +96,10 @@ impl<'a> Checkpointer<'a> {
     }
 
     fn sync(&self) -> Result<(), IoError> {
-        self.shared.storage.sync().map_err(|e| IoError::Io(format!("making a checkpoint durable failed: {e}")))
+        self.shared
+            .storage
+            .sync()
+            .map_err(|e| IoError::Io(format!("making a checkpoint durable failed: {e}")))
     }
 
     /// Room for up to `pages` pages in a row; gives where and how many.
@@ -216,14 +219,20 @@ impl<'a> Checkpointer<'a> {
     }
 
     /// Writes the payload; gives the root's place and content.
-    fn write_payload(&mut self, leaves: &[(u64, Mapping)], open: Vec<LeafRef>) -> Result<(Loc, Root), IoError> {
+    fn write_payload(
+        &mut self,
+        leaves: &[(u64, Mapping)],
+        open: Vec<LeafRef>,
+    ) -> Result<(Loc, Root), IoError> {
         let (base, discards) = {
             let maps = self.shared.maps.read();
             let mut new = leaves.iter().copied().peekable();
             let mut base = Vec::with_capacity(maps.base.leaf_count());
             for (key, entries, disk) in maps.base.leaves() {
                 let written = new.next_if(|(k, _)| *k == key).map(|(_, page)| page);
-                let Some(page) = written.or(disk) else { panic!("leaf {key:#x} is neither dirty nor on disk") };
+                let Some(page) = written.or(disk) else {
+                    panic!("leaf {key:#x} is neither dirty nor on disk")
+                };
                 base.push(LeafRef { key, page, entries });
             }
             (base, maps.overlay.discards().collect::<Vec<_>>())
@@ -241,7 +250,9 @@ impl<'a> Checkpointer<'a> {
             left -= got;
         }
         if runs.len() > RUNS_MAX {
-            return Err(IoError::Io(format!("a checkpoint of {bytes_len} bytes is beyond the format's limit")));
+            return Err(IoError::Io(format!(
+                "a checkpoint of {bytes_len} bytes is beyond the format's limit"
+            )));
         }
         let (root_at, _) = self.allocate(1)?;
         payload.segments = self.usage();
@@ -311,7 +322,12 @@ impl<'a> Checkpointer<'a> {
             empty
         };
         let root = &self.log.superblock;
-        tracing::debug!(generation = root.generation, leaves = leaves.len(), freed = released.len(), "checkpoint");
+        tracing::debug!(
+            generation = root.generation,
+            leaves = leaves.len(),
+            freed = released.len(),
+            "checkpoint"
+        );
     }
 }
 

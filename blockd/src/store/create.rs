@@ -104,13 +104,18 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
     }
     let free = SegmentUsage { stream: None, used_pages: 0, live_pages: 0, use_seq: 0 };
     let mut segments = vec![free; geometry.segments as usize];
-    segments[0] =
-        SegmentUsage { stream: Some(Stream::Meta), used_pages: 2 + table_pages as u32, live_pages: 0, use_seq: 1 };
+    segments[0] = SegmentUsage {
+        stream: Some(Stream::Meta),
+        used_pages: 2 + table_pages as u32,
+        live_pages: 0,
+        use_seq: 1,
+    };
     let payload = Payload { segments, ..Payload::default() };
     let bytes = payload.encode();
     let mut padded = bytes.clone();
     padded.resize(table_pages * PAGE, 0);
-    let run = Run { at: Loc { segment: 0, offset: 2 }, pages: table_pages as u32, crc: crc32c::crc32c(&padded) };
+    let run =
+        Run { at: Loc { segment: 0, offset: 2 }, pages: table_pages as u32, crc: crc32c::crc32c(&padded) };
     // Use 0 is never written: replay finds nothing there.
     let nowhere = Position { at: Loc { segment: 0, offset: 1 }, use_seq: 0 };
     let root = Root {

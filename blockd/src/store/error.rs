@@ -29,7 +29,9 @@ pub enum StoreError {
     #[error("this store cannot be used: {0}")]
     Unusable(Malformed),
     /// The image is shorter than the store in it.
-    #[error("the image has {found} bytes but its store was made for {expected}: it was cut short; restore its length")]
+    #[error(
+        "the image has {found} bytes but its store was made for {expected}: it was cut short; restore its length"
+    )]
     Truncated {
         /// Bytes when it was made.
         expected: u64,

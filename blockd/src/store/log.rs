@@ -13,9 +13,7 @@ use layout::addr::PAGE;
 
 use super::Shared;
 use super::checkpoint::Checkpointer;
-use super::format::record::{
-    Entry, EntryList, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, Record, SessionState,
-};
+use super::format::record::{Entry, EntryList, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, Record, SessionState};
 use super::format::segment::{SegmentHeader, Stream};
 use super::format::superblock::Superblock;
 use super::format::{Loc, page_crc};
@@ -340,7 +338,8 @@ impl Log {
             // Replacing a page frees the old one as soon as the record is applied.
             VolumeKind::Raw => new_pages == 0,
             VolumeKind::VexFs => {
-                new_pages == 0 && pages <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
+                new_pages == 0
+                    && pages <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
             }
         }
     }
@@ -583,7 +582,15 @@ impl Log {
         let Some(segment) = taken else { return false };
         self.next_use_seq += 1;
         let old = self.head(stream).at.segment;
-        self.write_record(stream, FLAG_LINK, Some((segment, use_seq)), Vec::new(), session, Vec::new(), Vec::new());
+        self.write_record(
+            stream,
+            FLAG_LINK,
+            Some((segment, use_seq)),
+            Vec::new(),
+            session,
+            Vec::new(),
+            Vec::new(),
+        );
         self.shared.maps.write().segments.close(old);
         *self.head(stream) = Head { at: Loc { segment, offset: 1 }, use_seq, fresh: true };
         true
@@ -600,7 +607,11 @@ impl Log {
                 continue;
             }
             if let Err(e) = completion.result {
-                self.fail(&format!("writing record {} to the image failed: {}", completion.token, explain(&e)));
+                self.fail(&format!(
+                    "writing record {} to the image failed: {}",
+                    completion.token,
+                    explain(&e)
+                ));
                 continue;
             }
             if let Some(f) = self.in_flight.iter_mut().find(|f| f.record.seq == completion.token) {
@@ -663,7 +674,8 @@ impl Log {
     fn fail(&mut self, why: &str) {
         if self.failed.is_none() {
             tracing::error!("{why}; nothing more is written, restart when the cause is mended");
-            self.failed = Some(format!("{why}; the store stopped writing, restart it when the cause is mended"));
+            self.failed =
+                Some(format!("{why}; the store stopped writing, restart it when the cause is mended"));
         }
     }
 

@@ -93,7 +93,8 @@ impl Shared {
                 let now = self.lookup_run(page, 1)?.first().copied().unwrap_or(Lookup::Unmapped);
                 if now == planned {
                     // Not moved: either the read failed, or the page is bad. Reading once more tells.
-                    self.read_one(mapping.loc, bytes).map_err(|e| self.read_error(page, mapping, &e.to_string()))?;
+                    self.read_one(mapping.loc, bytes)
+                        .map_err(|e| self.read_error(page, mapping, &e.to_string()))?;
                     let found = page_crc(page, bytes);
                     if found == mapping.crc {
                         break;
@@ -124,7 +125,8 @@ impl Shared {
 
     fn read_error(&self, page: u64, mapping: Mapping, why: &str) -> IoError {
         let byte = self.geometry.byte(mapping.loc);
-        let text = format!("device page {page:#x} at {} (image byte {byte}) cannot be read: {why}", mapping.loc);
+        let text =
+            format!("device page {page:#x} at {} (image byte {byte}) cannot be read: {why}", mapping.loc);
         tracing::error!("{text}");
         IoError::Io(text)
     }
@@ -147,7 +149,8 @@ impl Shared {
                 Err(_) if self.maps.read().base.unloaded(key) != Some(at) => {}
                 Err(why) => {
                     let byte = self.geometry.byte(at.loc);
-                    let text = format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);
+                    let text =
+                        format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);
                     tracing::error!("{text}");
                     return Err(IoError::Io(text));
                 }
@@ -156,7 +159,12 @@ impl Shared {
     }
 
     /// Checks a leaf page against its directory entry and decodes it.
-    pub(super) fn decode_leaf(&self, key: u64, at: Mapping, page: &[u8]) -> Result<Vec<leaf::LeafEntry>, String> {
+    pub(super) fn decode_leaf(
+        &self,
+        key: u64,
+        at: Mapping,
+        page: &[u8],
+    ) -> Result<Vec<leaf::LeafEntry>, String> {
         let found = crc32c::crc32c(page);
         if found != at.crc {
             return Err(format!("crc32c expected {:#010x}, found {found:#010x}", at.crc));
@@ -177,7 +185,9 @@ fn plan_reads<'a>(shared: &Shared, plan: &[Lookup], buf: &'a mut [u8], batch: &m
         let mut count = 1;
         let start = match plan[i] {
             Lookup::Mapped(mapping) => {
-                while count < RUN_PAGES_MAX && plan.get(i + count).is_some_and(|l| follows(mapping, count, *l)) {
+                while count < RUN_PAGES_MAX
+                    && plan.get(i + count).is_some_and(|l| follows(mapping, count, *l))
+                {
                     count += 1;
                 }
                 Some(mapping.loc)

@@ -55,7 +55,12 @@ pub struct Opened {
     pub lost_session: Option<u64>,
 }
 
-fn read(storage: &dyn Storage, action: &'static str, offset: u64, len: usize) -> Result<AlignedBuf, StoreError> {
+fn read(
+    storage: &dyn Storage,
+    action: &'static str,
+    offset: u64,
+    len: usize,
+) -> Result<AlignedBuf, StoreError> {
     let mut buf = AlignedBuf::zeroed(len);
     storage.read_exact(offset, &mut buf).map_err(|source| StoreError::Io { action, offset, source })?;
     Ok(buf)
@@ -176,17 +181,20 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
     let geometry = sb.geometry;
     let at = sb.root.loc;
     let page = read(&*storage, "reading the checkpoint", geometry.byte(at), PAGE)?;
-    check("crc32c of the checkpoint root", sb.root.crc, crc32c::crc32c(&page)).map_err(corrupt(geometry, at))?;
+    check("crc32c of the checkpoint root", sb.root.crc, crc32c::crc32c(&page))
+        .map_err(corrupt(geometry, at))?;
     let root = Root::decode(&page).map_err(corrupt(geometry, at))?;
     check("generation of the checkpoint", sb.generation, root.generation).map_err(corrupt(geometry, at))?;
-    check("segments of the checkpoint", geometry.segments, root.segment_count).map_err(corrupt(geometry, at))?;
+    check("segments of the checkpoint", geometry.segments, root.segment_count)
+        .map_err(corrupt(geometry, at))?;
     if root.uuid != sb.uuid {
         let malformed = Malformed { what: "uuid of the checkpoint", expected: 0, found: 1 };
         return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
     }
     let mut bytes = Vec::new();
     for run in &root.runs {
-        let last = Loc { offset: run.at.offset.saturating_add((run.pages.max(1) - 1).min(65535) as u16), ..run.at };
+        let last =
+            Loc { offset: run.at.offset.saturating_add((run.pages.max(1) - 1).min(65535) as u16), ..run.at };
         if !geometry.contains(last) || u32::from(run.at.offset) + run.pages > geometry.segment_pages {
             let found = u64::from(run.pages);
             let malformed = Malformed { what: "run of the checkpoint payload", expected: 1, found };
@@ -194,7 +202,8 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
         }
         let part =
             read(&*storage, "reading the checkpoint", geometry.byte(run.at), run.pages as usize * PAGE)?;
-        check("crc32c of the checkpoint payload", run.crc, crc32c::crc32c(&part)).map_err(corrupt(geometry, run.at))?;
+        check("crc32c of the checkpoint payload", run.crc, crc32c::crc32c(&part))
+            .map_err(corrupt(geometry, run.at))?;
         bytes.extend_from_slice(&part);
     }
     if root.payload_bytes > bytes.len() as u64 {
@@ -212,9 +221,10 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
 fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload: &Payload) -> Arc<Shared> {
     let mut segments = SegmentTable::from_usage(&payload.segments);
     let leaves = payload.base.iter().chain(&payload.open).map(|l| l.page.loc);
-    let runs = root.runs.iter().flat_map(|r| {
-        (0..r.pages).map(|i| Loc { offset: r.at.offset.wrapping_add(i as u16), ..r.at })
-    });
+    let runs = root
+        .runs
+        .iter()
+        .flat_map(|r| (0..r.pages).map(|i| Loc { offset: r.at.offset.wrapping_add(i as u16), ..r.at }));
     segments.set_meta(leaves.chain(runs).chain([sb.root.loc]));
     let maps = Maps {
         kind: sb.kind,
@@ -280,7 +290,12 @@ struct Replayed {
     head_lost: bool,
 }
 
-fn replay(shared: &Shared, sb: &Superblock, root: &Root, options: &RecoverOptions) -> Result<Replayed, StoreError> {
+fn replay(
+    shared: &Shared,
+    sb: &Superblock,
+    root: &Root,
+    options: &RecoverOptions,
+) -> Result<Replayed, StoreError> {
     let mut found = Vec::new();
     let mut stray = Vec::new();
     let mut ends = Vec::new();
@@ -306,7 +321,9 @@ fn replay(shared: &Shared, sb: &Superblock, root: &Root, options: &RecoverOption
             break;
         }
         if let Some((page, expected, found)) = f.bad_page {
-            tracing::error!("record {next_seq}: device page {page:#x} is bad (crc32c expected {expected:#010x}, found {found:#010x}); reading it fails");
+            tracing::error!(
+                "record {next_seq}: device page {page:#x} is bad (crc32c expected {expected:#010x}, found {found:#010x}); reading it fails"
+            );
         }
         if let Some((segment, use_seq)) = f.record.next {
             let mut maps = shared.maps.write();
@@ -324,12 +341,17 @@ fn replay(shared: &Shared, sb: &Superblock, root: &Root, options: &RecoverOption
     let head_lost = next_seq <= certain;
     if head_lost {
         let found = seen().map(|r| r.seq).filter(|&s| s > next_seq).min().unwrap_or(0);
-        let place = ends.iter().map(|at| format!("{at} (image byte {})", shared.geometry.byte(*at))).collect::<Vec<_>>();
+        let place = ends
+            .iter()
+            .map(|at| format!("{at} (image byte {})", shared.geometry.byte(*at)))
+            .collect::<Vec<_>>();
         let place = place.join(" or ");
         if next_seq <= durable {
             return Err(StoreError::LogBroken { place, expected: next_seq, durable, found });
         }
-        tracing::error!("record {next_seq} near {place} is damaged: acknowledged writes that were never flushed are lost");
+        tracing::error!(
+            "record {next_seq} near {place} is damaged: acknowledged writes that were never flushed are lost"
+        );
     }
     Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost })
 }
@@ -354,7 +376,8 @@ fn scan_stream(
         }
         segments_left -= 1;
         let pages = shared.geometry.segment_pages - u32::from(start.offset);
-        let bytes = read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
+        let bytes =
+            read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
         let mut i = 0usize;
         while i < pages as usize {
             let at = Loc { offset: start.offset + i as u16, ..start };
@@ -388,7 +411,14 @@ fn scan_stream(
 }
 
 /// The record that begins here, if it is one of this use of the segment.
-fn parse(shared: &Shared, sb: &Superblock, bytes: &[u8], at: Loc, use_seq: u64, seq_min: u64) -> Option<Record> {
+fn parse(
+    shared: &Shared,
+    sb: &Superblock,
+    bytes: &[u8],
+    at: Loc,
+    use_seq: u64,
+    seq_min: u64,
+) -> Option<Record> {
     let page = bytes.get(..PAGE)?;
     if !page.starts_with(&MAGIC) {
         return None;

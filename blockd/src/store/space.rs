@@ -57,7 +57,8 @@ impl Shared {
         let overlay = &maps.overlay;
         let open_leaves = overlay.unit_count() as u64 + overlay.page_count() / 200;
         let leaves = maps.base.dirty_count() as u64 + 2 * open_leaves;
-        let payload = 24 * (maps.base.leaf_count() as u64 + 2 * open_leaves + u64::from(self.geometry.segments))
+        let payload = 24
+            * (maps.base.leaf_count() as u64 + 2 * open_leaves + u64::from(self.geometry.segments))
             + 16 * overlay.discard_count() as u64;
         let pages = leaves + payload.div_ceil(4096) + 1;
         pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32 + 1

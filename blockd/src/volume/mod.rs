@@ -24,7 +24,7 @@ use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
-pub use options::{CreateOptions, OpenOptions};
+pub use options::{CreateOptions, OpenOptions, boot_id};
 use reads::{ReadJob, ReadPool};
 use session::Sessions;
 use worker::{Request, Worker, WorkerHandle};
@@ -180,14 +180,17 @@ impl Volume {
             return Ok(());
         }
         let (first, last) = (PageNo::containing(offset), PageNo::containing(offset + len_bytes - 1));
-        let refuse = |what: &str| Err(IoError::Invalid(format!("pages {:#x} to {:#x}: {what}", first.0, last.0)));
+        let refuse =
+            |what: &str| Err(IoError::Invalid(format!("pages {:#x} to {:#x}: {what}", first.0, last.0)));
         match (owner(first), owner(last)) {
             (Owner::Mounter, Owner::Mounter) if first == SUPERBLOCK_PAGE && last != SUPERBLOCK_PAGE => {
                 refuse("the superblock is written alone, as the commit")
             }
             (Owner::Mounter, Owner::Mounter) => Ok(()),
             (Owner::Command, Owner::Command) => Ok(()),
-            (Owner::Daemon, _) | (_, Owner::Daemon) => refuse("owned by the daemon, never written by a client"),
+            (Owner::Daemon, _) | (_, Owner::Daemon) => {
+                refuse("owned by the daemon, never written by a client")
+            }
             _ => refuse("outside every region"),
         }
     }

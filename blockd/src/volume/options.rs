@@ -87,7 +87,8 @@ pub(super) fn create(path: &Path, options: &CreateOptions) -> Result<(), StoreEr
     }
     // Sizes are checked before anything is touched.
     if !is_device {
-        let len = if size_bytes == 0 { existing.as_ref().map_or(0, std::fs::Metadata::len) } else { size_bytes };
+        let len =
+            if size_bytes == 0 { existing.as_ref().map_or(0, std::fs::Metadata::len) } else { size_bytes };
         create::geometry(len, options.segment_bytes)?;
     }
     if made {

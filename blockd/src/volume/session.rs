@@ -174,7 +174,8 @@ impl Sessions {
     fn attach(&mut self, client: ClientId, command: &Command, state: &SessionState) -> Outcome {
         let session = command.session.get();
         if session != 0 && self.lost == Some(session) {
-            let message = "the image is damaged: what this session wrote last is lost; unmount and mount again";
+            let message =
+                "the image is damaged: what this session wrote last is lost; unmount and mount again";
             return Outcome::Refused(libc::EIO as u32, message.into());
         }
         if session == 0 || session != state.session() || command.boot_id != state.boot_id {
@@ -186,7 +187,12 @@ impl Sessions {
     }
 
     /// Commands with an id of their session.
-    fn in_session(&self, client: ClientId, command: &Command, state: &SessionState) -> Result<Outcome, IoError> {
+    fn in_session(
+        &self,
+        client: ClientId,
+        command: &Command,
+        state: &SessionState,
+    ) -> Result<Outcome, IoError> {
         let (op, session, id) = (command.op.get(), command.session.get(), command.id.get());
         let last = state.last_command();
         if session != 0 && session == last.session && id == last.id && op == last.op {
@@ -201,7 +207,9 @@ impl Sessions {
             return Ok(Outcome::Refused(libc::EINVAL as u32, message));
         }
         Ok(match op {
-            CMD_CLOSE => Outcome::Done(Action { rollback: true, durable: true, ..Action::default() }, 0, String::new()),
+            CMD_CLOSE => {
+                Outcome::Done(Action { rollback: true, durable: true, ..Action::default() }, 0, String::new())
+            }
             CMD_FREE_RANGES => match ranges(command) {
                 Ok(discards) => Outcome::Done(Action { discards, ..Action::default() }, 0, String::new()),
                 Err(message) => Outcome::Done(Action::default(), libc::EINVAL as u32, message),

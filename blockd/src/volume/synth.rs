@@ -22,7 +22,8 @@ const STATUS_SESSION: u32 = 2;
 pub(super) fn status(core: &Core, page: &mut [u8]) {
     let maps = core.store.maps.read();
     let session = maps.session.session();
-    let flags = if core.read_only { STATUS_READ_ONLY } else { 0 } | if session != 0 { STATUS_SESSION } else { 0 };
+    let flags =
+        if core.read_only { STATUS_READ_ONLY } else { 0 } | if session != 0 { STATUS_SESSION } else { 0 };
     let pending = core.pending_pages.load(Ordering::Relaxed);
     let status = Status {
         magic: STATUS_MAGIC,
@@ -77,11 +78,15 @@ fn bits(store: &Shared, unit: u64, page: &mut [u8]) -> Result<(), IoError> {
 
 /// Mapped pages of some units, in the open epoch.
 fn count_units(store: &Shared, first_unit: u64, units: u64) -> Result<u64, IoError> {
-    let (start, end) = (first_unit.saturating_mul(MAP_UNIT_PAGES), first_unit.saturating_add(units).saturating_mul(MAP_UNIT_PAGES));
+    let (start, end) = (
+        first_unit.saturating_mul(MAP_UNIT_PAGES),
+        first_unit.saturating_add(units).saturating_mul(MAP_UNIT_PAGES),
+    );
     // Only units that the open epoch touched need a closer look; the others are sums over leaves.
     let touched: Vec<u64> = {
         let maps = store.maps.read();
-        let mut touched: Vec<u64> = maps.overlay.units_in(first_unit..first_unit.saturating_add(units)).collect();
+        let mut touched: Vec<u64> =
+            maps.overlay.units_in(first_unit..first_unit.saturating_add(units)).collect();
         for (first, count) in maps.overlay.discards_in(start, end) {
             let from = first.max(start);
             let to = (first + count).min(end);

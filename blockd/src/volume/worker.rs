@@ -105,7 +105,9 @@ impl WorkerHandle {
 
 fn refuse(request: Request, error: IoError) {
     match request {
-        Request::Write { done, .. } | Request::Zero { done, .. } | Request::Flush { done } => done(Err(error)),
+        Request::Write { done, .. } | Request::Zero { done, .. } | Request::Flush { done } => {
+            done(Err(error))
+        }
         Request::Disconnect { .. } => {}
     }
 }
@@ -138,9 +140,9 @@ impl Worker {
         let (internal_send, internal) = channel();
         let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
         let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
-        let cleaner = options
-            .cleaner
-            .then(|| Cleaner::start(Arc::clone(&core.store), sender.clone(), options.cleaner_bytes_per_s, threads));
+        let cleaner = options.cleaner.then(|| {
+            Cleaner::start(Arc::clone(&core.store), sender.clone(), options.cleaner_bytes_per_s, threads)
+        });
         let worker =
             Worker { core, log, requests, internal, backlog: VecDeque::new(), wake, cleaner, shutdown: None };
         match std::thread::Builder::new().name("vexfs-log".into()).spawn(move || worker.run()) {
@@ -166,7 +168,11 @@ impl Worker {
             if took {
                 continue;
             }
-            if self.shutdown.is_some() && self.backlog.is_empty() && self.requests.is_empty() && self.log.is_idle() {
+            if self.shutdown.is_some()
+                && self.backlog.is_empty()
+                && self.requests.is_empty()
+                && self.log.is_idle()
+            {
                 break;
             }
             self.wake.sleeping.store(true, Ordering::SeqCst);
@@ -228,7 +234,9 @@ impl Worker {
             }
         }
         while self.log.user_backlog() < BACKLOG_MAX {
-            let Some(request) = self.backlog.pop_front().or_else(|| self.requests.try_recv().ok()) else { break };
+            let Some(request) = self.backlog.pop_front().or_else(|| self.requests.try_recv().ok()) else {
+                break;
+            };
             if needs_quiet(&request) && !self.log.is_idle() {
                 // A part of a page is changed: what is under way must be in the map first.
                 self.backlog.push_front(request);
@@ -356,8 +364,7 @@ impl Worker {
     }
 
     fn command(&mut self, client: ClientId, page: &[u8], done: Done) {
-        let outcome =
-            self.core.sessions.lock().command(client, page, self.log.session(), self.log.epoch());
+        let outcome = self.core.sessions.lock().command(client, page, self.log.session(), self.log.epoch());
         match outcome {
             Err(e) => done(Err(e)),
             Ok(Action { session: None, .. }) => done(Ok(None)),

@@ -252,7 +252,8 @@ impl Cleaner {
         let mut live = Vec::new();
         let mut at = 1usize;
         while (at + 1) * PAGE <= bytes.len() {
-            let record = Record::decode(&bytes[at * PAGE..(at + 1) * PAGE]).map_err(|e| format!("page {at}: {e}"))?;
+            let record =
+                Record::decode(&bytes[at * PAGE..(at + 1) * PAGE]).map_err(|e| format!("page {at}: {e}"))?;
             if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
                 return Err(format!("page {at}: a record of another place or use"));
             }

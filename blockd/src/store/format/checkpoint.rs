@@ -166,7 +166,8 @@ impl Root {
     /// # Errors
     /// [`Malformed`] names the field.
     pub fn decode(page: &[u8]) -> Result<Self, Malformed> {
-        let short = Malformed { what: "checkpoint root length", expected: PAGE as u64, found: page.len() as u64 };
+        let short =
+            Malformed { what: "checkpoint root length", expected: PAGE as u64, found: page.len() as u64 };
         let Ok(disk) = Disk::read_from_bytes(page) else { return Err(short) };
         check("checkpoint magic", u64::from_le_bytes(MAGIC), u64::from_le_bytes(disk.magic))?;
         check("checkpoint crc32c", block_crc(page, 8), disk.crc.get())?;
@@ -174,7 +175,11 @@ impl Root {
         check("checkpoint reserved bytes", 0u32, disk.reserved0.get())?;
         let run_count = disk.run_count.get() as usize;
         if run_count > RUNS_MAX {
-            return Err(Malformed { what: "payload runs", expected: RUNS_MAX as u64, found: run_count as u64 });
+            return Err(Malformed {
+                what: "payload runs",
+                expected: RUNS_MAX as u64,
+                found: run_count as u64,
+            });
         }
         check_zero("checkpoint unused runs", disk.runs[run_count..].as_bytes())?;
         let mut positions = [Position { at: Loc { segment: 0, offset: 0 }, use_seq: 0 }; 2];
@@ -293,8 +298,7 @@ impl Payload {
             }
             payload.segments.push(SegmentUsage { stream, used_pages, live_pages, use_seq });
         }
-        for (leaves, count) in
-            [(&mut payload.base, root.base_leaves), (&mut payload.open, root.open_leaves)]
+        for (leaves, count) in [(&mut payload.base, root.base_leaves), (&mut payload.open, root.open_leaves)]
         {
             let mut key_min = 0;
             for _ in 0..count {
@@ -307,7 +311,11 @@ impl Payload {
                 let entries = cursor.u16()?;
                 let crc = cursor.u64()?;
                 let Ok(crc) = u32::try_from(crc) else {
-                    return Err(Malformed { what: "crc of a leaf", expected: u64::from(u32::MAX), found: crc });
+                    return Err(Malformed {
+                        what: "crc of a leaf",
+                        expected: u64::from(u32::MAX),
+                        found: crc,
+                    });
                 };
                 leaves.push(LeafRef { key, page: Mapping { loc, crc }, entries });
             }

@@ -117,7 +117,11 @@ pub fn decode(uuid: [u8; 16], key: u64, page: &[u8]) -> Result<Vec<LeafEntry>, M
     check("map leaf reserved bytes", 0u64, disk.reserved.get())?;
     let run_bytes = usize::from(disk.run_bytes.get());
     let Some((runs, tail)) = rest.split_at_checked(run_bytes) else {
-        return Err(Malformed { what: "bytes of runs", expected: (PAGE - HEAD) as u64, found: run_bytes as u64 });
+        return Err(Malformed {
+            what: "bytes of runs",
+            expected: (PAGE - HEAD) as u64,
+            found: run_bytes as u64,
+        });
     };
     check_zero("map leaf reserved bytes", tail)?;
     let mut cursor = Cursor::new(runs, "run of a map leaf");

@@ -26,7 +26,11 @@ pub struct Malformed {
     pub found: u64,
 }
 
-pub(crate) fn check(what: &'static str, expected: impl Into<u64>, found: impl Into<u64>) -> Result<(), Malformed> {
+pub(crate) fn check(
+    what: &'static str,
+    expected: impl Into<u64>,
+    found: impl Into<u64>,
+) -> Result<(), Malformed> {
     let (expected, found) = (expected.into(), found.into());
     if expected == found { Ok(()) } else { Err(Malformed { what, expected, found }) }
 }
@@ -152,8 +156,11 @@ impl<'a> Cursor<'a> {
                 if byte == 0 && shift > 0 {
                     return Err(Malformed { what: "shortest form of a varint", expected: 1, found: 0 });
                 }
-                return u32::try_from(value)
-                    .map_err(|_| Malformed { what: "varint", expected: u64::from(u32::MAX), found: value });
+                return u32::try_from(value).map_err(|_| Malformed {
+                    what: "varint",
+                    expected: u64::from(u32::MAX),
+                    found: value,
+                });
             }
         }
         Err(Malformed { what: "bytes of a varint", expected: 5, found: 6 })

@@ -206,7 +206,9 @@ impl Entry {
         out.extend_from_slice(&number.to_le_bytes());
         out.extend_from_slice(&page.to_le_bytes());
         match self {
-            Entry::Write { crcs, .. } => crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes())),
+            Entry::Write { crcs, .. } => {
+                crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()))
+            }
             Entry::Discard { count, .. } => out.extend_from_slice(&count.to_le_bytes()),
             Entry::Relocate { crc, .. } => out.extend_from_slice(&crc.to_le_bytes()),
         }
@@ -219,7 +221,11 @@ impl Entry {
                 check("aux of a write entry", 0u16, aux)?;
                 let bytes = cursor.take((number as usize).saturating_mul(4))?;
                 if number == 0 || page.checked_add(u64::from(number)).is_none() {
-                    return Err(Malformed { what: "pages of a write entry", expected: 1, found: u64::from(number) });
+                    return Err(Malformed {
+                        what: "pages of a write entry",
+                        expected: 1,
+                        found: u64::from(number),
+                    });
                 }
                 let crcs =
                     bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -321,7 +327,11 @@ impl Record {
     pub fn decode(page: &[u8]) -> Result<Self, Malformed> {
         check("record header length", PAGE as u64, page.len() as u64)?;
         let Ok((disk, rest)) = Disk::read_from_prefix(page) else {
-            return Err(Malformed { what: "record header length", expected: PAGE as u64, found: page.len() as u64 });
+            return Err(Malformed {
+                what: "record header length",
+                expected: PAGE as u64,
+                found: page.len() as u64,
+            });
         };
         check("record magic", u64::from_le_bytes(MAGIC), u64::from_le_bytes(disk.magic))?;
         check("record header crc32c", block_crc(page, 8), disk.crc.get())?;

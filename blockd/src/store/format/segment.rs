@@ -103,7 +103,8 @@ impl SegmentHeader {
     /// # Errors
     /// [`Malformed`] names the field.
     pub fn decode(page: &[u8]) -> Result<Self, Malformed> {
-        let short = Malformed { what: "segment header length", expected: PAGE as u64, found: page.len() as u64 };
+        let short =
+            Malformed { what: "segment header length", expected: PAGE as u64, found: page.len() as u64 };
         let Ok(disk) = Disk::read_from_bytes(page) else { return Err(short) };
         check("segment magic", u64::from_le_bytes(MAGIC), u64::from_le_bytes(disk.magic))?;
         check("segment header crc32c", block_crc(page, 8), disk.crc.get())?;

@@ -146,21 +146,28 @@ impl Superblock {
             KIND_RAW => VolumeKind::Raw,
             other => return Err(Malformed { what: "volume kind", expected: 1, found: u64::from(other) }),
         };
-        let geometry =
-            Geometry { segment_pages: disk.segment_pages.get(), segments: disk.segments.get() };
+        let geometry = Geometry { segment_pages: disk.segment_pages.get(), segments: disk.segments.get() };
         if !(16..=65536).contains(&geometry.segment_pages) {
             let found = u64::from(geometry.segment_pages);
             return Err(Malformed { what: "pages of a segment (16 to 65536)", expected: 16, found });
         }
         let end = geometry.segment_byte(geometry.segments);
         if end > disk.backing_bytes.get() || geometry.segments == 0 {
-            return Err(Malformed { what: "end of the segments", expected: disk.backing_bytes.get(), found: end });
+            return Err(Malformed {
+                what: "end of the segments",
+                expected: disk.backing_bytes.get(),
+                found: end,
+            });
         }
         let offset = u16::try_from(disk.root_offset.get()).unwrap_or(u16::MAX);
         let loc = super::Loc { segment: disk.root_segment.get(), offset };
         if !geometry.contains(loc) {
             let found = u64::from(loc.segment);
-            return Err(Malformed { what: "checkpoint segment", expected: u64::from(geometry.segments), found });
+            return Err(Malformed {
+                what: "checkpoint segment",
+                expected: u64::from(geometry.segments),
+                found,
+            });
         }
         Ok(Superblock {
             uuid: disk.uuid,

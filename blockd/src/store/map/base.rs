@@ -71,7 +71,9 @@ impl BaseMap {
     pub fn missing(&self, first: u64, count: u64, keys: &mut Vec<u64>) {
         let start = self.key_of(first).unwrap_or(first);
         let end = first.saturating_add(count);
-        keys.extend(self.leaves.range(start..end.max(start)).filter(|(_, s)| s.entries.is_none()).map(|(k, _)| *k));
+        keys.extend(
+            self.leaves.range(start..end.max(start)).filter(|(_, s)| s.entries.is_none()).map(|(k, _)| *k),
+        );
     }
 
     /// Where the leaf of `key` stands, if it is not loaded.
@@ -258,7 +260,8 @@ impl BaseMap {
     /// Forgets the entries of clean leaves until at most `keep` leaves are loaded.
     pub fn evict(&mut self, keep: usize) {
         let loaded = self.leaves.values().filter(|s| s.entries.is_some()).count();
-        let victims = self.leaves.values_mut().filter(|s| s.entries.is_some() && !s.dirty && s.disk.is_some());
+        let victims =
+            self.leaves.values_mut().filter(|s| s.entries.is_some() && !s.dirty && s.disk.is_some());
         for slot in victims.take(loaded.saturating_sub(keep)) {
             slot.entries = None;
         }

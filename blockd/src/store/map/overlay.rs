@@ -57,7 +57,8 @@ impl Overlay {
     /// Unmaps a range, telling of each page that this epoch had written.
     pub fn discard(&mut self, first: u64, count: u64, mut dropped: impl FnMut(Loc)) {
         let end = first.saturating_add(count);
-        let units: Vec<u64> = self.units.range(first / MAP_UNIT_PAGES..=(end - 1) / MAP_UNIT_PAGES).map(|(&u, _)| u).collect();
+        let units: Vec<u64> =
+            self.units.range(first / MAP_UNIT_PAGES..=(end - 1) / MAP_UNIT_PAGES).map(|(&u, _)| u).collect();
         for unit in units {
             let Some(pages) = self.units.get_mut(&unit) else { continue };
             let start = unit * MAP_UNIT_PAGES;

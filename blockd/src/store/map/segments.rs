@@ -196,7 +196,10 @@ impl SegmentTable {
 
     /// Closed segments nothing refers to: free once the next checkpoint is durable.
     pub fn empty(&self) -> impl Iterator<Item = u32> {
-        (0u32..).zip(&self.segments).filter(|(_, s)| s.state == State::Closed && s.live() == 0).map(|(i, _)| i)
+        (0u32..)
+            .zip(&self.segments)
+            .filter(|(_, s)| s.state == State::Closed && s.live() == 0)
+            .map(|(i, _)| i)
     }
 
     /// Closed meta segments without a page of the current checkpoint.
