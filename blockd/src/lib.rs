@@ -7,3 +7,6 @@ pub mod device;
 pub mod embed;
 pub mod nbd;
 pub mod session;
+pub mod storage;
+pub mod store;
+pub mod volume;
