@@ -1,6 +1,8 @@
 //! Tests of the file system logic over the in-memory page store.
 
 mod directories;
+mod model;
+mod random;
 
 use crate::inode::Kind;
 use crate::page_store::Timespec;
