@@ -11,7 +11,7 @@ use super::*;
 use crate::error::Error;
 use crate::fs::{Fs, NewInode, SetAttr};
 use crate::inode::{Ino, InodeFlags, Kind, ROOT_INO};
-use crate::page_store::{PageStore, Timespec};
+use crate::page_store::Timespec;
 use crate::rows::headers;
 use crate::schema::{Element, Metric};
 use crate::testing::{MemStore, commit, format_params, mount};
@@ -71,11 +71,11 @@ fn live(fs: &Fs<MemStore>, dir: Ino) -> BTreeMap<u64, (Ino, u64)> {
         let page = fs.row_headers(&rows, chunk).expect("reads");
         let mut bytes = vec![0; rows.chunk_rows(chunk) * rows.schema().vector_bytes()];
         fs.chunk_vectors(&rows, chunk, &mut bytes).expect("reads");
-        let vectors = bytes.chunks_exact(rows.schema().vector_bytes());
-        for (slot, (raw, vector)) in headers(&page).iter().zip(vectors).enumerate() {
+        let each = bytes.chunks_exact(rows.schema().vector_bytes());
+        for (slot, (raw, vector)) in headers(&page).iter().zip(each).enumerate() {
             if let Some(row) = raw.decode(PageNo(0)).expect("decodes") {
                 assert_eq!(row.tag, row.offset);
-                assert_eq!(vector, super::tests::vectors(row.tag, 1, rows.schema().dim()));
+                assert_eq!(vector, vectors(row.tag, 1, rows.schema().dim()));
                 found.insert(chunk * CHUNK_ROWS + slot as u64, (row.ino, row.tag));
             }
         }
