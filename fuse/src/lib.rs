@@ -1,1 +1,3 @@
 //! The FUSE mounter of VexFS.
+
+pub mod engine;
