@@ -15,6 +15,7 @@ extern crate std;
 
 pub mod addr;
 pub mod command;
+pub mod dir;
 pub mod error;
 pub mod fs;
 pub mod inode;
@@ -24,3 +25,4 @@ pub mod superblock;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod windows;
+pub mod xattr;

@@ -26,6 +26,15 @@ impl WindowPicks {
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }
+
+    /// Puts the chosen windows into a copy of the inode, to see where its bytes will stand.
+    pub(super) fn preview(&self, inode: &mut Inode) {
+        for (pick, window) in self.0.iter().skip(1).zip(&mut inode.windows) {
+            if let Some(pick) = pick {
+                *window = u32::try_from(pick.number).map_or(0, |n| n + 1);
+            }
+        }
+    }
 }
 
 /// S_ISUID and, where the group may execute, S_ISGID are cleared when others change the bytes or
@@ -65,12 +74,10 @@ impl<P: PageStore> Fs<P> {
 
     /// Apply: takes the chosen windows into the inode (not yet written to its slot).
     pub(super) fn take_windows(&mut self, inode: &mut Inode, picks: &WindowPicks) {
-        for (class, pick) in picks.0.iter().enumerate().skip(1) {
-            if let (Some(pick), Some(window)) = (pick, inode.windows.get_mut(class - 1)) {
-                self.take(pick);
-                *window = u32::try_from(pick.number).map_or(0, |n| n + 1);
-            }
+        for pick in picks.0.iter().flatten() {
+            self.take(pick);
         }
+        picks.preview(inode);
     }
 
     /// Prepare: makes sure that [`Fs::drop_pages`] from this offset can push the windows it frees.

@@ -16,7 +16,13 @@ mod place;
 mod rename;
 mod rows_hook;
 mod table;
+mod tree;
+mod tree_insert;
+mod tree_remove;
 mod xattrs;
+
+#[cfg(test)]
+mod tests;
 
 use crate::addr::SUPERBLOCK_PAGE;
 use crate::error::{Error, Result};

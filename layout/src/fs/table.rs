@@ -21,7 +21,7 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// The slot of a number that was given out, whatever it holds.
-    pub(super) fn read_slot(&self, ino: Ino) -> Result<Slot> {
+    pub(crate) fn read_slot(&self, ino: Ino) -> Result<Slot> {
         let page = self.inode_page(ino)?;
         slot(&*self.store.read(page)?, ino).decode(page, ino)
     }

@@ -4,6 +4,10 @@
 //! [`MemStore::rollback`] throws it away, as a crash does. It panics when the rules of
 //! [`PageStore`] are broken (two write guards of one page, a read during a write).
 
+mod check;
+
+pub use check::check;
+
 use core::ops::{Deref, DerefMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
