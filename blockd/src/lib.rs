@@ -4,3 +4,5 @@
 
 pub mod buf;
 pub mod device;
+pub mod nbd;
+pub mod session;
