@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use layout::addr::{PageNo, PageRange};
+
 use super::page::{PageArc, PageBuf};
 use super::ranges::RangeSet;
 
@@ -34,8 +36,8 @@ pub enum Lookup {
 /// Pages and discards that go to the device together.
 #[derive(Default)]
 pub struct Batch {
-    /// Ranges to unmap first: first page, count of pages.
-    pub frees: Vec<(u64, u64)>,
+    /// Ranges to unmap first.
+    pub frees: Vec<PageRange>,
     /// Pages in ascending order.
     pub pages: Vec<(u64, PageArc)>,
 }
@@ -257,7 +259,11 @@ impl Cache {
     fn launch(&mut self, dirty: BTreeSet<u64>) -> Batch {
         assert!(self.discards_in_flight.is_empty() && self.in_flight_pages == 0, "one batch at a time");
         self.discards_in_flight = std::mem::take(&mut self.discards_pending);
-        let frees = self.discards_in_flight.iter().map(|(first, end)| (first, end - first)).collect();
+        let frees = self
+            .discards_in_flight
+            .iter()
+            .map(|(first, end)| PageRange { first: PageNo(first), count: end - first })
+            .collect();
         let mut pages = Vec::with_capacity(dirty.len());
         for page in dirty {
             let slot = self.slots.get_mut(&page).expect("a dirty page is in the cache");
@@ -375,7 +381,7 @@ mod tests {
         assert!(matches!(cache.lookup(5), Lookup::Zeros));
         cache.put_dirty(6, filled(2), Content::Data { whole: false });
         let batch = cache.freeze();
-        assert_eq!(batch.frees, [(0, 10)]);
+        assert_eq!(batch.frees, [PageRange { first: PageNo(0), count: 10 }]);
         assert_eq!(batch.pages.len(), 1, "the page dropped by the discard is not written");
         assert!(matches!(cache.lookup(5), Lookup::Zeros), "in flight is not landed");
         cache.landed(&batch);
@@ -391,6 +397,6 @@ mod tests {
         cache.discard(5, 6);
         cache.landed(&batch);
         assert!(matches!(cache.lookup(5), Lookup::Zeros), "the later discard still waits");
-        assert_eq!(cache.freeze().frees, [(5, 1)]);
+        assert_eq!(cache.freeze().frees, [PageRange { first: PageNo(5), count: 1 }]);
     }
 }

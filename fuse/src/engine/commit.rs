@@ -1,12 +1,12 @@
 //! Commits and early write-out: the two ways in which dirty pages reach the device.
 
+use blockd::session::SessionError;
 use layout::addr::PageNo;
 use layout::error::{Error, Result};
 use layout::page_store::PageBytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::cache::Batch;
-use super::commands::CommandError;
 use super::pager::Engine;
 use super::transfer::{write_pages, write_superblock};
 
@@ -120,7 +120,7 @@ impl Engine {
         let Some((batch, superblock)) = frozen else { return Ok(()) };
         self.send(&batch)?;
         if let Err(error) = write_superblock(&*self.device, self.client, &superblock) {
-            return Err(self.write_failed("the commit", PageNo(0), &CommandError::Device(error)));
+            return Err(self.write_failed("the commit", PageNo(0), &SessionError::Device(error)));
         }
         let available = self.status().map(|s| s.available_pages.get());
         match available {
@@ -150,13 +150,11 @@ impl Engine {
 
     fn send(&self, batch: &Batch) -> Result<()> {
         if !batch.frees.is_empty() {
-            let mut commands = self.commands.lock();
-            commands
-                .free_ranges(&*self.device, self.client, &batch.frees)
-                .map_err(|e| self.write_failed("freeing space", PageNo(batch.frees[0].0), &e))?;
+            self.free_ranges(&batch.frees)
+                .map_err(|e| self.write_failed("freeing space", batch.frees[0].first, &e))?;
         }
         write_pages(&*self.device, self.client, &batch.pages)
-            .map_err(|(page, e)| self.write_failed("writing pages", page, &CommandError::Device(e)))
+            .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }
 
     fn land(&self, batch: &Batch) {
@@ -165,7 +163,7 @@ impl Engine {
     }
 
     /// What was taken from the dirty set can't be committed any more: stops the mount.
-    fn write_failed(&self, doing: &str, page: PageNo, error: &CommandError) -> Error {
+    fn write_failed(&self, doing: &str, page: PageNo, error: &SessionError) -> Error {
         let result = if error.is_fenced() {
             self.health.lose_session(&error.to_string());
             Error::Fenced

@@ -54,6 +54,11 @@ impl Health {
         }
     }
 
+    /// The mount is over: what still comes is refused.
+    pub fn end(&self) {
+        self.0.fetch_max(LOST, Ordering::AcqRel);
+    }
+
     /// The session ended: another mounter took the volume, or it was rolled back.
     pub fn lose_session(&self, why: &str) {
         if self.0.fetch_max(LOST, Ordering::AcqRel) < LOST {

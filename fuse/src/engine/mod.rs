@@ -16,7 +16,6 @@
 //!   or zeros if the page lies in a discard that is not acknowledged yet.
 
 mod cache;
-mod commands;
 mod commit;
 mod credits;
 mod data;
@@ -32,11 +31,10 @@ mod ranges;
 mod tests;
 mod transfer;
 
-pub use commands::{CommandError, Commands};
 pub use commit::EpochSource;
 pub use credits::Cost;
 pub use data::DataBuf;
 pub use flusher::Flusher;
 pub use health::Health;
 pub use page::{PageArc, PageBuf};
-pub use pager::{Engine, EngineOptions, Operation, PageMut, Pages};
+pub use pager::{Engine, EngineOptions, Operation, PageMut, Pages, Reservation};

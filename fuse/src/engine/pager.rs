@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use blockd::device::{ClientId, Device, IoError};
+use blockd::session::{DevicePort, Session, SessionError};
 use layout::addr::{PAGE, PageNo, PageRange};
 use layout::command::Status;
 use layout::error::{Error, Result};
@@ -11,7 +12,6 @@ use layout::page_store::{PageBytes, PageStore};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::cache::{Cache, Lookup};
-use super::commands::{CommandError, Commands, read_status};
 use super::commit::Tickets;
 use super::credits::{Cost, Credits};
 use super::flusher::Signal;
@@ -43,7 +43,8 @@ impl Default for EngineOptions {
 pub struct Engine {
     pub(super) device: Arc<dyn Device>,
     pub(super) client: ClientId,
-    pub(super) commands: Mutex<Commands>,
+    /// `None` once closed.
+    session: Mutex<Option<Session>>,
     pub(super) cache: Mutex<Cache>,
     /// A write guard was given back.
     returned: Condvar,
@@ -62,24 +63,24 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over an opened volume ([`Commands::open`] was called for `client`).
+    /// An engine over a volume taken for `client` by `session`.
     ///
     /// # Errors
     /// When the status page can't be read.
     pub fn new(
         device: Arc<dyn Device>,
         client: ClientId,
-        commands: Commands,
+        session: Session,
         options: EngineOptions,
-    ) -> std::result::Result<Arc<Self>, CommandError> {
-        let status = read_status(&*device, client)?;
+    ) -> std::result::Result<Arc<Self>, SessionError> {
+        let status = blockd::session::status(&mut DevicePort { device: &*device, client })?;
         let credits = Credits::new(status.available_pages.get(), status.capacity_pages.get());
         let pages = |bytes: u64| usize::try_from(bytes / PAGE as u64).unwrap_or(usize::MAX).max(16);
         let dirty_pages_soft = pages(options.dirty_bytes);
         Ok(Arc::new(Engine {
             device,
             client,
-            commands: Mutex::new(commands),
+            session: Mutex::new(Some(session)),
             cache: Mutex::new(Cache::new(pages(options.cache_bytes))),
             returned: Condvar::new(),
             room: Condvar::new(),
@@ -102,9 +103,25 @@ impl Engine {
     /// The daemon's view of the volume, fresh.
     ///
     /// # Errors
-    /// [`CommandError`].
-    pub fn status(&self) -> std::result::Result<Status, CommandError> {
-        read_status(&*self.device, self.client)
+    /// [`SessionError`].
+    pub fn status(&self) -> std::result::Result<Status, SessionError> {
+        blockd::session::status(&mut DevicePort { device: &*self.device, client: self.client })
+    }
+
+    /// Ends the session: after the last commit.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub fn close_session(&self) -> std::result::Result<(), SessionError> {
+        self.session.lock().take().map_or(Ok(()), Session::close)
+    }
+
+    /// Unmaps ranges in the open epoch.
+    pub(super) fn free_ranges(&self, ranges: &[PageRange]) -> std::result::Result<(), SessionError> {
+        match &*self.session.lock() {
+            Some(session) => session.free_ranges(ranges),
+            None => Err(SessionError::Device(IoError::Shutdown)),
+        }
     }
 
     /// Pages free now, and pages that an ordinary operation may still take.
@@ -126,6 +143,22 @@ impl Engine {
         self.health.check_write()?;
         let promised = self.credits.promise(cost)?;
         Ok(Operation { engine: self, promised, _gate: self.gate.read() })
+    }
+
+    /// Promises space to an operation that comes later, without holding the epoch open.
+    ///
+    /// # Errors
+    /// As [`Engine::begin`].
+    pub fn reserve(&self, cost: Cost) -> Result<Reservation<'_>> {
+        self.health.check_write()?;
+        Ok(Reservation { engine: self, promised: self.credits.promise(cost)? })
+    }
+
+    /// Begins an operation whose space was reserved. Where the mount can't change any more, its
+    /// first page says so.
+    pub fn begin_reserved(&self) -> Operation<'_> {
+        self.wait_for_room();
+        Operation { engine: self, promised: 0, _gate: self.gate.read() }
     }
 
     fn wait_for_room(&self) {
@@ -188,6 +221,18 @@ pub struct Operation<'a> {
 }
 
 impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.engine.credits.release(self.promised);
+    }
+}
+
+/// Space promised to an operation; see [`Engine::reserve`].
+pub struct Reservation<'a> {
+    engine: &'a Engine,
+    promised: u64,
+}
+
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.engine.credits.release(self.promised);
     }

@@ -6,12 +6,13 @@ use std::thread;
 use std::time::Duration;
 
 use blockd::device::{Device, IoError};
+use blockd::session::{BootId, GrantCell, OpenMode, Session};
 use layout::addr::{CLASS0_BASE, PAGE, PageNo, PageRange};
 use layout::error::{Error, Result};
 use layout::page_store::{PageBytes, PageStore};
 
 use super::ram::{Event, RamDevice};
-use super::{Commands, Cost, Engine, EngineOptions, EpochSource, Flusher, Pages};
+use super::{Cost, Engine, EngineOptions, EpochSource, Flusher, Pages};
 
 /// Stands for the file system logic: page 0 holds the epoch's number.
 #[derive(Default)]
@@ -33,9 +34,11 @@ const DATA: u64 = CLASS0_BASE / PAGE as u64;
 fn engine_with(device: &Arc<RamDevice>, options: EngineOptions) -> (Arc<Engine>, Pages) {
     let device = Arc::clone(device) as Arc<dyn Device>;
     let client = device.connect();
-    let commands = Commands::open(&*device, client, [1; 16], false).unwrap();
-    assert_eq!(commands.session(), 7);
-    let engine = Engine::new(device, client, commands, options).unwrap();
+    let boot = BootId([1; 16]);
+    let session =
+        Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, boot, &GrantCell::default()).unwrap();
+    assert_eq!(session.number(), 7);
+    let engine = Engine::new(device, client, session, options).unwrap();
     (Arc::clone(&engine), Pages(engine))
 }
 

@@ -41,7 +41,8 @@ impl Mounted {
             let Some(run) = layout::windows::map(&inode, at) else {
                 // A hole up to the end of the class.
                 let (_, end) = layout::windows::class_range(layout::windows::class_of(at));
-                let part = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(len - done).max(1);
+                let part =
+                    usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(len - done).max(1);
                 joined.resize(done + part, 0);
                 done += part;
                 continue;

@@ -13,10 +13,15 @@ mod lifecycle;
 mod names;
 mod node;
 mod open_files;
+mod options;
 mod session_files;
+mod source;
+#[cfg(test)]
+mod tests;
 mod volume;
 mod xattrs;
 
-pub use adapter::Adapter;
-pub use lifecycle::{MountError, MountSettings, Running, mount};
+pub use lifecycle::{MountError, Running, mount};
+pub use options::{MountSettings, OptionError};
+pub use source::{Opened, Source};
 pub use volume::Mounted;

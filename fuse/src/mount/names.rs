@@ -3,13 +3,13 @@
 use layout::error::{Error, Result};
 use layout::fs::{DirEntry, Ino, Inode, NewInode, RenameFlags};
 
-use super::node::SESSION_DIR_NAME;
 use super::volume::{Mounted, now};
 use crate::engine::Cost;
+use crate::session::SESSION_DIR;
 
 /// The session directory's name can't be made, removed or replaced.
 fn ordinary(name: &[u8]) -> Result<()> {
-    if name == SESSION_DIR_NAME { Err(Error::NotPermitted) } else { Ok(()) }
+    if name == SESSION_DIR.as_bytes() { Err(Error::NotPermitted) } else { Ok(()) }
 }
 
 impl Mounted {

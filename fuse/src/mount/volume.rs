@@ -1,6 +1,6 @@
 //! The mounted volume: state, locks, and the life of open files.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use layout::error::{Error, Result};
@@ -10,8 +10,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::file_locks::FileLocks;
 use super::open_files::OpenFiles;
-use super::session_files::SessionHandles;
 use crate::engine::{Cost, Engine, EpochSource, Pages};
+use crate::session::{FsAccess, Published};
 
 /// A volume with its file system logic; every operation of a mount is a method of it.
 pub struct Mounted {
@@ -19,7 +19,8 @@ pub struct Mounted {
     pub(super) fs: RwLock<Fs<Pages>>,
     pub(super) files: OpenFiles,
     pub(super) locks: FileLocks,
-    pub(super) sessions: SessionHandles,
+    /// Tells the kernel that a put renamed a file; set once the kernel is connected.
+    pub(super) on_published: OnceLock<Box<dyn Fn(&Published<'_>) + Send + Sync>>,
     read_only: bool,
 }
 
@@ -41,7 +42,7 @@ impl Mounted {
             fs: RwLock::new(fs),
             files: OpenFiles::default(),
             locks: FileLocks::default(),
-            sessions: SessionHandles::default(),
+            on_published: OnceLock::new(),
             read_only,
         };
         if !read_only {
@@ -127,7 +128,10 @@ impl Mounted {
             Err(_) => false,
         };
         if orphan && let Err(error) = self.change(Cost::Freeing, |fs| self.reap_if_unused(fs, ino)) {
-            tracing::warn!(ino = ino.0, "an unlinked file could not be freed; the next mount does it: {error}");
+            tracing::warn!(
+                ino = ino.0,
+                "an unlinked file could not be freed; the next mount does it: {error}"
+            );
         }
     }
 
@@ -145,5 +149,34 @@ impl EpochSource for Mounted {
             return Err(Error::Aborted);
         }
         Ok(Box::new(fs.close_epoch(now(), clean)))
+    }
+}
+
+/// For session files: their space is reserved by the caller (see [`super::session_files`]).
+impl FsAccess for Mounted {
+    type Store = Pages;
+
+    fn read<R>(&self, look: impl FnOnce(&Fs<Pages>) -> R) -> R {
+        look(&self.fs.read())
+    }
+
+    fn write<R>(&self, change: impl FnOnce(&mut Fs<Pages>) -> R) -> R {
+        let _op = self.engine.begin_reserved();
+        change(&mut self.fs.write())
+    }
+
+    fn published(&self, change: &Published<'_>) {
+        if let Some(inode) = change.replaced.filter(|inode| inode.nlink == 0) {
+            let reaped = self.change(Cost::Freeing, |fs| self.reap_if_unused(fs, inode.ino));
+            if let Err(error) = reaped {
+                tracing::warn!(
+                    ino = inode.ino.0,
+                    "a replaced file could not be freed; the next mount does it: {error}"
+                );
+            }
+        }
+        if let Some(tell) = self.on_published.get() {
+            tell(change);
+        }
     }
 }

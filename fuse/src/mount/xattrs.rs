@@ -7,8 +7,6 @@ use layout::inode::Inline;
 use super::volume::{Mounted, now};
 use crate::engine::{Cost, Pages};
 
-/// The attribute that is a file's vector.
-pub const VECTOR_XATTR: &[u8] = b"user.vexfs.vector";
 /// Most bytes of a value, and of a list of names (Linux limits.h, XATTR_SIZE_MAX).
 pub const VALUE_BYTES_MAX: usize = 64 << 10;
 const CAPABILITY_XATTR: &[u8] = b"security.capability";
@@ -76,5 +74,5 @@ impl Mounted {
 }
 
 fn has_xattrs(inode: &Inode) -> bool {
-    inode.inline == Inline::Xattrs || inode.flags.contains(InodeFlags::XATTR_OVERFLOW)
+    inode.inline == Inline::Xattr || inode.flags.contains(InodeFlags::XATTR_OVERFLOW)
 }
