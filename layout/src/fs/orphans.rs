@@ -5,7 +5,7 @@ use super::Fs;
 use super::alloc::Class;
 use crate::addr::{PAGE_SHIFT, PageNo, PageRange, SUPERBLOCK_PAGE, XATTR_BASE, XATTR_BYTES};
 use crate::error::{Error, Result, corrupt};
-use crate::inode::{Ino, Inode, InodeFlags, Kind};
+use crate::inode::{Ino, Inline, Inode, InodeFlags, Kind};
 use crate::page_store::PageStore;
 
 /// The pages of an inode's xattr overflow area.
@@ -124,7 +124,7 @@ impl<P: PageStore> Fs<P> {
         let has_data = match inode.kind {
             Kind::File | Kind::Rows => true,
             Kind::Dir => inode.size > 0,
-            Kind::Symlink => inode.inline_len == 0,
+            Kind::Symlink => inode.inline != Inline::Symlink,
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => false,
         };
         if has_data || inode.windows != [0; 3] {

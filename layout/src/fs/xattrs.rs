@@ -258,6 +258,9 @@ impl<P: PageStore> Fs<P> {
         let parts: [&[u8]; 3] = if new.is_some() { [head.as_bytes(), name, value] } else { [&[]; 3] };
         inode.ctime = now;
         self.touch_inode(inode.ino)?;
+        if len == 0 {
+            return self.xattr_clear(inode, area);
+        }
         let goes_inline = len <= INLINE_BYTES && inode.inline != Inline::Symlink;
         if !area.overflow || goes_inline {
             let mut entries = [0; INLINE_BYTES];
@@ -286,6 +289,26 @@ impl<P: PageStore> Fs<P> {
         self.xattr_read(area, after, second)
     }
 
+    /// The last attribute goes.
+    fn xattr_clear(&mut self, mut inode: Inode, area: Area) -> Result<Inode> {
+        inode.flags.remove(InodeFlags::XATTR_OVERFLOW);
+        let was_inline = inode.inline == Inline::Xattr;
+        if was_inline {
+            inode.inline = Inline::Nothing;
+            inode.inline_len = 0;
+        }
+        self.apply(|fs| {
+            if area.overflow {
+                fs.store.discard(xattr_pages(inode.ino))?;
+            }
+            if was_inline {
+                fs.write_inline(inode.ino, |inline| *inline = [0; INLINE_BYTES])?;
+            }
+            fs.write_inode(&inode)?;
+            Ok(inode)
+        })
+    }
+
     /// The attributes fit (again) into the inline area.
     fn xattr_to_inline(
         &mut self,
@@ -302,7 +325,7 @@ impl<P: PageStore> Fs<P> {
             at += part.len();
         }
         inode.flags.remove(InodeFlags::XATTR_OVERFLOW);
-        inode.inline = if len == 0 { Inline::Nothing } else { Inline::Xattr };
+        inode.inline = Inline::Xattr;
         inode.inline_len = u16::try_from(len).map_err(|_| Error::Range)?;
         self.apply(|fs| {
             if area.overflow {

@@ -377,7 +377,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn behaves_as_the_model_through_commits_rollbacks_and_remounts(ops in prop::collection::vec(ops(), 1..150)) {
