@@ -32,10 +32,15 @@ struct Job<'a> {
 /// An answer with the paths of its files.
 struct Found {
     answer: Answer,
+    paths: Paths,
+}
+
+/// The paths of the hits.
+struct Paths {
     /// All paths, one after the other.
     strings: Vec<u8>,
-    /// Where each hit's path stands in `strings`.
-    paths: Vec<(u32, u32)>,
+    /// Offset and length in `strings` of each hit's path.
+    places: Vec<(u32, u32)>,
 }
 
 /// The JSON reply to a JSON search.
@@ -149,21 +154,16 @@ where
         let query =
             Query { collection, scope: scope.inode.ino, vector: &vector, k: job.k, filter: job.filter, who };
         let answer = searcher.search(fs, &query)?;
-        let (strings, paths) = paths_of(fs, &answer.hits, scope.inode.ino, dir)?;
-        Ok(Found { answer, strings, paths })
+        let paths = paths_of(fs, &answer.hits, scope.inode.ino, dir)?;
+        Ok(Found { answer, paths })
     })
 }
 
 /// The path of each hit relative to `dir`; a file's path is there once.
-fn paths_of<P: PageStore>(
-    fs: &Fs<P>,
-    hits: &[Hit],
-    scope: Ino,
-    dir: Ino,
-) -> SessionResult<(Vec<u8>, Vec<(u32, u32)>)> {
+fn paths_of<P: PageStore>(fs: &Fs<P>, hits: &[Hit], scope: Ino, dir: Ino) -> SessionResult<Paths> {
     let mut strings = Vec::new();
     let mut known = HashMap::new();
-    let mut paths = Vec::with_capacity(hits.len());
+    let mut places = Vec::with_capacity(hits.len());
     let mut path = [0; 4096];
     for hit in hits {
         let place = match known.get(&hit.ino) {
@@ -178,14 +178,14 @@ fn paths_of<P: PageStore>(
                 place
             }
         };
-        paths.push(place);
+        places.push(place);
     }
-    Ok((strings, paths))
+    Ok(Paths { strings, places })
 }
 
 impl Found {
     fn hits(&self) -> impl Iterator<Item = SearchHit<'_>> {
-        self.answer.hits.iter().zip(&self.paths).map(|(hit, &(offset, len))| SearchHit {
+        self.answer.hits.iter().zip(&self.paths.places).map(|(hit, &(offset, len))| SearchHit {
             distance: hit.distance,
             row: hit.row,
             ino: hit.ino.0,
@@ -194,7 +194,7 @@ impl Found {
             length: hit.length,
             tag: hit.tag,
             stale: hit.stale,
-            path: self.strings.get(offset as usize..(offset + len) as usize).unwrap_or_default(),
+            path: self.paths.strings.get(offset as usize..(offset + len) as usize).unwrap_or_default(),
         })
     }
 
@@ -204,15 +204,15 @@ impl Found {
             epoch: self.answer.epoch,
             rows_scanned: self.answer.rows_scanned,
             count: self.answer.hits.len() as u32,
-            strings_bytes: self.strings.len() as u32,
+            strings_bytes: self.paths.strings.len() as u32,
             message_offset: 0,
             message_bytes: 0,
         };
         let mut reply = shape.header().as_bytes().to_vec();
-        for (hit, &(offset, _)) in self.hits().zip(&self.paths) {
+        for (hit, &(offset, _)) in self.hits().zip(&self.paths.places) {
             reply.extend_from_slice(hit.result(offset).as_bytes());
         }
-        reply.extend_from_slice(&self.strings);
+        reply.extend_from_slice(&self.paths.strings);
         reply
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::inode::{Ino, Inode, Kind};
+use crate::name::NAME_MAX;
 use crate::page_store::PageStore;
 
 /// A step of the walk below a directory.
@@ -22,8 +23,8 @@ impl<P: PageStore> Fs<P> {
     /// # Errors
     /// [`Error::Corrupt`] and [`Error::Io`].
     pub fn link_dir(&self, inode: &Inode, scope: Ino) -> Result<Option<Ino>> {
-        if inode.place_dir.0 != 0 {
-            return Ok(Some(inode.place_dir));
+        if let Some((_, dir)) = self.place_name(inode, &mut [0; NAME_MAX])? {
+            return Ok(Some(dir.ino));
         }
         Ok(self.find_link(inode.ino, scope)?.map(|(dir, _)| dir))
     }
@@ -79,9 +80,9 @@ impl<P: PageStore> Fs<P> {
     /// # Errors
     /// [`Error::NotFound`] without such a link, [`Error::Range`] if it does not fit.
     pub fn search_path(&self, ino: Ino, scope: Ino, stop_at: Ino, out: &mut [u8]) -> Result<usize> {
-        let inode = self.inode(ino)?;
-        if inode.place_dir.0 != 0 {
-            return self.path(ino, stop_at, out);
+        match self.path(ino, stop_at, out) {
+            Err(Error::NotFound) => {}
+            done => return done,
         }
         let (dir, key) = self.find_link(ino, scope)?.ok_or(Error::NotFound)?;
         let mut at = 0;

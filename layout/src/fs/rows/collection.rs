@@ -3,13 +3,11 @@
 use super::RowsFile;
 use crate::error::{Error, Result};
 use crate::fs::Fs;
-use crate::inode::{Ino, Inode, InodeFlags, Kind, ROOT_INO};
+use crate::inode::{Ino, Inode, InodeFlags, Kind};
+use crate::name::NAME_MAX;
 use crate::page_store::{PageStore, Timespec};
 use crate::schema::{CollectionHeader, Schema};
 use crate::windows::map_page;
-
-/// Directories on a path at most; more means that places form a loop.
-pub(in crate::fs) const DEPTH_MAX: usize = 1 << 16;
 
 impl<P: PageStore> Fs<P> {
     /// The collection that an inode belongs to: the nearest directory with COLLECTION among itself
@@ -18,17 +16,17 @@ impl<P: PageStore> Fs<P> {
     /// # Errors
     /// [`Error::NotFound`] outside of every collection, or where the place is unknown.
     pub fn collection_of(&self, ino: Ino) -> Result<Ino> {
-        let mut at = self.inode(ino)?;
-        for _ in 0..DEPTH_MAX {
-            if at.flags.contains(InodeFlags::COLLECTION) && at.kind == Kind::Dir {
-                return Ok(at.ino);
-            }
-            if at.ino == ROOT_INO || at.place_dir.0 == 0 {
-                return Err(Error::NotFound);
-            }
-            at = self.inode(at.place_dir)?;
-        }
-        Err(self.corrupt_inode(ino, "places lead to the root", DEPTH_MAX as u64, ino.0))
+        let inode = self.inode(ino)?;
+        let dir = match inode.kind {
+            Kind::Dir => inode,
+            _ => self.place_name(&inode, &mut [0; NAME_MAX])?.ok_or(Error::NotFound)?.1,
+        };
+        let mut found = None;
+        self.ancestors(dir.ino, &mut |dir| {
+            found = dir.flags.contains(InodeFlags::COLLECTION).then_some(dir.ino);
+            Ok(found.is_none())
+        })?;
+        found.ok_or(Error::NotFound)
     }
 
     /// The rows file of a collection's directory.
