@@ -187,8 +187,11 @@ pub fn reconnect_hook(cell: GrantCell) -> ReconnectHook {
         let Some(grant) = cell.get() else { return HookOutcome::Continue };
         match attach(connection, grant) {
             Ok(()) => HookOutcome::Continue,
-            Err(e) if e.is_fenced() => HookOutcome::Lost(format!("{e}; mount the volume again")),
-            Err(e) => HookOutcome::Retry(format!("cannot attach to session {}: {e}", grant.session)),
+            // Only a broken connection passes by itself; an answer other than yes is final.
+            Err(SessionError::Device(IoError::Io(e))) => {
+                HookOutcome::Retry(format!("cannot attach to session {}: {e}", grant.session))
+            }
+            Err(e) => HookOutcome::Lost(format!("{e}; mount the volume again")),
         }
     })
 }
