@@ -6,3 +6,6 @@ pub mod buf;
 pub mod device;
 pub mod nbd;
 pub mod session;
+pub mod storage;
+pub mod store;
+pub mod volume;
