@@ -1,1 +1,4 @@
 //! The FUSE mounter of VexFS.
+
+pub mod search;
+pub mod session;

@@ -1,0 +1,1 @@
+//! Who may put, and whose rows a search returns.
