@@ -1,0 +1,88 @@
+//! What is mounted: an image with the store in this process, a block device, or a daemon over NBD.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockd::device::{Device, VolumeKind};
+use blockd::nbd::client::{ConnectOptions, NbdClient, Target};
+use blockd::session::{GrantCell, reconnect_hook};
+
+use super::lifecycle::MountError;
+
+/// A source as given on the command line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// An image file: the store runs in this process.
+    Image(PathBuf),
+    /// A daemon's export.
+    Nbd(Target),
+}
+
+/// An opened source.
+pub struct Opened {
+    /// The volume.
+    pub device: Arc<dyn Device>,
+    /// Where the session's grant goes, for reconnects.
+    pub cell: GrantCell,
+}
+
+impl Opened {
+    /// After the mount: the store writes its checkpoint and gives the image free.
+    pub fn shutdown(&self) {}
+}
+
+impl Source {
+    /// Tells by its form what a source is.
+    ///
+    /// # Errors
+    /// An NBD address that can't be read, or a file that is not there.
+    pub fn parse(text: &str) -> Result<Self, MountError> {
+        if Target::looks_like(text) {
+            let target = text.parse::<Target>().map_err(|e| MountError::Source(e.to_string()))?;
+            return Ok(Source::Nbd(target));
+        }
+        let path = Path::new(text);
+        std::fs::metadata(path).map_err(|e| {
+            MountError::Source(format!(
+                "{text}: {e}; the source is an image made by mkfs.vexfs, a block device, or nbd+unix:///?socket=PATH"
+            ))
+        })?;
+        Ok(Source::Image(path.into()))
+    }
+
+    /// Opens it as a VexFS volume.
+    ///
+    /// # Errors
+    /// Why it can't be used.
+    pub fn open(&self, _read_only: bool) -> Result<Opened, MountError> {
+        let cell = GrantCell::default();
+        let device: Arc<dyn Device> = match self {
+            Source::Image(path) => {
+                return Err(MountError::Source(format!("{}: not supported yet", path.display())));
+            }
+            Source::Nbd(target) => {
+                let options =
+                    ConnectOptions { hook: Some(reconnect_hook(cell.clone())), ..ConnectOptions::default() };
+                let client = NbdClient::connect(target, options).map_err(|e| {
+                    MountError::Source(format!("{target}: {e}; is vexfs-blockd serving there?"))
+                })?;
+                Arc::new(client)
+            }
+        };
+        if device.info().kind != VolumeKind::VexFs {
+            return Err(MountError::Source(format!(
+                "{self}: a raw volume, which has no VexFS file system; make one with mkfs.vexfs without --raw"
+            )));
+        }
+        Ok(Opened { device, cell })
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Image(path) => path.display().fmt(f),
+            Source::Nbd(target) => target.fmt(f),
+        }
+    }
+}
