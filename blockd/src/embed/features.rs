@@ -17,12 +17,32 @@ pub(super) enum FeatureKind {
     Gram5 = 5,
 }
 
-/// A feature occurrence.
+/// A feature: its hash, with the kind in the lowest 3 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Feature {
-    pub hash: u64,
-    pub kind: FeatureKind,
+pub(super) struct Feature(u64);
+
+impl Feature {
+    fn new(kind: FeatureKind, text: &str) -> Self {
+        Self(hash_bytes(kind as u64, text.as_bytes()) & !KIND_BITS | kind as u64)
+    }
+
+    /// Spread evenly over all but the lowest 3 bits.
+    pub fn hash(self) -> u64 {
+        self.0
+    }
+
+    pub fn kind(self) -> FeatureKind {
+        match self.0 & KIND_BITS {
+            1 => FeatureKind::Word,
+            2 => FeatureKind::Pair,
+            3 => FeatureKind::Gram3,
+            4 => FeatureKind::Gram4,
+            _ => FeatureKind::Gram5,
+        }
+    }
 }
+
+const KIND_BITS: u64 = 7;
 
 /// Longer words (encoded data, rulers) are cut here; they carry nothing for a search.
 const WORD_CHARS_MAX: usize = 40;
@@ -39,7 +59,7 @@ pub(super) struct Counted {
 
 /// All features of `text`, each once with its count, in order of hash.
 pub(super) fn count_features(text: &str) -> Vec<Counted> {
-    let mut all = Vec::with_capacity(text.len() * 4);
+    let mut all = Vec::with_capacity(text.len() * 3);
     collect(text, &mut all);
     all.sort_unstable();
     let mut counted: Vec<Counted> = Vec::with_capacity(all.len() / 2);
@@ -60,13 +80,13 @@ fn collect(text: &str, out: &mut Vec<Feature>) {
     for word in text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {
         let word: String = word.chars().take(WORD_CHARS_MAX).flat_map(char::to_lowercase).collect();
         let stemmed = stem(&word);
-        push(out, FeatureKind::Word, stemmed);
+        out.push(Feature::new(FeatureKind::Word, stemmed));
         if !previous.is_empty() {
             pair.clear();
             pair.push_str(&previous);
             pair.push(' ');
             pair.push_str(stemmed);
-            push(out, FeatureKind::Pair, &pair);
+            out.push(Feature::new(FeatureKind::Pair, &pair));
         }
         previous.clear();
         previous.push_str(stemmed);
@@ -79,14 +99,10 @@ fn collect(text: &str, out: &mut Vec<Feature>) {
             for window in marked.windows(len) {
                 gram.clear();
                 gram.extend(window);
-                push(out, kind, &gram);
+                out.push(Feature::new(kind, &gram));
             }
         }
     }
-}
-
-fn push(out: &mut Vec<Feature>, kind: FeatureKind, text: &str) {
-    out.push(Feature { hash: hash_bytes(kind as u64, text.as_bytes()), kind });
 }
 
 /// Takes the commonest English endings off: enough to bring plural and verb forms together, and harmless
@@ -131,7 +147,7 @@ mod tests {
         let total: u32 = counted.iter().map(|c| c.count).sum();
         // 2 words, 1 pair; <disk> has 4 + 3 + 2 grams, twice.
         assert_eq!(total, 2 + 1 + 18);
-        assert_eq!(counted.iter().filter(|c| c.feature.kind == FeatureKind::Word).count(), 1);
+        assert_eq!(counted.iter().filter(|c| c.feature.kind() == FeatureKind::Word).count(), 1);
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Trainer {
         let mut buckets: Vec<usize> = [passage.title, passage.text]
             .iter()
             .flat_map(|text| count_features(text))
-            .map(|counted| bucket(counted.feature.hash))
+            .map(|counted| bucket(counted.feature.hash()))
             .collect();
         buckets.sort_unstable();
         buckets.dedup();
@@ -150,8 +150,8 @@ mod tests {
             let counted = count_features(word);
             counted
                 .iter()
-                .find(|c| c.feature.kind == super::super::features::FeatureKind::Word)
-                .map(|c| table.weight(c.feature.hash))
+                .find(|c| c.feature.kind() == super::super::features::FeatureKind::Word)
+                .map(|c| table.weight(c.feature.hash()))
         };
         assert_eq!(weight("the"), Some(1.0 / 16.0));
         assert_eq!(weight("disk"), Some(1.0));
