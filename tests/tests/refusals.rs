@@ -110,7 +110,7 @@ fn mkfs_refuses_what_is_too_small_or_used() {
 
 #[test]
 fn a_raw_volume_is_no_file_system() {
-    let stage = Stage::raw(64, 16);
+    let stage = Stage::raw(64);
     refused(&mut mount_of(&stage, stage.image().to_str().unwrap()), &["raw"]);
     let daemon = stage.daemon();
     refused(&mut mount_of(&stage, &stage.uri()), &["raw", "not a vexfs", "no vexfs", "magic"]);
