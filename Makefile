@@ -20,6 +20,7 @@ deps-perf:
 
 build: ## the programs, optimised, in target/release
 	$(CARGO) build --release --workspace --bins
+	@ln -sf mkfs-vexfs target/release/mkfs.vexfs # cargo allows no dot in the name
 
 install: build ## the programs into PREFIX (/usr/local), DESTDIR is honoured
 	install -d $(DESTDIR)$(PREFIX)/bin

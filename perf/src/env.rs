@@ -40,7 +40,8 @@ impl Env {
 
     /// One of our programs, or what to do about its absence.
     pub fn program(&self, name: &str) -> std::result::Result<PathBuf, String> {
-        let path = self.programs.join(name);
+        // A binary's name can't hold a dot in cargo: mkfs.vexfs is built as mkfs-vexfs.
+        let path = self.programs.join(name.replace('.', "-"));
         if path.is_file() {
             Ok(path)
         } else {

@@ -8,11 +8,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 documents=${1:-/usr/share/doc}
 bin=$(realpath "${DEMO_BIN:-target/release}")
-PATH=$bin:$PATH
 mkdir -p "${DEMO_DIR:-target/demo}"
 work=$(mktemp -d "$(realpath "${DEMO_DIR:-target/demo}")/run-XXXXXX")
 mnt=$work/mnt
-mkdir "$mnt"
+mkdir "$mnt" "$work/bin"
+ln -s "$bin/mkfs-vexfs" "$work/bin/mkfs.vexfs" # cargo allows no dot in a binary's name
+PATH=$work/bin:$bin:$PATH
 summary=()
 
 bold=$(tput bold 2>/dev/null || true)
@@ -167,7 +168,7 @@ fio_nbd() {
 
 raw_part() {
     step "A raw volume (a plain disk over the same log) under fio's nbd engine, 4 KiB at queue depth 32"
-    mkfs.vexfs "$work/raw.vexfs" --size 2G --raw 512M
+    mkfs.vexfs "$work/raw.vexfs" --raw --size 512M
     serve raw
     local writes reads
     writes=$(fio_nbd --rw=randwrite --iodepth=32 --time_based=1 --runtime=3 --randrepeat=0 --norandommap=1)

@@ -14,7 +14,8 @@ fn profile_dir() -> PathBuf {
 /// # Panics
 /// It was not built.
 pub fn ours(name: &str) -> Command {
-    let path = profile_dir().join(name);
+    // A binary's name can't hold a dot in cargo: mkfs.vexfs is built as mkfs-vexfs.
+    let path = profile_dir().join(name.replace('.', "-"));
     assert!(path.is_file(), "{} is not there: run `cargo build --workspace --bins` before", path.display());
     Command::new(path)
 }

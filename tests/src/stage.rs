@@ -27,13 +27,14 @@ impl Stage {
         stage
     }
 
-    /// With an image of `backing_mib` that holds a raw volume of `raw_mib`.
-    pub fn raw(backing_mib: u64, raw_mib: u64) -> Self {
+    /// With a raw volume of `size_mib`.
+    pub fn raw(size_mib: u64) -> Self {
         let stage = Self::empty();
-        let sizes = [format!("{backing_mib}M"), format!("{raw_mib}M")];
-        process::ok(
-            programs::ours("mkfs.vexfs").arg(stage.image()).args(["--size", &sizes[0], "--raw", &sizes[1]]),
-        );
+        process::ok(programs::ours("mkfs.vexfs").arg(stage.image()).args([
+            "--raw",
+            "--size",
+            &format!("{size_mib}M"),
+        ]));
         stage
     }
 

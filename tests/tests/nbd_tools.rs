@@ -13,7 +13,7 @@ use vexfs_tests::{process, programs, settings};
 const VOLUME_MIB: u64 = 128;
 
 fn raw_stage() -> Stage {
-    Stage::raw(VOLUME_MIB * 4, VOLUME_MIB)
+    Stage::raw(VOLUME_MIB)
 }
 
 #[test]

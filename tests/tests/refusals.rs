@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -110,7 +111,7 @@ fn mkfs_refuses_what_is_too_small_or_used() {
 
 #[test]
 fn a_raw_volume_is_no_file_system() {
-    let stage = Stage::raw(64, 16);
+    let stage = Stage::raw(64);
     refused(&mut mount_of(&stage, stage.image().to_str().unwrap()), &["raw"]);
     let daemon = stage.daemon();
     refused(&mut mount_of(&stage, &stage.uri()), &["raw", "not a vexfs", "no vexfs", "magic"]);
@@ -170,5 +171,49 @@ fn a_full_image_says_so_and_loses_nothing() {
     let mount = stage.mount();
     assert!(fs::read(mount.join("before")).unwrap() == vec![1; 1 << 20]);
     assert!(fs::read(mount.join("after")).unwrap() == vec![3; 8 << 20]);
+    mount.unmount();
+}
+
+/// CRC-32C (RFC 3720), bit by bit, so that the tests share no code with what they test.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 })
+    })
+}
+
+/// Changes both slots of the store's superblock (FORMAT.md, section 4) and gives them a right checksum.
+fn edit_superblocks(image: &Path, edit: impl Fn(&mut [u8])) {
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    for slot in [0, 8 * 4096] {
+        let mut page = vec![0; 4096];
+        file.read_exact_at(&mut page, slot).unwrap();
+        assert_eq!(&page[..8], b"VEXFSTOR");
+        let stored = u32::from_le_bytes(page[12..16].try_into().unwrap());
+        page[12..16].fill(0);
+        assert_eq!(crc32c(&page), stored, "the checksum is not where FORMAT.md says");
+        edit(&mut page);
+        let crc = crc32c(&page);
+        page[12..16].copy_from_slice(&crc.to_le_bytes());
+        file.write_all_at(&page, slot).unwrap();
+    }
+}
+
+#[test]
+fn an_image_of_the_future_is_refused() {
+    let stage = Stage::vexfs(64);
+    let mount = stage.mount();
+    fs::write(mount.join("file"), b"content").unwrap();
+    mount.unmount();
+    let image = stage.image().to_str().unwrap().to_owned();
+    let (version, incompat) = (8, 96 + 5);
+    for byte in [version, incompat] {
+        edit_superblocks(&stage.image(), |page| page[byte] ^= 0x40);
+        let words = ["feature", "version", "newer"];
+        refused(&mut stage.daemon_command(), &words);
+        refused(&mut mount_of(&stage, &image), &words);
+        edit_superblocks(&stage.image(), |page| page[byte] ^= 0x40);
+    }
+    let mount = stage.mount();
+    assert_eq!(fs::read(mount.join("file")).unwrap(), b"content");
     mount.unmount();
 }

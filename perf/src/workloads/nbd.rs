@@ -94,9 +94,7 @@ impl Contender for Ours {
 
     fn start(&mut self, env: &Env) -> Result<()> {
         let image = env.scratch().join("nbd.vexfs");
-        // Room for the log to breathe: the cleaner works, but not in a corner.
-        let (backing, raw) = (format!("{}M", VOLUME_MIB * 4), format!("{VOLUME_MIB}M"));
-        make_image(&self.mkfs, &image, &["--size", &backing, "--raw", &raw])?;
+        make_image(&self.mkfs, &image, &["--raw", "--size", &format!("{VOLUME_MIB}M")])?;
         let socket = env.scratch().join("ours.sock");
         let listen = format!("unix:{}", socket.display());
         let args = ["serve", path_text(&image)?, "--nbd", &listen];
