@@ -2,12 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use blockd::device::{Device, VolumeKind};
 use blockd::nbd::client::{ConnectOptions, NbdClient, Target};
 use blockd::session::{GrantCell, reconnect_hook};
+use blockd::storage::file::OpenError;
+use blockd::store::StoreError;
+use blockd::volume::{OpenOptions, Volume};
 
 use super::lifecycle::MountError;
+
+/// How long an image may stay locked by a mount that is just ending: umount(8) returns before the
+/// last commit is written.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// A source as given on the command line.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,11 +33,21 @@ pub struct Opened {
     pub device: Arc<dyn Device>,
     /// Where the session's grant goes, for reconnects.
     pub cell: GrantCell,
+    /// The store, where it runs in this process.
+    volume: Option<Arc<Volume>>,
 }
 
 impl Opened {
     /// After the mount: the store writes its checkpoint and gives the image free.
-    pub fn shutdown(&self) {}
+    pub fn shutdown(&self) {
+        if let Some(volume) = &self.volume
+            && let Err(error) = volume.shutdown()
+        {
+            tracing::error!(
+                "the store could not write its checkpoint; the next start replays its log: {error}"
+            );
+        }
+    }
 }
 
 impl Source {
@@ -54,28 +73,62 @@ impl Source {
     ///
     /// # Errors
     /// Why it can't be used.
-    pub fn open(&self, _read_only: bool) -> Result<Opened, MountError> {
+    pub fn open(&self, read_only: bool) -> Result<Opened, MountError> {
         let cell = GrantCell::default();
+        let mut store = None;
         let device: Arc<dyn Device> = match self {
             Source::Image(path) => {
-                return Err(MountError::Source(format!("{}: not supported yet", path.display())));
+                let volume = open_image(path, read_only)
+                    .map_err(|e| MountError::Source(with_causes(&path.display().to_string(), &e)))?;
+                store = Some(Arc::clone(&volume));
+                volume
             }
             Source::Nbd(target) => {
                 let options =
                     ConnectOptions { hook: Some(reconnect_hook(cell.clone())), ..ConnectOptions::default() };
                 let client = NbdClient::connect(target, options).map_err(|e| {
-                    MountError::Source(format!("{target}: {e}; is vexfs-blockd serving there?"))
+                    let what = with_causes(&target.to_string(), &e);
+                    MountError::Source(format!("{what}; is vexfs-blockd serving there?"))
                 })?;
                 Arc::new(client)
             }
         };
-        if device.info().kind != VolumeKind::VexFs {
+        let opened = Opened { device, cell, volume: store };
+        if opened.device.info().kind != VolumeKind::VexFs {
+            opened.shutdown();
             return Err(MountError::Source(format!(
                 "{self}: a raw volume, which has no VexFS file system; make one with mkfs.vexfs without --raw"
             )));
         }
-        Ok(Opened { device, cell })
+        Ok(opened)
     }
+}
+
+fn open_image(path: &Path, read_only: bool) -> Result<Arc<Volume>, StoreError> {
+    let options = OpenOptions { read_only, ..OpenOptions::default() };
+    let until = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match Volume::open(path, &options) {
+            Err(StoreError::Open(OpenError::InUse { .. })) if Instant::now() < until => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// An error with its sources, behind what it is about (unless the error names that itself).
+fn with_causes(about: &str, error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    if !text.contains(about) {
+        text = format!("{about}: {text}");
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl std::fmt::Display for Source {
