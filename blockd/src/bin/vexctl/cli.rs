@@ -215,7 +215,7 @@ pub struct IngestArgs {
     /// Overwrite files of the collection that were edited there, or came from elsewhere.
     #[arg(long)]
     pub overwrite: bool,
-    /// Set the embedder up anew and embed every ingested file of the collection again.
+    /// Set the embedder up anew, from all ingested files, and embed them again if that changed it.
     #[arg(long)]
     pub retrain: bool,
     /// Print the summary as JSON.

@@ -4,9 +4,8 @@
 //! directory, the cause and the remedy.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
@@ -214,7 +213,7 @@ impl SessionDir {
         let json = serde_json::to_vec(schema)?;
         let file =
             OpenOptions::new().write(true).open(&path).map_err(|error| failed(path.display(), &error))?;
-        file.write_all_at(&json, 0).map_err(|error| failed(path.display(), &error))?;
+        (&file).write_all(&json).map_err(|error| failed(path.display(), &error))?;
         // What the write could not say is found by reading back.
         drop(file);
         match self.schema()? {
@@ -339,12 +338,13 @@ fn open_session(path: &Path) -> Result<File> {
 }
 
 /// Writes a request and reads its reply to the end.
-fn exchange(handle: &File, request: &[u8]) -> io::Result<Vec<u8>> {
-    handle.write_all_at(request, 0)?;
+fn exchange(mut handle: &File, request: &[u8]) -> io::Result<Vec<u8>> {
+    // The reply goes on where the request ended, so no seek is needed (nor, on a stream, possible).
+    handle.write_all(request)?;
     let mut reply = Vec::new();
     let mut block = vec![0; 256 << 10];
     loop {
-        match handle.read_at(&mut block, reply.len() as u64) {
+        match handle.read(&mut block) {
             Ok(0) => return Ok(reply),
             Ok(len) if reply.len() + len <= REPLY_BYTES_MAX => reply.extend_from_slice(&block[..len]),
             Ok(_) => {
