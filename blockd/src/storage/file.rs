@@ -15,9 +15,9 @@ use super::ring::{ReadRings, RingQueue};
 use super::{IoEngine, Read, Storage, WriteQueue};
 use crate::buf::AlignedBuf;
 
-/// How long a lock whose holder is dead is waited for. The kernel finishes the I/O of a killed
+/// How long a lock is waited for whose holder is dead or not to be seen. The kernel finishes the I/O of a killed
 /// process after its death (io_uring does it in the background), and only then drops the lock.
-const DEAD_HOLDER_WAIT: Duration = Duration::from_secs(10);
+const DEAD_HOLDER_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a backing cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +106,7 @@ impl FileStorage {
                 Err(errno) => return Err(fail("lock")(errno.into())),
             }
             let holder = holder(meta.ino());
-            if !holder.is_some_and(is_dead) || Instant::now() >= until {
+            if holder.is_some_and(is_alive) || Instant::now() >= until {
                 let holder = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
                 return Err(OpenError::InUse { path: path.to_owned(), holder });
             }
@@ -155,7 +155,8 @@ fn takes_direct(file: &File, len_bytes: u64, is_device: bool) -> bool {
     file.read_at(&mut AlignedBuf::zeroed(4096), 0).is_ok()
 }
 
-/// " (pid N)" of the process that has a flock on this inode, from /proc/locks.
+/// The process that has a flock on this inode, from /proc/locks; processes that do not exist any
+/// more, and those of other pid namespaces, are not listed there.
 fn holder(ino: u64) -> Option<u32> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let suffix = format!(":{ino}");
@@ -167,12 +168,12 @@ fn holder(ino: u64) -> Option<u32> {
         .filter(|&pid| pid != 0)
 }
 
-/// The process was killed, and the kernel is still finishing its requests: proc(5), state Z or X,
-/// or no such process.
-fn is_dead(pid: u32) -> bool {
+/// Not so: the process was killed, and the kernel is still finishing its requests (proc(5): state Z
+/// or X, or no such process).
+fn is_alive(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
-        Err(e) => e.kind() == io::ErrorKind::NotFound,
+        Ok(stat) => !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
     }
 }
 
