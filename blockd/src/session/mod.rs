@@ -149,16 +149,21 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session; what is not committed is rolled back.
+    /// Ends the session; what is not committed is rolled back. A session that is over already
+    /// is as good as closed: it may have been this very close, its reply lost with the connection.
     ///
     /// # Errors
     /// [`SessionError`].
     pub fn close(self) -> Result<(), SessionError> {
-        if self.grant.is_some() {
-            self.next(CMD_CLOSE, &[])?;
-            self.cell.set(None);
+        if self.grant.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let result = self.next(CMD_CLOSE, &[]);
+        self.cell.set(None);
+        match result {
+            Err(e) if !e.is_fenced() => Err(e),
+            _ => Ok(()),
+        }
     }
 
     fn next(&self, op: u32, ranges: &[PageRange]) -> Result<CommandReply, SessionError> {
@@ -187,8 +192,11 @@ pub fn reconnect_hook(cell: GrantCell) -> ReconnectHook {
         let Some(grant) = cell.get() else { return HookOutcome::Continue };
         match attach(connection, grant) {
             Ok(()) => HookOutcome::Continue,
-            Err(e) if e.is_fenced() => HookOutcome::Lost(format!("{e}; mount the volume again")),
-            Err(e) => HookOutcome::Retry(format!("cannot attach to session {}: {e}", grant.session)),
+            // Only a broken connection passes by itself; an answer other than yes is final.
+            Err(SessionError::Device(IoError::Io(e))) => {
+                HookOutcome::Retry(format!("cannot attach to session {}: {e}", grant.session))
+            }
+            Err(e) => HookOutcome::Lost(format!("{e}; mount the volume again")),
         }
     })
 }
