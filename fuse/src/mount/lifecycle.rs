@@ -66,9 +66,18 @@ pub fn mount(
 ) -> Result<Running, MountError> {
     check_mountpoint(&settings.mountpoint)?;
     let client = device.connect();
-    let mode = if settings.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let session = Session::open(Arc::clone(&device), client, mode, boot_id()?, cell)?;
-    let number = session.number();
+    let session = match (settings.read_only, device.info().read_only) {
+        // Nothing can be sent to it, and nobody can change it.
+        (true, true) => None,
+        (false, true) => {
+            return Err(MountError::Source(format!("{fsname} is read-only; mount it with -o ro")));
+        }
+        (read_only, false) => {
+            let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+            Some(Session::open(Arc::clone(&device), client, mode, boot_id()?, cell)?)
+        }
+    };
+    let number = session.as_ref().map_or(0, Session::number);
     let options = EngineOptions {
         cache_bytes: settings.cache_bytes,
         read_only: settings.read_only,
@@ -145,10 +154,8 @@ impl Running {
                 "{} is still in use; it was detached, and its users get errors from now on",
                 settings.mountpoint.display()
             );
-            connection.abandon();
-        } else if let Err(error) = connection.join() {
-            tracing::warn!("the FUSE connection ended with an error: {error}");
         }
+        connection.leave();
         drop(flusher);
         if settings.read_only {
             return Ok(());
