@@ -8,6 +8,8 @@
 pub mod file;
 mod plain;
 mod ring;
+#[cfg(test)]
+pub mod sim;
 
 use std::io;
 use std::sync::Arc;

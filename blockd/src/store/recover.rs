@@ -4,6 +4,7 @@
 //! is missing or torn. Whether that is the end of the log, or damage in its midst, is told by what the
 //! records say of one another: each carries how far the log was durable, and written, before it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -365,11 +366,11 @@ fn scan_stream(
     first_seq: u64,
 ) -> Result<Scan, StoreError> {
     let mut scan = Scan::default();
-    let mut next = Some((position.at, position.use_seq));
+    let mut next = VecDeque::from([(position.at, position.use_seq)]);
     let mut seq_min = first_seq;
     let mut in_order = true;
     let mut segments_left = shared.geometry.segments;
-    while let Some((start, use_seq)) = next.take() {
+    while let Some((start, use_seq)) = next.pop_front() {
         // A damaged (or hostile) chain must not lead round in circles.
         if !shared.geometry.contains(start) || segments_left == 0 {
             break;
@@ -385,18 +386,25 @@ fn scan_stream(
                 // The end of the log, or damage: from here on records are only witnesses.
                 if in_order {
                     scan.end = Some(at);
+                    // Links stand in the last two pages only. If it is a link that is bad, the
+                    // witnesses are in segments that nothing names any more.
+                    if u32::from(at.offset) + 2 >= shared.geometry.segment_pages {
+                        next.extend(later_segments(shared, sb, use_seq)?);
+                    }
                 }
                 in_order = false;
                 i += 1;
                 continue;
             };
-            seq_min = record.seq + 1;
+            if in_order {
+                seq_min = record.seq + 1;
+            }
             let bad_page = bad_data(&record, &bytes[(i + 1) * PAGE..]);
             i += 1 + record.page_count() as usize;
             if record.flags & FLAG_LINK != 0 {
-                next = record.next.map(|(segment, use_seq)| (Loc { segment, offset: 1 }, use_seq));
+                next.extend(record.next.map(|(segment, use_seq)| (Loc { segment, offset: 1 }, use_seq)));
             }
-            let ends = next.is_some();
+            let ends = record.flags & FLAG_LINK != 0;
             if in_order {
                 scan.records.push(Found { record, stream, bad_page });
             } else {
@@ -408,6 +416,24 @@ fn scan_stream(
         }
     }
     Ok(scan)
+}
+
+/// Segments that this start of the store opened later than `use_seq`, by their first records.
+fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, u64)>, StoreError> {
+    let mut found = Vec::new();
+    for segment in 0..shared.geometry.segments {
+        let at = Loc { segment, offset: 1 };
+        let page = read(&*shared.storage, "reading the log", shared.geometry.byte(at), PAGE)?;
+        if !page.starts_with(&MAGIC) {
+            continue;
+        }
+        let Ok(record) = Record::decode(&page) else { continue };
+        let ours = record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation;
+        if ours && record.use_seq > use_seq {
+            found.push((at, record.use_seq));
+        }
+    }
+    Ok(found)
 }
 
 /// The record that begins here, if it is one of this use of the segment.

@@ -7,6 +7,8 @@
 pub mod options;
 mod reads;
 pub mod session;
+#[cfg(test)]
+mod sim_tests;
 mod synth;
 pub(crate) mod worker;
 

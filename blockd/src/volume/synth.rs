@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::Core;
 use crate::device::IoError;
 use crate::store::Shared;
-use crate::store::map::{Lookup, Maps};
+use crate::store::map::Maps;
 use crate::store::space::{Class, capacity_pages};
 
 /// Status flag: the backing is read-only.
@@ -69,7 +69,7 @@ fn bits(store: &Shared, unit: u64, page: &mut [u8]) -> Result<(), IoError> {
     with_unit(store, unit, |maps| {
         page.fill(0);
         let start = unit * MAP_UNIT_PAGES;
-        maps.for_each_mapped(start, start + MAP_UNIT_PAGES, |p| {
+        maps.for_each_mapped(unit, |p| {
             let rel = (p - start) as usize;
             page[rel / 8] |= 1 << (rel % 8);
         });
@@ -101,7 +101,7 @@ fn count_units(store: &Shared, first_unit: u64, units: u64) -> Result<u64, IoErr
         let start = unit * MAP_UNIT_PAGES;
         with_unit(store, unit, |maps| {
             let mut mapped = 0;
-            maps.for_each_mapped(start, start + MAP_UNIT_PAGES, |_| mapped += 1);
+            maps.for_each_mapped(unit, |_| mapped += 1);
             count = (count + mapped).saturating_sub(maps.base.count_units(start, start + MAP_UNIT_PAGES));
         })?;
     }
@@ -127,12 +127,17 @@ fn with_unit(store: &Shared, unit: u64, mut f: impl FnMut(&Maps)) -> Result<(), 
 }
 
 impl Maps {
-    /// Calls `f` with each page mapped in a range of loaded leaves, as the open epoch sees it, in order.
-    fn for_each_mapped(&self, start: u64, end: u64, mut f: impl FnMut(u64)) {
-        for page in start..end {
-            if matches!(self.lookup(page), Lookup::Mapped(_)) {
+    /// Calls `f` with each mapped page of a unit whose leaves are loaded, as the open epoch sees it.
+    fn for_each_mapped(&self, unit: u64, mut f: impl FnMut(u64)) {
+        let start = unit * MAP_UNIT_PAGES;
+        for entry in self.base.unit_entries(start) {
+            let page = start + u64::from(entry.rel);
+            if self.overlay.lookup(page).is_none() {
                 f(page);
             }
+        }
+        for entry in self.overlay.unit_entries(unit) {
+            f(start + u64::from(entry.rel));
         }
     }
 }

@@ -143,8 +143,7 @@ impl Worker {
         let cleaner = options.cleaner.then(|| {
             Cleaner::start(Arc::clone(&core.store), sender.clone(), options.cleaner_bytes_per_s, threads)
         });
-        let worker =
-            Worker { core, log, requests, internal, backlog: VecDeque::new(), wake, cleaner, shutdown: None };
+        let worker = Worker { cleaner, ..Worker::new(core, log, requests, internal, Arc::clone(&wake)) };
         match std::thread::Builder::new().name("vexfs-log".into()).spawn(move || worker.run()) {
             Ok(handle) => threads.push(handle),
             Err(e) => tracing::error!("cannot start the log's thread: {e}"),
@@ -152,11 +151,51 @@ impl Worker {
         WorkerHandle { requests: request_send, internal: sender }
     }
 
+    fn new(
+        core: Arc<Core>,
+        log: Log,
+        requests: Receiver<Request>,
+        internal: Receiver<Internal>,
+        wake: Arc<Wake>,
+    ) -> Self {
+        Worker {
+            core,
+            log,
+            requests,
+            internal,
+            backlog: VecDeque::new(),
+            wake,
+            cleaner: None,
+            shutdown: None,
+        }
+    }
+
+    /// A worker without thread and cleaner, for the simulator to drive.
+    #[cfg(test)]
+    pub(super) fn inline(core: Arc<Core>, log: Log) -> (Self, WorkerHandle) {
+        let (request_send, requests) = channel();
+        let (internal_send, internal) = channel();
+        let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
+        let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
+        (Worker::new(core, log, requests, internal, wake), WorkerHandle { requests: request_send, internal: sender })
+    }
+
+    #[cfg(test)]
+    pub(super) fn log(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    /// Takes in what waits and does what can be done without waiting; tells whether anything came in.
+    pub(super) fn step(&mut self) -> bool {
+        let took = self.take_in();
+        self.log.pump();
+        self.core.pending_pages.store(self.log.pending_pages(), Ordering::Relaxed);
+        took
+    }
+
     fn run(mut self) {
         loop {
-            let took = self.take_in();
-            self.log.pump();
-            self.core.pending_pages.store(self.log.pending_pages(), Ordering::Relaxed);
+            let took = self.step();
             if self.log.is_stalled() {
                 match &self.cleaner {
                     Some(cleaner) => cleaner.want_space(),

@@ -210,6 +210,13 @@ impl BaseMap {
         self.leaves.get(&key)?.entries.as_deref()
     }
 
+    /// The entries of a unit whose leaves are loaded.
+    pub fn unit_entries(&self, unit_first_page: u64) -> impl Iterator<Item = &LeafEntry> {
+        self.leaves
+            .range(unit_first_page..unit_first_page.saturating_add(MAP_UNIT_PAGES))
+            .flat_map(|(_, slot)| slot.entries.iter().flatten())
+    }
+
     /// Every leaf: key, entries, place on disk.
     pub fn leaves(&self) -> impl Iterator<Item = (u64, u16, Option<Mapping>)> {
         self.leaves.iter().map(|(&key, slot)| (key, slot.count, slot.disk))
