@@ -63,14 +63,14 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over a volume taken for `client` by `session`.
+    /// An engine over a volume taken for `client` by `session`; `None` where the device itself is read-only.
     ///
     /// # Errors
     /// When the status page can't be read.
     pub fn new(
         device: Arc<dyn Device>,
         client: ClientId,
-        session: Session,
+        session: Option<Session>,
         options: EngineOptions,
     ) -> std::result::Result<Arc<Self>, SessionError> {
         let status = blockd::session::status(&mut DevicePort { device: &*device, client })?;
@@ -80,7 +80,7 @@ impl Engine {
         Ok(Arc::new(Engine {
             device,
             client,
-            session: Mutex::new(Some(session)),
+            session: Mutex::new(session),
             cache: Mutex::new(Cache::new(pages(options.cache_bytes))),
             returned: Condvar::new(),
             room: Condvar::new(),

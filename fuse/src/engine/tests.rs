@@ -38,7 +38,7 @@ fn engine_with(device: &Arc<RamDevice>, options: EngineOptions) -> (Arc<Engine>,
     let session =
         Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, boot, &GrantCell::default()).unwrap();
     assert_eq!(session.number(), 7);
-    let engine = Engine::new(device, client, session, options).unwrap();
+    let engine = Engine::new(device, client, Some(session), options).unwrap();
     (Arc::clone(&engine), Pages(engine))
 }
 

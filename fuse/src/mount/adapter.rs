@@ -52,16 +52,10 @@ impl Connection {
         self.0.guard.is_finished()
     }
 
-    /// Waits for the end of the serving threads; only after [`Connection::has_ended`].
-    ///
-    /// # Errors
-    /// What ended them, if not an unmount.
-    pub fn join(self) -> io::Result<()> {
-        self.0.join()
-    }
-
-    /// Leaves the serving threads to the end of the process (the mount is detached, but in use).
-    pub fn abandon(self) {
+    /// Lets go of an ended (or detached) connection. Dropping the FUSE crate's handle would unmount
+    /// a second time (its `is_mounted` takes POLLERR for a live mount), and hit whatever was mounted
+    /// there meanwhile; what is leaked ends with the process.
+    pub fn leave(self) {
         std::mem::forget(self.0);
     }
 }

@@ -20,9 +20,12 @@ pub struct Mounted {
     pub(super) files: OpenFiles,
     pub(super) locks: FileLocks,
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
-    pub(super) on_published: OnceLock<Box<dyn Fn(&Published<'_>) + Send + Sync>>,
+    pub(super) on_published: OnceLock<OnPublished>,
     read_only: bool,
 }
+
+/// Tells the kernel what a put renamed.
+pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
 
 /// The present, as stored in inodes.
 pub fn now() -> Timespec {

@@ -11,6 +11,10 @@ use anyhow::{Context, Result};
 /// Priority of a syslog line (RFC 3164): facility daemon (3), severity warning (4).
 const SYSLOG_PRIORITY: u32 = 3 * 8 + 4;
 
+/// The FUSE crate calls a reply that nobody waits for any more (the process was killed) an error.
+const QUIET: &str = "warn,fuser=off";
+const USUAL: &str = "info,fuser=off";
+
 enum Target {
     File(File),
     System(UnixDatagram),
@@ -46,7 +50,7 @@ impl Write for Line {
 /// Starts logging; `VEXFS_LOG` chooses what (as RUST_LOG does), warnings by default.
 pub fn start(background: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VEXFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if background { "warn" } else { "info" }));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if background { QUIET } else { USUAL }));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Line).init();
 }
 

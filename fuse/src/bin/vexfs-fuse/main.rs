@@ -56,7 +56,14 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        // A second signal ends it at once, without a commit: the way out when a daemon stays away.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+    }
+    // Threads started from here on serve what memory reclaim may wait for: they must not wait for it.
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!("not marked as an I/O flusher (it needs CAP_SYS_RESOURCE): {error}");
     }
     let mut settings = MountSettings::new(args.mountpoint.clone());
     for list in &args.options {

@@ -38,8 +38,7 @@ const NAME_BYTES_MAX: u32 = 255;
 /// A file page cache of the kernel stays valid over opens: nobody else writes. Errors of writes are
 /// given at the write, so close(2) needs no request.
 const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
-const SESSION_FLAGS: FopenFlags =
-    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH).union(FopenFlags::FOPEN_NONSEEKABLE);
+const SESSION_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
 fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
