@@ -177,7 +177,10 @@ impl Worker {
         let (internal_send, internal) = channel();
         let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
         let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
-        (Worker::new(core, log, requests, internal, wake), WorkerHandle { requests: request_send, internal: sender })
+        (
+            Worker::new(core, log, requests, internal, wake),
+            WorkerHandle { requests: request_send, internal: sender },
+        )
     }
 
     #[cfg(test)]
