@@ -4,6 +4,7 @@
 
 pub mod buf;
 pub mod device;
+pub mod embed;
 pub mod nbd;
 pub mod session;
 pub mod storage;

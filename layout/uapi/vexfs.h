@@ -14,6 +14,11 @@
  * with EINVAL. Paths are bytes without NUL, relative ("a/b", no leading slash, no "." or ".."),
  * not NUL-terminated. No request begins with '{', which would make it JSON.
  *
+ * Vectors given as f32 to a collection of another element type are converted: to f16 by rounding to
+ * nearest (beyond 65504 is refused); to i8 if all elements are whole numbers in -128..=127, else only
+ * with the cosine metric, which knows no scale: the vector is scaled so that its largest magnitude
+ * is 127, and rounded. NaN, infinite elements and, for cosine, vectors of norm 0 are refused.
+ *
  * Parts follow the fixed structure without padding, in the order named; total_bytes counts
  * everything, and a request that is shorter or longer is refused.
  */

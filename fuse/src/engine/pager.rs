@@ -291,6 +291,11 @@ impl PageStore for Pages {
         self.0.page(page).map(PageRef)
     }
 
+    fn read_bytes(&self, address: u64, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(&self.0.read_data(address, out.len())?);
+        Ok(())
+    }
+
     fn write(&self, page: PageNo) -> Result<PageMut> {
         self.0.health.check_write()?;
         loop {

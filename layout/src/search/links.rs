@@ -58,10 +58,11 @@ impl<P: PageStore> Fs<P> {
                 Step::Found => return Ok(Some((dir, after))),
                 Step::Down(child) => {
                     let inode = self.inode(child)?;
-                    if inode.place_dir == dir && inode.place_key == after {
+                    // Only by its place: so the walk comes back here, and goes down to each directory
+                    // once. On a damaged volume a loop could lead through the scope alone.
+                    if inode.place_dir == dir && inode.place_key == after && child != scope {
                         (dir, after) = (child, 0);
                     }
-                    // Else the tree is damaged here: the walk could not come back. Pass it by.
                 }
                 Step::End if dir == scope => return Ok(None),
                 Step::End => {

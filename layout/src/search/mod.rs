@@ -8,6 +8,8 @@
 mod gate;
 mod links;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod top;
 
 pub use gate::{Access, Credentials, Freshness, Gate, Verdict};

@@ -135,7 +135,8 @@ impl MemStore {
         inner.charge(page.0)?;
         assert!(inner.writing.insert(page.0), "two write guards of page {:#x}", page.0);
         inner.remember(page.0);
-        let old = inner.pages.get(&page.0).filter(|_| !fresh).cloned();
+        // Taken out, so that the guard has the only reference and need not copy.
+        let old = inner.pages.remove(&page.0).filter(|_| !fresh);
         let page_bytes = old.unwrap_or_else(|| Arc::new([0; PAGE]));
         Ok(WriteGuard { store: self.clone(), number: page.0, page: page_bytes })
     }

@@ -107,6 +107,19 @@ impl NbdClient {
         self.inner.payload_max as usize
     }
 
+    /// Gives up: everything pending and to come fails with [`IoError::Shutdown`], and nothing is
+    /// waited for any more.
+    pub fn close(&self) {
+        self.inner.end(&IoError::Shutdown);
+        // After the end, so that no connection can be made behind our back.
+        let outbox = self.inner.state.lock().outbox.clone();
+        if let Some(outbox) = outbox {
+            let bye = Request { flags: 0, command: CMD_DISC, cookie: 0, offset: 0, len_bytes: 0 };
+            outbox.push(RequestFrame::bare(&bye), Push::Now);
+            outbox.close();
+        }
+    }
+
     /// Requests submitted and not yet finished.
     pub fn pending(&self) -> usize {
         self.inner.state.lock().pending.len()
@@ -151,14 +164,7 @@ impl Device for NbdClient {
 
 impl Drop for NbdClient {
     fn drop(&mut self) {
-        self.inner.end(&IoError::Shutdown);
-        // After the end, so that no connection can be made behind our back.
-        let outbox = self.inner.state.lock().outbox.clone();
-        if let Some(outbox) = outbox {
-            let bye = Request { flags: 0, command: CMD_DISC, cookie: 0, offset: 0, len_bytes: 0 };
-            outbox.push(RequestFrame::bare(&bye), Push::Now);
-            outbox.close();
-        }
+        self.close();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {

@@ -199,6 +199,40 @@ fn a_put_publishes_file_and_rows_together() {
 }
 
 #[test]
+fn a_search_sees_every_row_put_before_it() {
+    let (files, dir) = collection(2, "f32", "l2");
+    for i in 0..200 {
+        // Each row is nearer than all before, in chunks that were searched when they were half full.
+        file(&files, dir, &i.to_string());
+        let put = format!(r#"{{"file":"{i}","rows":[{{"vector":[{},0],"length":1}}]}}"#, 1000 - i);
+        put_json(&files, dir, &put);
+        let reply = search_json(&files, dir, r#"{"vector":[0,0],"k":1}"#);
+        assert_eq!(paths(&reply), [i.to_string()]);
+        assert_eq!(reply["results"][0]["distance"], f64::from((1000 - i) * (1000 - i)));
+    }
+    // A collection made under the numbers of a removed one must not show its vectors.
+    let schema = files.access.read().rows_file(dir).expect("reads");
+    change(&files, |fs| {
+        for i in 0..200 {
+            let inode = fs.unlink(dir, i.to_string().as_bytes(), now()).expect("unlinks");
+            fs.reap(inode.ino).expect("frees");
+        }
+        fs.rmdir(ROOT_INO, b"c", now()).expect("removes");
+        fs.reap(dir).expect("frees");
+        layout::testing::commit(fs, now());
+    });
+    let again = make(&files, ROOT_INO, "c", Kind::Dir, ROOT, 0o755);
+    change(&files, |fs| fs.collection_create(again, *schema.schema(), now())).expect("makes it");
+    let rows = files.access.read().rows_file(again).expect("reads");
+    assert_eq!(rows.inode.ino, schema.inode.ino, "the rows file has the same number");
+    file(&files, again, "new");
+    let far: Vec<u8> = (0..128).flat_map(|_| [5000f32, 0.0]).flat_map(f32::to_le_bytes).collect();
+    put(&files, again, "new", 2, 1, &far);
+    let reply = search_json(&files, again, r#"{"vector":[0,0],"k":1}"#);
+    assert_eq!(reply["results"][0]["distance"], 25_000_000.0);
+}
+
+#[test]
 fn edits_make_rows_stale_and_fresh_only_leaves_them_out() {
     let (files, dir) = collection(2, "f32", "l2");
     let a = file(&files, dir, "a");

@@ -7,6 +7,7 @@ use crate::fs::Fs;
 use crate::inode::Ino;
 use crate::page_store::PageStore;
 use crate::rows::headers;
+use crate::windows::map;
 
 impl<P: PageStore> Fs<P> {
     /// The page of a chunk's row headers ([`crate::rows::headers`]).
@@ -31,18 +32,16 @@ impl<P: PageStore> Fs<P> {
             return Err(Error::Range);
         }
         let begin = rows.chunk_offset(chunk)? + PAGE as u64;
-        let mut at = from;
+        let mut at = begin + from as u64;
         let mut out = out;
         while !out.is_empty() {
-            let in_page = at % PAGE;
-            let len = out.len().min(PAGE - in_page);
-            let page = self.store().read(rows.page_at(begin + at as u64)?)?;
-            let Some((now, later)) = core::mem::take(&mut out).split_at_mut_checked(len) else {
-                return Err(Error::Range);
-            };
-            now.copy_from_slice(page.get(in_page..in_page + len).ok_or(Error::Range)?);
+            let run = map(&rows.inode, at)
+                .ok_or_else(|| rows.corrupt("rows file: a used chunk has no window", 1, at))?;
+            let len = out.len().min(usize::try_from(run.len_bytes).unwrap_or(usize::MAX));
+            let (now, later) = core::mem::take(&mut out).split_at_mut_checked(len).ok_or(Error::Range)?;
+            self.store().read_bytes(run.byte, now)?;
+            at += len as u64;
             out = later;
-            at += len;
         }
         Ok(())
     }

@@ -11,6 +11,9 @@ use crate::inode::{Ino, InodeFlags, Kind, LINK_MAX, MAX_FILE_BYTES, ROOT_INO};
 use crate::page_store::{PageStore, Timespec};
 use crate::testing::{MemStore, check, commit, format_params, mount};
 
+/// A change, and the permission bits after it.
+type PermAfter<'a> = dyn Fn(&mut Fs<MemStore>) -> u16 + 'a;
+
 fn empty() -> Fs<MemStore> {
     mount(&MemStore::formatted(format_params())).expect("mount")
 }
@@ -70,7 +73,7 @@ fn writes_truncates_and_chowns_clear_suid_and_executable_sgid() {
     let mut fs = empty();
     for (before, after) in [(0o6755, 0o755), (0o6644, 0o2644), (0o4711, 0o711), (0o2751, 0o751)] {
         let ino = file(&mut fs, b"f");
-        let changes: [&dyn Fn(&mut Fs<MemStore>) -> u16; 4] = [
+        let changes: [&PermAfter<'_>; 4] = [
             &|fs| fs.finish_write(ino, 5, NOW).expect("write").perm,
             &|fs| {
                 fs.setattr(ino, SetAttr { size: Some(3), ..SetAttr::default() }, NOW)
