@@ -66,6 +66,20 @@ fn it_goes_to_the_background_when_the_mount_is_live() {
 }
 
 #[test]
+fn a_log_that_cannot_be_opened_is_told_before_the_mount_is() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let log = bench.beside("no-such-directory/log");
+    let output = run(program().arg(bench.image()).arg(bench.mountpoint()).arg("--log").arg(&log));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-directory"), "{output:?}");
+    assert!(!is_mounted(&bench.mountpoint()), "no dead mount stays behind");
+    bench.mount("").unmount();
+}
+
+#[test]
 fn what_cannot_be_mounted_says_why_and_what_to_do() {
     if !can_mount() {
         return;

@@ -69,6 +69,8 @@ fn run(args: &Args) -> Result<()> {
     for list in &args.options {
         settings.apply(list)?;
     }
+    let background =
+        args.background_child.then(|| logging::Background::open(args.log.as_deref())).transpose()?;
     let source = Source::parse(&args.source)?;
     let mountpoint = args.mountpoint.display();
     let opened = source.open(settings.read_only)?;
@@ -80,8 +82,8 @@ fn run(args: &Args) -> Result<()> {
         }
     };
     tracing::info!("{source} is mounted on {mountpoint}");
-    if args.background_child {
-        daemon::detach(args.log.as_deref())?;
+    if let Some(background) = background {
+        daemon::detach(background);
     }
     let served = running.serve(|| stop.load(Ordering::Relaxed));
     opened.shutdown();
