@@ -312,7 +312,7 @@ impl Filesystem for Adapter {
                     Err(error) => reply.error(stale(error)),
                 }
             }
-            Some(Node::SessionFile(kind, dir)) => match self.sessions.open(kind, dir) {
+            Some(Node::SessionFile(kind, dir)) => match self.sessions.open(kind, dir, &caller(req)) {
                 Ok(handle) => reply.opened(FileHandle(handle), SESSION_FLAGS),
                 Err(error) => reply.error(session_errno(&error)),
             },
@@ -323,7 +323,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        req: &Request,
+        _req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -337,19 +337,17 @@ impl Filesystem for Adapter {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(stale(error)),
             },
-            Some(Node::SessionFile(kind, _)) => {
-                match self.sessions.read(kind, fh.0, offset, size as usize, &caller(req)) {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => reply.error(session_errno(&error)),
-                }
-            }
+            Some(Node::SessionFile(kind, _)) => match self.sessions.read(kind, fh.0, offset, size as usize) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(session_errno(&error)),
+            },
             _ => reply.error(Errno::EISDIR),
         }
     }
 
     fn write(
         &self,
-        req: &Request,
+        _req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -368,12 +366,10 @@ impl Filesystem for Adapter {
                     Err(error) => reply.error(stale(error)),
                 }
             }
-            Some(Node::SessionFile(kind, _)) => {
-                match self.sessions.write(kind, fh.0, offset, data, &caller(req)) {
-                    Ok(_) => reply.written(written),
-                    Err(error) => reply.error(session_errno(&error)),
-                }
-            }
+            Some(Node::SessionFile(kind, _)) => match self.sessions.write(kind, fh.0, offset, data) {
+                Ok(_) => reply.written(written),
+                Err(error) => reply.error(session_errno(&error)),
+            },
             _ => reply.error(Errno::EISDIR),
         }
     }
