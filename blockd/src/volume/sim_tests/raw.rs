@@ -132,7 +132,8 @@ impl Run {
         let disk = SimStorage::new(image, self.rng.random());
         self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
         for page in 0..PAGES {
-            let bytes = self.driver.read(CLIENT, page * 4096, 4096).expect("a page can be read after a crash");
+            let bytes =
+                self.driver.read(CLIENT, page * 4096, 4096).expect("a page can be read after a crash");
             let m = &mut self.model[page as usize];
             let found = tag_of(page, &bytes);
             assert!(
