@@ -201,7 +201,7 @@ fn partial_pages_and_whole_ones_in_flight_together_all_come_back() {
                 ops.push(IoOp::Write {
                     offset: at as u64,
                     buf: AlignedBuf::from_slice(&bytes),
-                    fua: at % 5 == 0,
+                    fua: at.is_multiple_of(5),
                 });
                 at += n;
             }

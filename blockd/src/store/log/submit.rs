@@ -105,13 +105,13 @@ impl Log {
         for op in &job.ops {
             let Op::Write { first, pages, .. } = op else { continue };
             for page in *first..*first + *pages as u64 {
-                let mut found = self.shared.maps.read().lookup(page);
-                if let Lookup::Leaf(key) = found {
+                let found = loop {
+                    let found = self.shared.maps.read().lookup(page);
+                    let Lookup::Leaf(key) = found else { break found };
                     if self.shared.load_leaf(key).is_err() {
                         return u64::MAX;
                     }
-                    found = self.shared.maps.read().lookup(page);
-                }
+                };
                 new_pages += u64::from(!matches!(found, Lookup::Mapped(_)));
             }
         }
