@@ -264,7 +264,9 @@ impl WriteQueue for SimQueue {
         let mut s = self.state.lock();
         assert!(offset as usize + bytes.len() <= s.visible.len(), "a write past the end of the backing");
         match s.count() {
-            Ok(_) => s.queued.push((token, Queued::Write(Pending { offset: offset as usize, bytes, order: 0 }))),
+            Ok(_) => {
+                s.queued.push((token, Queued::Write(Pending { offset: offset as usize, bytes, order: 0 })))
+            }
             Err(e) => self.done.push(Completion { token, result: Err(e) }),
         }
     }

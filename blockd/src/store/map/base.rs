@@ -33,6 +33,14 @@ struct Slot {
 pub struct BaseMap {
     leaves: BTreeMap<u64, Slot>,
     dirty: usize,
+    /// Leaves with their entries in memory.
+    loaded: usize,
+    /// More than this are not kept, dirty ones apart; 0 = no limit.
+    loaded_max: usize,
+    /// While the log gathers the leaves of a record none may go.
+    held: bool,
+    /// Where the next eviction begins.
+    evict_from: u64,
 }
 
 fn unit_start(page: u64) -> u64 {
@@ -47,7 +55,7 @@ impl BaseMap {
     /// From a checkpoint's directory; nothing is loaded.
     pub fn from_directory(leaves: &[LeafRef]) -> Self {
         let slot = |l: &LeafRef| Slot { disk: Some(l.page), count: l.entries, entries: None, dirty: false };
-        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), dirty: 0 }
+        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), ..BaseMap::default() }
     }
 
     /// Key of the leaf that covers a page, if there is one.
@@ -88,15 +96,48 @@ impl BaseMap {
             && slot.disk == Some(from)
         {
             slot.entries = Some(entries);
+            self.loaded += 1;
+            self.evict();
         }
     }
 
+    /// Limits the leaves kept in memory; 0 = no limit.
+    pub fn set_loaded_max(&mut self, leaves: usize) {
+        self.loaded_max = leaves;
+    }
+
+    /// Keeps every leaf in memory until released: the log needs many at once.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.evict();
+    }
+
+    /// Forgets the entries of clean leaves, in turn, when there are too many.
+    fn evict(&mut self) {
+        if self.held || self.loaded_max == 0 || self.loaded <= self.loaded_max {
+            return;
+        }
+        let keep = self.loaded_max - self.loaded_max / 8;
+        let from = self.evict_from;
+        for pass in [from..u64::MAX, 0..from] {
+            for (&key, slot) in self.leaves.range_mut(pass) {
+                if self.loaded <= keep {
+                    self.evict_from = key;
+                    return;
+                }
+                if slot.entries.is_some() && !slot.dirty && slot.disk.is_some() {
+                    slot.entries = None;
+                    self.loaded -= 1;
+                }
+            }
+        }
+        self.evict_from = 0;
+    }
+
     fn slot_mut(&mut self, key: u64) -> &mut Slot {
-        let slot = self.leaves.entry(key).or_insert_with(|| Slot {
-            disk: None,
-            count: 0,
-            entries: Some(Vec::new()),
-            dirty: false,
+        let slot = self.leaves.entry(key).or_insert_with(|| {
+            self.loaded += 1;
+            Slot { disk: None, count: 0, entries: Some(Vec::new()), dirty: false }
         });
         if !slot.dirty {
             slot.dirty = true;
@@ -175,6 +216,7 @@ impl BaseMap {
                     self.dirty -= 1;
                 }
                 self.leaves.remove(&key);
+                self.loaded -= 1;
             } else {
                 self.slot_mut(key);
             }
@@ -237,19 +279,21 @@ impl BaseMap {
         self.leaves.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
     }
 
-    /// Marks the leaves that stand in one of the segments as to be written anew (their segment is
-    /// to be emptied). Unloaded ones are named in `missing` instead.
-    pub fn dirty_where(&mut self, segment: u32, missing: &mut Vec<u64>) {
-        for (&key, slot) in &mut self.leaves {
-            if slot.disk.is_none_or(|d| d.loc.segment != segment) || slot.dirty {
-                continue;
+    /// Keys of the leaves that stand in a segment and would stay there at the next checkpoint.
+    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
+        let stays = |s: &Slot| !s.dirty && s.disk.is_some_and(|d| d.loc.segment == segment);
+        self.leaves.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect()
+    }
+
+    /// Has the next checkpoint write a leaf anew; false if it must be loaded first.
+    pub fn make_dirty(&mut self, key: u64) -> bool {
+        match self.leaves.get(&key) {
+            Some(slot) if slot.entries.is_none() => false,
+            Some(_) => {
+                self.slot_mut(key);
+                true
             }
-            if slot.entries.is_none() {
-                missing.push(key);
-                continue;
-            }
-            slot.dirty = true;
-            self.dirty += 1;
+            None => true,
         }
     }
 
@@ -261,16 +305,6 @@ impl BaseMap {
                 slot.dirty = false;
                 self.dirty -= 1;
             }
-        }
-    }
-
-    /// Forgets the entries of clean leaves until at most `keep` leaves are loaded.
-    pub fn evict(&mut self, keep: usize) {
-        let loaded = self.leaves.values().filter(|s| s.entries.is_some()).count();
-        let victims =
-            self.leaves.values_mut().filter(|s| s.entries.is_some() && !s.dirty && s.disk.is_some());
-        for slot in victims.take(loaded.saturating_sub(keep)) {
-            slot.entries = None;
         }
     }
 }

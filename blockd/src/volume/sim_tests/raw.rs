@@ -132,7 +132,8 @@ impl Run {
         let disk = SimStorage::new(image, self.rng.random());
         self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
         for page in 0..PAGES {
-            let bytes = self.driver.read(CLIENT, page * 4096, 4096).expect("a page can be read after a crash");
+            let bytes =
+                self.driver.read(CLIENT, page * 4096, 4096).expect("a page can be read after a crash");
             let m = &mut self.model[page as usize];
             let found = tag_of(page, &bytes);
             assert!(
@@ -236,7 +237,7 @@ impl Run {
 
 #[test]
 fn raw_volumes_survive_random_lives() {
-    for_seeds(60, |seed| {
+    for_seeds(25, |seed| {
         let mut run = Run::new(seed);
         for _ in 0..120 {
             run.round();

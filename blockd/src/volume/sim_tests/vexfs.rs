@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use layout::addr::{CLASS0_BASE, CLASS3_BASE, COMMAND_PAGE, INODE_BASE, MAP_BASE, MAP_SUMMARY, MAP_UPPER, STATUS_PAGE};
+use layout::addr::{
+    CLASS0_BASE, CLASS3_BASE, COMMAND_PAGE, INODE_BASE, MAP_BASE, MAP_SUMMARY, MAP_UPPER, STATUS_PAGE,
+};
 use layout::command::{
     CMD_ATTACH, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN, COMMAND_MAGIC, Command, CommandReply, Status,
 };
@@ -179,7 +181,8 @@ impl Run {
         let count = if once_in(&mut self.rng, 3) { 1 << 20 } else { self.rng.random_range(1..2000) };
         let (first, count) = (a, count);
         self.command_id += 1;
-        let (ticket, command) = self.command(CMD_FREE_RANGES, self.session, self.command_id, &[(first, count)]);
+        let (ticket, command) =
+            self.command(CMD_FREE_RANGES, self.session, self.command_id, &[(first, count)]);
         self.driver.settle();
         Driver::outcome(&ticket).expect("FREE_RANGES is carried out");
         assert_eq!(self.reply().errno.get(), 0);
@@ -251,7 +254,11 @@ impl Run {
             let offset = MAP_UPPER + (page >> 25) * 8;
             let at = (offset & 4095) as usize;
             let count = u64::from_le_bytes(read(offset)[at..at + 8].try_into().expect("eight bytes"));
-            assert_eq!(count, uppers.get(&(page >> 25)).copied().unwrap_or(0), "upper unit of page {page:#x}");
+            assert_eq!(
+                count,
+                uppers.get(&(page >> 25)).copied().unwrap_or(0),
+                "upper unit of page {page:#x}"
+            );
         }
     }
 
@@ -271,7 +278,10 @@ impl Run {
         self.client = ClientId(self.client.0 + 1);
         let write = self.driver.write(self.client, self.places[1] << 12, &content(1, 1), false);
         self.driver.settle();
-        assert!(matches!(Driver::outcome(&write), Err(IoError::Fenced(_))), "nobody is attached after a restart");
+        assert!(
+            matches!(Driver::outcome(&write), Err(IoError::Fenced(_))),
+            "nobody is attached after a restart"
+        );
         if crash == Crash::ProcessDeath && same_mounter {
             self.attach();
             let found = self.found();
@@ -300,8 +310,12 @@ impl Run {
             }
             self.open_session();
             let found = self.found();
-            let matching = self.commits.iter().any(|commit| *commit == found);
-            assert!(matching, "after {crash:?} the volume equals no commit: {found:?}\nnot one of {:?}", self.commits);
+            let matching = self.commits.contains(&found);
+            assert!(
+                matching,
+                "after {crash:?} the volume equals no commit: {found:?}\nnot one of {:?}",
+                self.commits
+            );
             self.open = found;
             self.commits = vec![self.open.clone()];
         }
@@ -415,7 +429,7 @@ fn get(pages: &Pages, page: u64) -> u64 {
 
 #[test]
 fn vexfs_volumes_survive_random_lives() {
-    for_seeds(60, |seed| {
+    for_seeds(25, |seed| {
         let mut run = Run::new(seed);
         for _ in 0..120 {
             run.round();
