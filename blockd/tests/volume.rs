@@ -169,6 +169,26 @@ fn a_raw_volume_is_rewritten_many_times_in_a_small_image() {
             result.expect("a full raw volume takes overwrites for ever");
         }
     }
+    // Page by page at random, then whole again: no request may be refused, however full the image is.
+    let mut state = 1u64;
+    for _ in 0..40 {
+        let ops = (0..256).map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let offset = (state >> 20) % (raw / 4096) * 4096;
+            IoOp::Write { offset, buf: AlignedBuf::from_slice(&pattern(state, 4096)), fua: false }
+        });
+        for result in batch(&*volume, client, ops.collect::<Vec<_>>()) {
+            result.expect("a full raw volume takes random overwrites for ever");
+        }
+    }
+    let ops = (0..raw / 65536).map(|i| IoOp::Write {
+        offset: i * 65536,
+        buf: AlignedBuf::from_slice(&pattern(11_000 + i, 65536)),
+        fua: false,
+    });
+    for result in batch(&*volume, client, ops.collect::<Vec<_>>()) {
+        result.expect("a write");
+    }
     let verify = |volume: &Volume, client| {
         for i in 0..raw / 65536 {
             assert!(read(volume, client, i * 65536, 65536) == pattern(11_000 + i, 65536), "block {i}");

@@ -183,15 +183,25 @@ impl Cleaner {
             Choice::Nothing => Work::Nothing,
             Choice::Checkpoint => Work::Checkpoint,
             Choice::Meta(segment) => self.empty_meta(segment),
-            Choice::Data(segment) => match self.read_live(segment) {
-                Ok(jobs) if jobs.is_empty() => Work::Skip,
-                Ok(jobs) => Work::Jobs(jobs),
-                Err(why) => {
-                    tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
-                    self.shared.maps.write().segments.mark_damaged(segment);
-                    Work::Skip
+            Choice::Data(segment) => {
+                let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
+                let before = use_seq(&self.shared.maps.read());
+                match self.read_live(segment) {
+                    Ok(jobs) if jobs.is_empty() => Work::Skip,
+                    Ok(jobs) => Work::Jobs(jobs),
+                    Err(why) => {
+                        let mut maps = self.shared.maps.write();
+                        // Emptied and used again meanwhile: nothing is wrong with it.
+                        if use_seq(&maps) == before {
+                            tracing::error!(
+                                "segment {segment} cannot be cleaned: {why}; it is left as it is"
+                            );
+                            maps.segments.mark_damaged(segment);
+                        }
+                        Work::Skip
+                    }
                 }
-            },
+            }
         }
     }
 

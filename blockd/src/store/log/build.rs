@@ -14,7 +14,7 @@ use crate::store::format::record::{
     Entry, EntryList, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, Record, SessionState,
 };
 use crate::store::format::segment::{SegmentHeader, Stream};
-use crate::store::space::CLEANER_SEGMENTS;
+use crate::store::space::{CLEANER_SEGMENTS, Class};
 
 impl Log {
     fn lane(&mut self, stream: Stream) -> &mut VecDeque<Job> {
@@ -31,11 +31,14 @@ impl Log {
         while self.in_flight.len() < IN_FLIGHT_MAX && !self.lane(stream).is_empty() {
             progress |= self.finish_bare_jobs(stream);
             let Some(job) = self.lane(stream).front() else { break };
-            let room_wanted = if job.ops.iter().any(|op| op.pages() > 0) { 2 } else { 1 };
+            let has_pages = job.ops.iter().any(|op| op.pages() > 0);
+            let room_wanted = if has_pages { 2 } else { 1 };
+            // Commits and discards make space: they may use what is kept for the cleaner.
+            let urgent = stream == Stream::Cold || !has_pages || job.class == Class::Commit;
             // The last page of a segment is kept for the record that links to the next one.
             let last = self.shared.geometry.segment_pages - 1;
             if u32::from(self.head(stream).at.offset) + room_wanted > last {
-                let rolled = self.roll(stream);
+                let rolled = self.roll(stream, urgent);
                 if stream == Stream::Cold {
                     self.cold_stalled = !rolled;
                 } else {
@@ -185,13 +188,13 @@ impl Log {
     }
 
     /// Ends the stream's segment with a link to a new one; false if there is none to be had.
-    fn roll(&mut self, stream: Stream) -> bool {
+    fn roll(&mut self, stream: Stream, urgent: bool) -> bool {
         let session = self.record_session();
         let use_seq = self.next_use_seq;
         let taken = {
             let mut maps = self.shared.maps.write();
             let mut keep = self.shared.checkpoint_segments(&maps);
-            if stream == Stream::User {
+            if !urgent {
                 keep += CLEANER_SEGMENTS;
             }
             if maps.segments.free_count() > keep { maps.segments.take(stream, use_seq) } else { None }

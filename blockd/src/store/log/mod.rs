@@ -24,8 +24,8 @@ use crate::storage::{Waker, WriteQueue};
 pub(super) use complete::apply_record;
 pub use job::{Job, JobDone, Op};
 
-/// Records in flight at once.
-const IN_FLIGHT_MAX: usize = 8;
+/// Records in flight at once: few, so that those that wait share a header page.
+const IN_FLIGHT_MAX: usize = 4;
 /// Data pages of a record.
 const RECORD_PAGES_MAX: u32 = 256;
 /// Token of a sync; records have their sequence.
@@ -200,7 +200,7 @@ impl Log {
     }
 
     /// Whether a checkpoint should come before anything else is written.
-    fn checkpoint_due(&mut self) -> bool {
+    fn checkpoint_due(&self) -> bool {
         if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
             return true;
         }
@@ -209,15 +209,12 @@ impl Log {
         }
         // A checkpoint frees what died since the last one; once for each state of the log.
         let reclaimable = self.shared.maps.read().segments.empty().next().is_some();
-        if reclaimable && self.reclaim_tried != self.next_seq {
-            self.reclaim_tried = self.next_seq;
-            return true;
-        }
-        false
+        reclaimable && self.reclaim_tried != self.next_seq
     }
 
     fn run_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
+        self.reclaim_tried = self.next_seq;
         let result = Checkpointer::new(self).run();
         match &result {
             Ok(()) => {

@@ -60,7 +60,8 @@ impl Log {
 
     /// The cleaner found nothing to gain: users' jobs that wait for space can't have it.
     pub fn refuse_stalled(&mut self) {
-        if !self.user_stalled {
+        // What died since the cleaner looked may be enough, once a checkpoint has freed it.
+        if !self.user_stalled || self.checkpoint_due() {
             return;
         }
         tracing::warn!("no space left in the image, and nothing to clean");
