@@ -65,6 +65,11 @@ pub struct Corruption {
     pub found: u64,
 }
 
+/// Says that `page` breaks the rule `what`.
+pub const fn corrupt(page: PageNo, what: &'static str, expected: u64, found: u64) -> Error {
+    Error::Corrupt(Corruption { page, what, expected, found })
+}
+
 impl Error {
     /// The Linux errno (asm-generic/errno.h), positive.
     pub const fn errno(self) -> i32 {

@@ -10,7 +10,25 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[cfg(any(test, feature = "testing"))]
+extern crate std;
+
 pub mod addr;
 pub mod command;
+pub mod dir;
+pub mod distance;
 pub mod error;
+pub mod fs;
+pub mod inode;
+pub mod name;
 pub mod page_store;
+pub mod rows;
+pub mod schema;
+pub mod search;
+pub mod superblock;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod uapi;
+pub mod vector;
+pub mod windows;
+pub mod xattr;

@@ -16,8 +16,8 @@ ln -s "$bin/mkfs-vexfs" "$work/bin/mkfs.vexfs" # cargo allows no dot in a binary
 PATH=$work/bin:$bin:$PATH
 summary=()
 
-bold=$(tput bold 2>/dev/null || true)
-plain=$(tput sgr0 2>/dev/null || true)
+bold= plain=
+[ -t 1 ] && bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
 step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 note() { summary+=("$*"); printf '%s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }

@@ -1,0 +1,136 @@
+//! The seam below the store: all I/O on the backing goes through [`Storage`].
+//!
+//! Implementations: [`file::FileStorage`] over a file or block device, with io_uring or plain
+//! pread/pwrite ([`IoEngine`]), and a simulated one in the tests, with crashes and faults.
+//!
+//! Alignment: every offset and every buffer is a multiple of 4096, so that O_DIRECT is possible.
+
+pub mod file;
+mod plain;
+mod ring;
+#[cfg(test)]
+pub mod sim;
+
+use std::io;
+use std::sync::Arc;
+
+use crate::buf::AlignedBuf;
+
+/// How the backing is read and written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoEngine {
+    /// io_uring where the kernel permits it, else plain system calls (the reason is logged).
+    #[default]
+    Auto,
+    /// io_uring, or fail.
+    Uring,
+    /// pread, pwritev and fdatasync.
+    Sync,
+}
+
+/// One read of a batch; `result` is set by [`Storage::read_batch`].
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// Byte offset in the backing.
+    pub offset: u64,
+    /// Filled whole on success.
+    pub buf: &'a mut [u8],
+    /// The outcome.
+    pub result: io::Result<()>,
+}
+
+impl<'a> Read<'a> {
+    /// A read of `buf.len()` bytes at `offset`.
+    pub fn new(offset: u64, buf: &'a mut [u8]) -> Self {
+        Read { offset, buf, result: Ok(()) }
+    }
+}
+
+/// A shared piece of a buffer, kept alive until its write completed.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    buf: Arc<AlignedBuf>,
+    start: usize,
+    len: usize,
+}
+
+impl Chunk {
+    /// Bytes `start..start + len` of `buf`.
+    ///
+    /// # Panics
+    /// If they do not lie in the buffer.
+    pub fn new(buf: Arc<AlignedBuf>, start: usize, len: usize) -> Self {
+        assert!(start.checked_add(len).is_some_and(|end| end <= buf.len()), "a chunk lies in its buffer");
+        Chunk { buf, start, len }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buf[self.start..self.start + self.len]
+    }
+}
+
+/// A finished write or sync of a [`WriteQueue`].
+#[derive(Debug)]
+pub struct Completion {
+    /// As given with the request.
+    pub token: u64,
+    /// The outcome; a write is whole or an error.
+    pub result: io::Result<()>,
+}
+
+/// Ends a [`WriteQueue::wait`] from another thread.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// Asynchronous writes of one thread (the log's).
+pub trait WriteQueue: Send {
+    /// Starts writing the chunks one after another at `offset`; may be delayed until
+    /// [`WriteQueue::submit`].
+    fn write(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>);
+    /// Starts making everything durable whose write *completed* before.
+    fn sync(&mut self, token: u64);
+    /// Starts what was given so far.
+    fn submit(&mut self);
+    /// Moves finished requests to `out`, without waiting.
+    fn reap(&mut self, out: &mut Vec<Completion>);
+    /// Waits until a request is finished or the waker was called since the last wait.
+    fn wait(&mut self);
+    /// Ends waits; may be called from any thread.
+    fn waker(&self) -> Waker;
+}
+
+/// The backing of a store: fixed length, positioned I/O.
+pub trait Storage: Send + Sync {
+    /// Length in bytes.
+    fn len_bytes(&self) -> u64;
+    /// Carries out all reads, several at once where it can, and sets their results.
+    fn read_batch(&self, reads: &mut [Read<'_>]);
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// Whatever the backing says; the range is then undefined.
+    fn write_all(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes every completed write durable.
+    ///
+    /// # Errors
+    /// After an error nothing is known of any write since the last success.
+    fn sync(&self) -> io::Result<()>;
+    /// Gives the space of a range back; it reads as anything afterwards. May do nothing.
+    fn discard(&self, offset: u64, len_bytes: u64);
+    /// A queue of asynchronous writes.
+    ///
+    /// # Errors
+    /// When its resources (a ring) cannot be had.
+    fn queue(&self) -> io::Result<Box<dyn WriteQueue>>;
+
+    /// Reads one range whole.
+    ///
+    /// # Errors
+    /// Whatever the backing says, or UnexpectedEof past its end.
+    fn read_exact(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut one = [Read::new(offset, buf)];
+        self.read_batch(&mut one);
+        let [read] = one;
+        read.result
+    }
+}

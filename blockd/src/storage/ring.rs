@@ -1,0 +1,273 @@
+//! io_uring: batches of reads, and the log's queue of writes.
+//!
+//! Every buffer given to the kernel is owned or borrowed by this module until its completion was
+//! reaped: reads block until the whole batch is finished, writes keep their chunks in a slot.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, types};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::plain::{read_rest, write_chunks};
+use super::{Chunk, Completion, Read, Waker, WriteQueue};
+
+/// Entries of a ring for reads; larger batches go in parts.
+const READ_ENTRIES: u32 = 64;
+/// Entries of the log's ring.
+const WRITE_ENTRIES: u32 = 64;
+/// `user_data` of the poll on the wake descriptor.
+const WAKE: u64 = u64::MAX;
+
+/// Enters the ring until `want` completions are there.
+///
+/// # Panics
+/// Aborts the process if the kernel refuses the ring itself: requests in flight could then never
+/// be told finished, and their buffers neither freed nor used.
+fn enter(ring: &IoUring, want: usize) {
+    loop {
+        match ring.submit_and_wait(want) {
+            Ok(_) => return,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
+                // Completions must be taken first (EBUSY), or memory is short for a moment (EAGAIN).
+                if want > 0 {
+                    std::thread::yield_now();
+                }
+                return;
+            }
+            Err(e) => {
+                tracing::error!("io_uring_enter failed: {e}; requests in flight are lost track of, stopping");
+                std::process::abort();
+            }
+        }
+    }
+}
+
+/// Rings for reads: each batch borrows one.
+pub(super) struct ReadRings {
+    idle: Mutex<Vec<IoUring>>,
+}
+
+impl ReadRings {
+    /// Makes the first ring, so that a kernel that forbids io_uring is noticed here.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) says.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(ReadRings { idle: Mutex::new(vec![IoUring::new(READ_ENTRIES)?]) })
+    }
+
+    /// Carries out all reads; falls back to pread when no further ring can be had.
+    pub(super) fn read_batch(&self, file: &File, reads: &mut [Read<'_>]) {
+        let ring = self.idle.lock().pop();
+        let mut ring = match ring.map_or_else(|| IoUring::new(READ_ENTRIES), Ok) {
+            Ok(ring) => ring,
+            Err(_) => {
+                for read in reads {
+                    read.result = read_rest(file, read.offset, read.buf, 0);
+                }
+                return;
+            }
+        };
+        for part in reads.chunks_mut(READ_ENTRIES as usize) {
+            read_part(&mut ring, file, part);
+        }
+        self.idle.lock().push(ring);
+    }
+}
+
+/// At most [`READ_ENTRIES`] reads, on an idle ring.
+fn read_part(ring: &mut IoUring, file: &File, reads: &mut [Read<'_>]) {
+    let fd = types::Fd(file.as_raw_fd());
+    for (i, read) in reads.iter_mut().enumerate() {
+        let len = u32::try_from(read.buf.len()).unwrap_or(!4095);
+        let entry =
+            opcode::Read::new(fd, read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(i as u64);
+        // SAFETY: the buffer is borrowed for the whole of this function, which returns only after
+        // the completion of every entry pushed (the loop below); the ring has room, being idle.
+        let pushed = unsafe { ring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "an idle ring has room for {READ_ENTRIES} entries");
+    }
+    let mut pending = reads.len();
+    while pending > 0 {
+        enter(ring, 1);
+        for entry in ring.completion() {
+            pending -= 1;
+            let read = &mut reads[entry.user_data() as usize];
+            read.result = match entry.result() {
+                n if n < 0 && matches!(-n, libc::EAGAIN | libc::EINTR) => Ok(0),
+                n if n < 0 => Err(io::Error::from_raw_os_error(-n)),
+                n => Ok(n as usize),
+            }
+            .and_then(|got| {
+                if got == read.buf.len() { Ok(()) } else { read_rest(file, read.offset, read.buf, got) }
+            });
+        }
+    }
+}
+
+/// A write or sync in flight.
+struct Slot {
+    token: u64,
+    offset: u64,
+    chunks: Vec<Chunk>,
+    /// Points into `chunks`; read by the kernel until the completion.
+    iovecs: Vec<libc::iovec>,
+}
+
+// SAFETY: the pointers in `iovecs` point into the shared, immutable buffers of `chunks`, which
+// the slot keeps alive; nothing in it belongs to a thread.
+unsafe impl Send for Slot {}
+
+/// The log's writes over one ring.
+pub(super) struct RingQueue {
+    ring: IoUring,
+    file: Arc<File>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    done: Vec<Completion>,
+    wake: Arc<OwnedFd>,
+    wake_armed: bool,
+}
+
+impl RingQueue {
+    /// # Errors
+    /// What io_uring_setup(2) or eventfd(2) says.
+    pub(super) fn new(file: Arc<File>) -> io::Result<Self> {
+        Ok(RingQueue {
+            ring: IoUring::new(WRITE_ENTRIES)?,
+            file,
+            slots: Vec::new(),
+            free: Vec::new(),
+            done: Vec::new(),
+            wake: Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?),
+            wake_armed: false,
+        })
+    }
+
+    fn push(&mut self, entry: &io_uring::squeue::Entry) {
+        loop {
+            // SAFETY: callers pass entries whose memory lives in a slot until the completion is
+            // reaped, or entries without memory.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            enter(&self.ring, 0);
+            self.harvest();
+        }
+    }
+
+    fn slot(&mut self, slot: Slot) -> usize {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[index] = Some(slot);
+        index
+    }
+
+    fn harvest(&mut self) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else { return };
+            if entry.user_data() == WAKE {
+                self.wake_armed = false;
+                let mut counter = [0; 8];
+                // An empty counter (EAGAIN) is as good as a read one.
+                let _ = rustix::io::read(&*self.wake, &mut counter);
+                continue;
+            }
+            let index = entry.user_data() as usize;
+            let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else { continue };
+            self.free.push(index);
+            let wanted: usize = slot.chunks.iter().map(|c| c.bytes().len()).sum();
+            let result = match entry.result() {
+                n if n < 0 && !matches!(-n, libc::EAGAIN | libc::EINTR) => {
+                    Err(io::Error::from_raw_os_error(-n))
+                }
+                n if n < 0 && slot.chunks.is_empty() => self.file.sync_data(),
+                n if (n.max(0) as usize) < wanted => {
+                    write_chunks(&self.file, slot.offset, &slot.chunks, n.max(0) as usize)
+                }
+                _ => Ok(()),
+            };
+            self.done.push(Completion { token: slot.token, result });
+        }
+    }
+}
+
+impl WriteQueue for RingQueue {
+    fn write(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>) {
+        let iovecs = chunks
+            .iter()
+            .map(|c| libc::iovec { iov_base: c.bytes().as_ptr().cast_mut().cast(), iov_len: c.bytes().len() })
+            .collect();
+        let index = self.slot(Slot { token, offset, chunks, iovecs });
+        let Some(slot) = &self.slots[index] else { unreachable!("filled on the line above") };
+        let entry = opcode::Writev::new(
+            types::Fd(self.file.as_raw_fd()),
+            slot.iovecs.as_ptr(),
+            u32::try_from(slot.iovecs.len()).unwrap_or(0),
+        )
+        .offset(offset)
+        .build()
+        .user_data(index as u64);
+        self.push(&entry);
+    }
+
+    fn sync(&mut self, token: u64) {
+        let index = self.slot(Slot { token, offset: 0, chunks: Vec::new(), iovecs: Vec::new() });
+        let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd()))
+            .flags(types::FsyncFlags::DATASYNC)
+            .build()
+            .user_data(index as u64);
+        self.push(&entry);
+    }
+
+    fn submit(&mut self) {
+        if !self.ring.submission().is_empty() {
+            enter(&self.ring, 0);
+        }
+        self.harvest();
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        self.harvest();
+        out.append(&mut self.done);
+    }
+
+    fn wait(&mut self) {
+        if !self.wake_armed {
+            let entry = opcode::PollAdd::new(types::Fd(self.wake.as_raw_fd()), libc::POLLIN as u32)
+                .build()
+                .user_data(WAKE);
+            self.push(&entry);
+            self.wake_armed = true;
+        }
+        self.harvest();
+        while self.done.is_empty() && self.wake_armed {
+            enter(&self.ring, 1);
+            self.harvest();
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        let wake = Arc::clone(&self.wake);
+        Arc::new(move || {
+            // A full counter means that a wake is pending already.
+            let _ = rustix::io::write(&*wake, &1u64.to_ne_bytes());
+        })
+    }
+}
+
+impl Drop for RingQueue {
+    fn drop(&mut self) {
+        while self.slots.iter().any(Option::is_some) {
+            enter(&self.ring, 1);
+            self.harvest();
+        }
+    }
+}

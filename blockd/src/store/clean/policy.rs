@@ -1,0 +1,68 @@
+//! Which segment to clean next: a pure function of the segment table.
+//!
+//! Cost-benefit as in Sprite LFS (Rosenblum and Ousterhout, SOSP'91, section 3.5): the space gained, times the age of
+//! the data, over the cost of reading the segment and writing what lives.
+
+use crate::store::format::segment::Stream;
+use crate::store::map::segments::{Segment, State};
+
+/// What to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// Enough is free, or nothing can be gained.
+    Nothing,
+    /// Move the live pages out of this data segment.
+    Data(u32),
+    /// Have the next checkpoint write this segment's leaves elsewhere.
+    Meta(u32),
+    /// Segments wait only for a checkpoint.
+    Checkpoint,
+}
+
+/// What the choice depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// All segments.
+    pub segments: &'a [Segment],
+    /// Pages of a segment.
+    pub segment_pages: u32,
+    /// Free segments.
+    pub free: u32,
+    /// Free segments to aim for.
+    pub target: u32,
+    /// The next use of a segment: the present, for ages.
+    pub now_use_seq: u64,
+}
+
+/// Chooses.
+pub fn choose(state: View<'_>) -> Choice {
+    if state.free >= state.target {
+        return Choice::Nothing;
+    }
+    let closed = || (0u32..).zip(state.segments).filter(|(_, s)| s.state == State::Closed);
+    let empty = closed().filter(|(_, s)| s.live() == 0).count() as u32;
+    if empty > 0 && (state.free + empty >= state.target || empty >= 4) {
+        return Choice::Checkpoint;
+    }
+    let best = closed()
+        .filter(|(_, s)| !s.damaged && s.live() > 0 && gain_pages(s, state.segment_pages) > 0)
+        .max_by(|(_, a), (_, b)| score(a, &state).total_cmp(&score(b, &state)));
+    match best {
+        Some((i, s)) if s.stream == Stream::Meta => Choice::Meta(i),
+        Some((i, _)) => Choice::Data(i),
+        None if empty > 0 => Choice::Checkpoint,
+        None => Choice::Nothing,
+    }
+}
+
+/// Pages gained: what the segment has, less what its live pages take elsewhere with their headers.
+fn gain_pages(s: &Segment, segment_pages: u32) -> i64 {
+    let live = i64::from(s.live());
+    i64::from(segment_pages) - 2 - live - live.div_euclid(100) - 1
+}
+
+fn score(s: &Segment, state: &View<'_>) -> f64 {
+    let u = f64::from(s.live()) / f64::from(state.segment_pages);
+    let age = state.now_use_seq.saturating_sub(s.use_seq) as f64 + 1.0;
+    (1.0 - u) * age / (1.0 + u)
+}

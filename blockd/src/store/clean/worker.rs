@@ -1,0 +1,336 @@
+//! The cleaner's thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use layout::addr::PAGE;
+use parking_lot::{Condvar, Mutex};
+
+use super::policy::{Choice, View, choose};
+use crate::buf::AlignedBuf;
+use crate::device::IoError;
+use crate::store::Shared;
+use crate::store::format::record::{Entry, Record};
+use crate::store::format::{Loc, page_crc};
+use crate::store::log::{Job, Op};
+use crate::store::map::Maps;
+use crate::volume::worker::{Internal, InternalSender};
+
+/// Pages moved by one job.
+const JOB_PAGES: usize = 128;
+
+/// Tells the cleaner that there may be work.
+#[derive(Clone)]
+pub struct CleanerLink {
+    state: Arc<(Mutex<Signal>, Condvar)>,
+    low: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Signal {
+    work: bool,
+    urgent: bool,
+    stop: bool,
+}
+
+impl CleanerLink {
+    /// Users wait for space.
+    pub fn want_space(&self) {
+        let mut signal = self.state.0.lock();
+        signal.urgent = true;
+        signal.work = true;
+        self.state.1.notify_one();
+    }
+
+    /// Wakes the cleaner if free space ran low.
+    pub fn look(&self) {
+        let low = self.shared.maps.read().segments.free_count() < low_segments(&self.shared);
+        if low && !self.low.swap(true, Ordering::Relaxed) {
+            self.state.0.lock().work = true;
+            self.state.1.notify_one();
+        }
+    }
+
+    /// Ends the thread after what it is doing.
+    pub fn stop(&self) {
+        self.state.0.lock().stop = true;
+        self.state.1.notify_one();
+    }
+}
+
+/// Cleaning begins below so many free segments.
+fn low_segments(shared: &Shared) -> u32 {
+    (shared.geometry.segments / 16).max(6)
+}
+
+/// Does what the policy chooses.
+pub struct Cleaner {
+    shared: Arc<Shared>,
+}
+
+/// Pages of a segment that are alive.
+struct Live {
+    page: u64,
+    loc: Loc,
+    crc: u32,
+}
+
+impl Cleaner {
+    /// Starts the thread.
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        log: InternalSender,
+        bytes_per_s: u64,
+        threads: &mut Vec<JoinHandle<()>>,
+    ) -> CleanerLink {
+        let state = Arc::new((Mutex::new(Signal::default()), Condvar::new()));
+        let low = Arc::new(AtomicBool::new(false));
+        let link = CleanerLink { state, low, shared: Arc::clone(&shared) };
+        let mine = link.clone();
+        let spawned = std::thread::Builder::new()
+            .name("vexfs-clean".into())
+            .spawn(move || Cleaner::new(shared).run(&mine, &log, bytes_per_s));
+        match spawned {
+            Ok(handle) => threads.push(handle),
+            Err(e) => tracing::error!("cannot start the cleaner's thread: {e}"),
+        }
+        link
+    }
+
+    fn run(&self, link: &CleanerLink, log: &InternalSender, bytes_per_s: u64) {
+        loop {
+            let urgent = {
+                let mut signal = link.state.0.lock();
+                while !signal.work && !signal.stop {
+                    link.state.1.wait(&mut signal);
+                }
+                if signal.stop {
+                    return;
+                }
+                signal.work = false;
+                std::mem::take(&mut signal.urgent)
+            };
+            link.low.store(false, Ordering::Relaxed);
+            self.clean(link, log, bytes_per_s, urgent);
+        }
+    }
+
+    /// Cleans until enough is free or nothing is gained.
+    fn clean(&self, link: &CleanerLink, log: &InternalSender, bytes_per_s: u64, mut urgent: bool) {
+        loop {
+            let signal = link.state.0.lock();
+            urgent |= signal.urgent;
+            if signal.stop {
+                return;
+            }
+            drop(signal);
+            let (send, recv) = crossbeam_channel::bounded::<Result<(), IoError>>(1);
+            let done = Box::new(move |result| {
+                let _ = send.send(result);
+            });
+            let choice = self.choose(urgent);
+            let result = match self.carry_out(choice) {
+                Work::Nothing => {
+                    if urgent {
+                        log.send(Internal::NothingToClean);
+                    }
+                    return;
+                }
+                Work::Skip => continue,
+                Work::Checkpoint => {
+                    log.send(Internal::Checkpoint(done));
+                    recv.recv().unwrap_or(Err(IoError::Shutdown))
+                }
+                Work::Jobs(jobs) => move_pages(jobs, log, if urgent { 0 } else { bytes_per_s }),
+            };
+            match result {
+                Ok(()) => {}
+                Err(IoError::NoSpace) => {
+                    if urgent {
+                        log.send(Internal::NothingToClean);
+                    }
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Asks the policy.
+    pub(crate) fn choose(&self, urgent: bool) -> Choice {
+        let maps = self.shared.maps.read();
+        let low = low_segments(&self.shared);
+        let target = if urgent { low + 2 } else { low + low / 2 };
+        choose(View {
+            segments: maps.segments.all(),
+            segment_pages: self.shared.geometry.segment_pages,
+            free: maps.segments.free_count(),
+            target,
+            now_use_seq: maps.segments.all().iter().map(|s| s.use_seq).max().unwrap_or(0),
+        })
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Cleaner { shared }
+    }
+
+    /// Turns a choice into work for the log.
+    pub(crate) fn carry_out(&self, choice: Choice) -> Work {
+        match choice {
+            Choice::Nothing => Work::Nothing,
+            Choice::Checkpoint => Work::Checkpoint,
+            Choice::Meta(segment) => self.empty_meta(segment),
+            Choice::Data(segment) => match self.read_live(segment) {
+                Ok(jobs) if jobs.is_empty() => Work::Skip,
+                Ok(jobs) => Work::Jobs(jobs),
+                Err(why) => {
+                    tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
+                    self.shared.maps.write().segments.mark_damaged(segment);
+                    Work::Skip
+                }
+            },
+        }
+    }
+
+    /// Has the leaves of a meta segment written anew by the next checkpoint.
+    fn empty_meta(&self, segment: u32) -> Work {
+        let keys = self.shared.maps.read().base.clean_in(segment);
+        for key in keys {
+            while !self.shared.maps.write().base.make_dirty(key) {
+                if self.shared.load_leaf(key).is_err() {
+                    self.shared.maps.write().segments.mark_damaged(segment);
+                    return Work::Skip;
+                }
+            }
+        }
+        Work::Checkpoint
+    }
+
+    /// Reads the live pages of a segment, ready to be moved.
+    fn read_live(&self, segment: u32) -> Result<Vec<(Vec<Op>, u64)>, String> {
+        let Some(info) = self.shared.maps.read().segments.get(segment).copied() else {
+            return Err("it does not exist".into());
+        };
+        let mut bytes = AlignedBuf::zeroed(info.used_pages as usize * PAGE);
+        let start = self.shared.geometry.segment_byte(segment);
+        self.shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
+        let live = self.find_live(segment, info.use_seq, &bytes)?;
+        let mut jobs = Vec::new();
+        for part in live.chunks(JOB_PAGES) {
+            let mut buf = AlignedBuf::zeroed(part.len() * PAGE);
+            for (to, from) in buf.chunks_exact_mut(PAGE).zip(part) {
+                let at = usize::from(from.loc.offset) * PAGE;
+                let page = &bytes[at..at + PAGE];
+                let found = page_crc(from.page, page);
+                if found != from.crc {
+                    let (page, expected) = (from.page, from.crc);
+                    return Err(format!(
+                        "device page {page:#x} at {}: crc32c expected {expected:#010x}, found {found:#010x}",
+                        from.loc
+                    ));
+                }
+                to.copy_from_slice(page);
+            }
+            let buf = Arc::new(buf);
+            let op = |(i, live): (usize, &Live)| Op::Relocate {
+                page: live.page,
+                old: live.loc,
+                crc: live.crc,
+                buf: Arc::clone(&buf),
+                page_in_buf: i,
+            };
+            jobs.push((part.iter().enumerate().map(op).collect(), (part.len() * PAGE) as u64));
+        }
+        Ok(jobs)
+    }
+
+    /// Walks the records of a segment; what the map (either layer) still refers to is alive.
+    fn find_live(&self, segment: u32, use_seq: u64, bytes: &[u8]) -> Result<Vec<Live>, String> {
+        let mut live = Vec::new();
+        let mut at = 1usize;
+        while (at + 1) * PAGE <= bytes.len() {
+            let record =
+                Record::decode(&bytes[at * PAGE..(at + 1) * PAGE]).map_err(|e| format!("page {at}: {e}"))?;
+            if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
+                return Err(format!("page {at}: a record of another place or use"));
+            }
+            let mut loc = record.at;
+            for entry in &record.entries {
+                let pages: Vec<(u64, u32)> = match entry {
+                    Entry::Write { first, crcs } => (*first..).zip(crcs.iter().copied()).collect(),
+                    Entry::Relocate { page, crc, .. } => vec![(*page, *crc)],
+                    Entry::Discard { .. } => Vec::new(),
+                };
+                for (page, crc) in pages {
+                    let next =
+                        loc.offset.checked_add(1).filter(|&o| (usize::from(o) + 1) * PAGE <= bytes.len());
+                    let Some(next) = next else {
+                        return Err(format!("page {at}: the record is longer than its segment"));
+                    };
+                    loc.offset = next;
+                    if self.is_live(page, loc)? {
+                        live.push(Live { page, loc, crc });
+                    }
+                }
+            }
+            at += 1 + record.page_count() as usize;
+        }
+        Ok(live)
+    }
+
+    fn is_live(&self, page: u64, loc: Loc) -> Result<bool, String> {
+        loop {
+            let missing = {
+                let maps = self.shared.maps.read();
+                match refers(&maps, page, loc) {
+                    Ok(live) => return Ok(live),
+                    Err(key) => key,
+                }
+            };
+            self.shared.load_leaf(missing).map_err(|e| e.to_string())?;
+        }
+    }
+}
+
+/// Whether either layer has the page there; `Err` names a leaf to load first.
+fn refers(maps: &Maps, page: u64, loc: Loc) -> Result<bool, u64> {
+    use crate::store::map::Lookup;
+    if matches!(maps.overlay.lookup(page), Some(Some(m)) if m.loc == loc) {
+        return Ok(true);
+    }
+    match maps.base.lookup(page) {
+        Lookup::Mapped(m) => Ok(m.loc == loc),
+        Lookup::Unmapped => Ok(false),
+        Lookup::Leaf(key) => Err(key),
+    }
+}
+
+/// What the cleaner asks of the log.
+pub(crate) enum Work {
+    /// All is well, or nothing can be gained.
+    Nothing,
+    /// Choose again.
+    Skip,
+    /// A checkpoint.
+    Checkpoint,
+    /// Relocations, each with its bytes.
+    Jobs(Vec<(Vec<Op>, u64)>),
+}
+
+fn move_pages(jobs: Vec<(Vec<Op>, u64)>, log: &InternalSender, bytes_per_s: u64) -> Result<(), IoError> {
+    for (ops, bytes) in jobs {
+        let (send, recv) = crossbeam_channel::bounded(1);
+        let done = Box::new(move |result| {
+            let _ = send.send(result);
+        });
+        log.send(Internal::Relocate(Box::new(Job::new(ops, done))));
+        recv.recv().unwrap_or(Err(IoError::Shutdown))?;
+        if let Some(ms) = (bytes * 1000).checked_div(bytes_per_s) {
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+    }
+    Ok(())
+}

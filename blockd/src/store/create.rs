@@ -1,0 +1,184 @@
+//! Making a new, empty store.
+
+use std::sync::Arc;
+
+use layout::addr::PAGE;
+use parking_lot::RwLock;
+
+use super::format::checkpoint::{Payload, Position, Root, Run, SegmentUsage};
+use super::format::record::SessionState;
+use super::format::segment::{SegmentHeader, Stream};
+use super::format::superblock::{BACKING_BYTES_MIN, Superblock};
+use super::format::{Geometry, Loc, Mapping, SEGMENTS_START};
+use super::map::Maps;
+use super::map::base::BaseMap;
+use super::map::overlay::Overlay;
+use super::map::segments::SegmentTable;
+use super::{Shared, StoreError, checkpoint, space};
+use crate::buf::AlignedBuf;
+use crate::device::VolumeKind;
+use crate::storage::Storage;
+
+/// Default size of a segment, in bytes.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 16 << 20;
+/// Segments a store should have at least: below that, reserves eat too much.
+const SEGMENTS_WANTED: u64 = 64;
+/// Segments it must have.
+const SEGMENTS_MIN: u64 = 16;
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewStore {
+    /// Kind of volume.
+    pub kind: VolumeKind,
+    /// Its uuid.
+    pub uuid: [u8; 16],
+    /// Size of a raw volume in bytes, a multiple of 4096; 0 for VexFS.
+    pub raw_bytes: u64,
+    /// Bytes of a segment, a power of two of 64 KiB to 256 MiB; 0 chooses.
+    pub segment_bytes: u64,
+}
+
+/// How a backing would be divided.
+///
+/// # Errors
+/// [`StoreError::BadSize`] when it is too small or the segment size is not allowed.
+pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, StoreError> {
+    if backing_bytes < BACKING_BYTES_MIN {
+        return Err(StoreError::BadSize(format!(
+            "the image has {backing_bytes} bytes; a store needs at least {BACKING_BYTES_MIN}: make it larger"
+        )));
+    }
+    let segment_bytes = match segment_bytes {
+        0 => {
+            let fitting = (backing_bytes - SEGMENTS_START) / SEGMENTS_WANTED;
+            (1u64 << fitting.max(1).ilog2()).clamp(64 << 10, SEGMENT_BYTES_DEFAULT)
+        }
+        given => given,
+    };
+    if !segment_bytes.is_power_of_two() || !(64 << 10..=256 << 20).contains(&segment_bytes) {
+        return Err(StoreError::BadSize(format!(
+            "a segment of {segment_bytes} bytes is not allowed: give a power of two from 64K to 256M"
+        )));
+    }
+    let segments = (backing_bytes - SEGMENTS_START) / segment_bytes;
+    if segments < SEGMENTS_MIN {
+        return Err(StoreError::BadSize(format!(
+            "{backing_bytes} bytes hold {segments} segments of {segment_bytes}; at least {SEGMENTS_MIN} are needed: \
+             make the image larger or the segments smaller"
+        )));
+    }
+    let segments = u32::try_from(segments)
+        .map_err(|_| StoreError::BadSize("the image is too large for this segment size".into()))?;
+    Ok(Geometry { segment_pages: (segment_bytes / PAGE as u64) as u32, segments })
+}
+
+/// Bytes of a backing that holds a raw volume of `raw_bytes` whole.
+pub fn backing_for_raw(raw_bytes: u64) -> u64 {
+    let pages = raw_bytes.div_ceil(PAGE as u64);
+    let mut backing = (raw_bytes + raw_bytes / 16).max(BACKING_BYTES_MIN);
+    // Leaves of the map take at most a page for each 128 pages, twice while a checkpoint is written.
+    let wanted = pages + pages / 32 + 64;
+    while geometry(backing, 0).map_or(0, space::capacity_pages) < wanted {
+        backing += backing / 64;
+    }
+    backing.next_multiple_of(1 << 20)
+}
+
+/// Writes an empty store into the backing, over whatever is there.
+///
+/// # Errors
+/// [`StoreError::BadSize`] or `Io`.
+pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError> {
+    let backing_bytes = storage.len_bytes();
+    let geometry = geometry(backing_bytes, new.segment_bytes)?;
+    let io = |offset| move |source| StoreError::Io { action: "writing the new store", offset, source };
+
+    let root_at = Loc { segment: 0, offset: 1 };
+    let table_pages = (geometry.segments as usize * 24).div_ceil(PAGE);
+    if table_pages + 2 > geometry.segment_pages as usize {
+        return Err(StoreError::BadSize(format!(
+            "{} segments are too many for their size: use larger segments",
+            geometry.segments
+        )));
+    }
+    let free = SegmentUsage { stream: None, used_pages: 0, live_pages: 0, use_seq: 0 };
+    let mut segments = vec![free; geometry.segments as usize];
+    segments[0] = SegmentUsage {
+        stream: Some(Stream::Meta),
+        used_pages: 2 + table_pages as u32,
+        live_pages: 0,
+        use_seq: 1,
+    };
+    let payload = Payload { segments, ..Payload::default() };
+    let bytes = payload.encode();
+    let mut padded = bytes.clone();
+    padded.resize(table_pages * PAGE, 0);
+    let run =
+        Run { at: Loc { segment: 0, offset: 2 }, pages: table_pages as u32, crc: crc32c::crc32c(&padded) };
+    // Use 0 is never written: replay finds nothing there.
+    let nowhere = Position { at: Loc { segment: 0, offset: 1 }, use_seq: 0 };
+    let root = Root {
+        uuid: new.uuid,
+        generation: 1,
+        next_seq: 1,
+        next_use_seq: 2,
+        epoch: 0,
+        payload_bytes: bytes.len() as u64,
+        segment_count: geometry.segments,
+        base_leaves: 0,
+        open_leaves: 0,
+        open_discards: 0,
+        positions: [nowhere; 2],
+        session: SessionState::default(),
+        runs: vec![run],
+    };
+    let mut image = AlignedBuf::zeroed((2 + table_pages) * PAGE);
+    SegmentHeader { uuid: new.uuid, segment: 0, stream: Stream::Meta, use_seq: 1, incarnation: 0 }
+        .encode_into(&mut image[..PAGE]);
+    root.encode_into(&mut image[PAGE..2 * PAGE]);
+    let root_crc = crc32c::crc32c(&image[PAGE..2 * PAGE]);
+    image[2 * PAGE..].copy_from_slice(&padded);
+    // An old store's superblock must not survive beside new content.
+    let zeros = AlignedBuf::zeroed(SEGMENTS_START as usize);
+    storage.write_all(0, &zeros).map_err(io(0))?;
+    storage.write_all(SEGMENTS_START, &image).map_err(io(SEGMENTS_START))?;
+    storage.sync().map_err(io(0))?;
+
+    let superblock = Superblock {
+        uuid: new.uuid,
+        generation: 1,
+        kind: new.kind,
+        geometry,
+        root: Mapping { loc: root_at, crc: root_crc },
+        backing_bytes,
+        raw_bytes: new.raw_bytes,
+        compat: 0,
+        ro_compat: 0,
+        incarnation: 0,
+        session: 0,
+        boot_id: [0; 16],
+        next_seq: 1,
+    };
+    let maps = Maps {
+        kind: new.kind,
+        base: BaseMap::default(),
+        overlay: Overlay::default(),
+        segments: SegmentTable::from_usage(&payload.segments),
+        epoch: 0,
+        session: SessionState::default(),
+    };
+    let shared = Shared {
+        storage,
+        geometry,
+        uuid: new.uuid,
+        kind: new.kind,
+        raw_bytes: new.raw_bytes,
+        maps: RwLock::new(maps),
+    };
+    checkpoint::write_slots(&shared, &superblock).map_err(|e| StoreError::Io {
+        action: "writing the new store",
+        offset: 0,
+        source: std::io::Error::other(e.to_string()),
+    })
+}

@@ -1,0 +1,529 @@
+//! A log record: one header page, then the data pages it lists.
+//!
+//! ```text
+//! 0     8   16      32      40      48    56    64          72          80          88
+//! magic crc flags uuid seg,off use_seq  seq  epoch incarnation durable_seq written_seq link...
+//! 112 session state ... 384 entries ... 4096 | page | page | ...
+//! ```
+//!
+//! Faults defended against: a torn header (`crc`), torn or lost pages (a crc each, in the entries),
+//! records of a former use of the segment (`use_seq`), misdirected writes (`uuid`, `segment`,
+//! `offset`), lost records in the middle (`seq` has no gaps).
+
+use layout::addr::PAGE;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Cursor, Loc, Malformed, block_crc, check, check_zero};
+
+/// First bytes of a record.
+pub const MAGIC: [u8; 8] = *b"VEXFSREC";
+/// Byte of the header page where the entries begin.
+pub const ENTRIES_AT: usize = 384;
+/// Most bytes of entries.
+pub const ENTRY_BYTES_MAX: usize = PAGE - ENTRIES_AT;
+
+/// Before the entries: everything since the last commit is dropped.
+pub const FLAG_ROLLBACK: u32 = 1;
+/// After the entries: the open epoch is committed.
+pub const FLAG_COMMIT: u32 = 2;
+/// The stream goes on in `next_segment`; no entries.
+pub const FLAG_LINK: u32 = 4;
+const FLAGS_KNOWN: u32 = FLAG_ROLLBACK | FLAG_COMMIT | FLAG_LINK;
+
+const KIND_WRITE: u16 = 1;
+const KIND_DISCARD: u16 = 2;
+const KIND_RELOCATE: u16 = 3;
+/// Bytes of an entry before what its kind adds.
+const ENTRY_HEAD: usize = 16;
+
+/// The live session and the last command, as every record and checkpoint carry them.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SessionState {
+    session: U64,
+    /// Boot id of the mounter's machine.
+    pub boot_id: [u8; 16],
+    command_session: U64,
+    command_id: U64,
+    command_epoch: U64,
+    command_op: U32,
+    command_errno: U32,
+    /// NUL-padded text of the last command's reply.
+    pub message: [u8; 216],
+}
+
+const _: () = assert!(size_of::<SessionState>() == 272);
+
+impl Default for SessionState {
+    fn default() -> Self {
+        SessionState {
+            session: 0.into(),
+            boot_id: [0; 16],
+            command_session: 0.into(),
+            command_id: 0.into(),
+            command_epoch: 0.into(),
+            command_op: 0.into(),
+            command_errno: 0.into(),
+            message: [0; 216],
+        }
+    }
+}
+
+/// The last command of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LastCommand {
+    /// Its session.
+    pub session: u64,
+    /// Its id.
+    pub id: u64,
+    /// Commits when it was done.
+    pub epoch: u64,
+    /// Its op, 0 if there was none.
+    pub op: u32,
+    /// Its outcome.
+    pub errno: u32,
+}
+
+impl SessionState {
+    /// The live session, 0 if none.
+    pub fn session(&self) -> u64 {
+        self.session.get()
+    }
+    /// Starts or ends (0) a session.
+    pub fn set_session(&mut self, session: u64, boot_id: [u8; 16]) {
+        self.session = session.into();
+        self.boot_id = boot_id;
+    }
+    /// The last command.
+    pub fn last_command(&self) -> LastCommand {
+        LastCommand {
+            session: self.command_session.get(),
+            id: self.command_id.get(),
+            epoch: self.command_epoch.get(),
+            op: self.command_op.get(),
+            errno: self.command_errno.get(),
+        }
+    }
+    /// Notes the last command and its reply's text.
+    pub fn set_last_command(&mut self, last: LastCommand, message: [u8; 216]) {
+        self.command_session = last.session.into();
+        self.command_id = last.id.into();
+        self.command_epoch = last.epoch.into();
+        self.command_op = last.op.into();
+        self.command_errno = last.errno.into();
+        self.message = message;
+    }
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Disk {
+    magic: [u8; 8],
+    crc: U32,
+    flags: U32,
+    uuid: [u8; 16],
+    segment: U32,
+    offset: U32,
+    use_seq: U64,
+    seq: U64,
+    epoch: U64,
+    incarnation: U64,
+    durable_seq: U64,
+    written_seq: U64,
+    next_use_seq: U64,
+    next_segment: U32,
+    page_count: U32,
+    entry_bytes: U32,
+    reserved: U32,
+    session: SessionState,
+}
+
+const _: () = assert!(size_of::<Disk>() == ENTRIES_AT);
+const _: () = assert!(std::mem::offset_of!(Disk, crc) == 8);
+const _: () = assert!(std::mem::offset_of!(Disk, uuid) == 16);
+const _: () = assert!(std::mem::offset_of!(Disk, use_seq) == 40);
+const _: () = assert!(std::mem::offset_of!(Disk, seq) == 48);
+const _: () = assert!(std::mem::offset_of!(Disk, durable_seq) == 72);
+const _: () = assert!(std::mem::offset_of!(Disk, next_segment) == 96);
+const _: () = assert!(std::mem::offset_of!(Disk, session) == 112);
+
+/// One change a record makes to the map, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// The next `crcs.len()` data pages are these device pages.
+    Write {
+        /// First device page.
+        first: u64,
+        /// A crc for each page.
+        crcs: Vec<u32>,
+    },
+    /// These device pages read as zeros from now on.
+    Discard {
+        /// First device page.
+        first: u64,
+        /// Number of pages.
+        count: u64,
+    },
+    /// The next data page is a copy of `page`, valid only if it still stands at `old`.
+    Relocate {
+        /// The device page.
+        page: u64,
+        /// Where it stood when it was copied.
+        old: Loc,
+        /// Its crc.
+        crc: u32,
+    },
+}
+
+impl Entry {
+    /// Data pages it takes.
+    pub fn pages(&self) -> u32 {
+        match self {
+            Entry::Write { crcs, .. } => crcs.len() as u32,
+            Entry::Discard { .. } => 0,
+            Entry::Relocate { .. } => 1,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        ENTRY_HEAD
+            + match self {
+                Entry::Write { crcs, .. } => 4 * crcs.len(),
+                Entry::Discard { .. } => 8,
+                Entry::Relocate { .. } => 4,
+            }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, aux, number, page) = match self {
+            Entry::Write { first, crcs } => (KIND_WRITE, 0, crcs.len() as u32, *first),
+            Entry::Discard { first, .. } => (KIND_DISCARD, 0, 0, *first),
+            Entry::Relocate { page, old, .. } => (KIND_RELOCATE, old.offset, old.segment, *page),
+        };
+        out.extend_from_slice(&kind.to_le_bytes());
+        out.extend_from_slice(&aux.to_le_bytes());
+        out.extend_from_slice(&number.to_le_bytes());
+        out.extend_from_slice(&page.to_le_bytes());
+        match self {
+            Entry::Write { crcs, .. } => {
+                crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()))
+            }
+            Entry::Discard { count, .. } => out.extend_from_slice(&count.to_le_bytes()),
+            Entry::Relocate { crc, .. } => out.extend_from_slice(&crc.to_le_bytes()),
+        }
+    }
+
+    fn decode(cursor: &mut Cursor<'_>) -> Result<Self, Malformed> {
+        let (kind, aux, number, page) = (cursor.u16()?, cursor.u16()?, cursor.u32()?, cursor.u64()?);
+        match kind {
+            KIND_WRITE => {
+                check("aux of a write entry", 0u16, aux)?;
+                let bytes = cursor.take((number as usize).saturating_mul(4))?;
+                if number == 0 || page.checked_add(u64::from(number)).is_none() {
+                    return Err(Malformed {
+                        what: "pages of a write entry",
+                        expected: 1,
+                        found: u64::from(number),
+                    });
+                }
+                let crcs =
+                    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                Ok(Entry::Write { first: page, crcs })
+            }
+            KIND_DISCARD => {
+                check("aux of a discard entry", 0u16, aux)?;
+                check("number of a discard entry", 0u32, number)?;
+                let count = cursor.u64()?;
+                if count == 0 || page.checked_add(count).is_none() {
+                    return Err(Malformed { what: "pages of a discard entry", expected: 1, found: count });
+                }
+                Ok(Entry::Discard { first: page, count })
+            }
+            KIND_RELOCATE => {
+                let old = Loc { segment: number, offset: aux };
+                Ok(Entry::Relocate { page, old, crc: cursor.u32()? })
+            }
+            other => Err(Malformed { what: "kind of a record entry", expected: 1, found: u64::from(other) }),
+        }
+    }
+}
+
+/// A checked record header.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// The volume's uuid.
+    pub uuid: [u8; 16],
+    /// Where the header stands.
+    pub at: Loc,
+    /// Use of the segment.
+    pub use_seq: u64,
+    /// Place in the log: one more than the record before, over all streams.
+    pub seq: u64,
+    /// Commits before this record.
+    pub epoch: u64,
+    /// Start of the store that wrote it.
+    pub incarnation: u64,
+    /// Every record up to this one was durable when this was written.
+    pub durable_seq: u64,
+    /// Every record up to this one had been written (and may have been acknowledged).
+    pub written_seq: u64,
+    /// `FLAG_*`.
+    pub flags: u32,
+    /// With [`FLAG_LINK`]: the segment in which the stream goes on, and its use.
+    pub next: Option<(u32, u64)>,
+    /// After this record.
+    pub session: SessionState,
+    /// The changes, in order.
+    pub entries: Vec<Entry>,
+}
+
+impl Record {
+    /// Data pages after the header.
+    pub fn page_count(&self) -> u32 {
+        self.entries.iter().map(Entry::pages).sum()
+    }
+
+    /// Fills the header page.
+    ///
+    /// # Panics
+    /// If the entries do not fit, which [`EntryList`] sees to.
+    pub fn encode_into(&self, page: &mut [u8]) {
+        let mut entries = Vec::with_capacity(ENTRY_BYTES_MAX);
+        self.entries.iter().for_each(|e| e.encode(&mut entries));
+        assert!(entries.len() <= ENTRY_BYTES_MAX, "entries fit the header page");
+        let (next_segment, next_use_seq) = self.next.unwrap_or((0, 0));
+        let disk = Disk {
+            magic: MAGIC,
+            crc: 0.into(),
+            flags: self.flags.into(),
+            uuid: self.uuid,
+            segment: self.at.segment.into(),
+            offset: u32::from(self.at.offset).into(),
+            use_seq: self.use_seq.into(),
+            seq: self.seq.into(),
+            epoch: self.epoch.into(),
+            incarnation: self.incarnation.into(),
+            durable_seq: self.durable_seq.into(),
+            written_seq: self.written_seq.into(),
+            next_use_seq: next_use_seq.into(),
+            next_segment: next_segment.into(),
+            page_count: self.page_count().into(),
+            entry_bytes: (entries.len() as u32).into(),
+            reserved: 0.into(),
+            session: self.session.clone(),
+        };
+        page[..ENTRIES_AT].copy_from_slice(disk.as_bytes());
+        page[ENTRIES_AT..ENTRIES_AT + entries.len()].copy_from_slice(&entries);
+        page[ENTRIES_AT + entries.len()..].fill(0);
+        let crc = block_crc(page, 8);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Checks and decodes a header page (not its place, nor its data pages).
+    ///
+    /// # Errors
+    /// [`Malformed`] names the field.
+    pub fn decode(page: &[u8]) -> Result<Self, Malformed> {
+        check("record header length", PAGE as u64, page.len() as u64)?;
+        let Ok((disk, rest)) = Disk::read_from_prefix(page) else {
+            return Err(Malformed {
+                what: "record header length",
+                expected: PAGE as u64,
+                found: page.len() as u64,
+            });
+        };
+        check("record magic", u64::from_le_bytes(MAGIC), u64::from_le_bytes(disk.magic))?;
+        check("record header crc32c", block_crc(page, 8), disk.crc.get())?;
+        check("unknown record flags", 0u32, disk.flags.get() & !FLAGS_KNOWN)?;
+        check("record reserved bytes", 0u32, disk.reserved.get())?;
+        let entry_bytes = disk.entry_bytes.get() as usize;
+        let Some((entry_area, tail)) = rest.split_at_checked(entry_bytes) else {
+            let (expected, found) = (ENTRY_BYTES_MAX as u64, entry_bytes as u64);
+            return Err(Malformed { what: "bytes of record entries", expected, found });
+        };
+        check_zero("record reserved bytes", tail)?;
+        let mut cursor = Cursor::new(entry_area, "record entry");
+        let mut entries = Vec::new();
+        while cursor.left() > 0 {
+            entries.push(Entry::decode(&mut cursor)?);
+        }
+        let Ok(offset) = u16::try_from(disk.offset.get()) else {
+            let found = u64::from(disk.offset.get());
+            return Err(Malformed { what: "page of the record", expected: 0xffff, found });
+        };
+        let flags = disk.flags.get();
+        let next = (flags & FLAG_LINK != 0).then(|| (disk.next_segment.get(), disk.next_use_seq.get()));
+        let record = Record {
+            uuid: disk.uuid,
+            at: Loc { segment: disk.segment.get(), offset },
+            use_seq: disk.use_seq.get(),
+            seq: disk.seq.get(),
+            epoch: disk.epoch.get(),
+            incarnation: disk.incarnation.get(),
+            durable_seq: disk.durable_seq.get(),
+            written_seq: disk.written_seq.get(),
+            flags,
+            next,
+            session: disk.session,
+            entries,
+        };
+        check("data pages of the record", record.page_count(), disk.page_count.get())?;
+        Ok(record)
+    }
+}
+
+/// Entries that grow until the header page is full.
+#[derive(Default, Debug)]
+pub struct EntryList {
+    entries: Vec<Entry>,
+    bytes: usize,
+    pages: u32,
+}
+
+impl EntryList {
+    /// Data pages so far.
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+    /// Nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+    /// The entries, leaving an empty list.
+    pub fn take(&mut self) -> Vec<Entry> {
+        self.bytes = 0;
+        self.pages = 0;
+        std::mem::take(&mut self.entries)
+    }
+
+    /// Adds a written page; false if there is no room.
+    pub fn push_write(&mut self, page: u64, crc: u32) -> bool {
+        if let Some(Entry::Write { first, crcs }) = self.entries.last_mut()
+            && *first + crcs.len() as u64 == page
+        {
+            if self.bytes + 4 > ENTRY_BYTES_MAX {
+                return false;
+            }
+            crcs.push(crc);
+            self.bytes += 4;
+            self.pages += 1;
+            return true;
+        }
+        self.push(Entry::Write { first: page, crcs: vec![crc] })
+    }
+
+    /// Adds a discard, merged with one just before it; false if there is no room.
+    pub fn push_discard(&mut self, page: u64, pages: u64) -> bool {
+        if let Some(Entry::Discard { first, count }) = self.entries.last_mut()
+            && *first + *count == page
+        {
+            *count += pages;
+            return true;
+        }
+        self.push(Entry::Discard { first: page, count: pages })
+    }
+
+    /// Adds any entry; false if there is no room.
+    pub fn push(&mut self, entry: Entry) -> bool {
+        if self.bytes + entry.bytes() > ENTRY_BYTES_MAX {
+            return false;
+        }
+        self.bytes += entry.bytes();
+        self.pages += entry.pages();
+        self.entries.push(entry);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests as common;
+    use super::*;
+
+    fn sample() -> (Record, Vec<u8>) {
+        let mut session = SessionState::default();
+        session.set_session(0x4_0000_0002, [9; 16]);
+        session.set_last_command(
+            LastCommand { session: 0x4_0000_0002, id: 3, epoch: 8, op: 4, errno: 22 },
+            [b'x'; 216],
+        );
+        let record = Record {
+            uuid: [3; 16],
+            at: Loc { segment: 2, offset: 40 },
+            use_seq: 17,
+            seq: 1234,
+            epoch: 8,
+            incarnation: 4,
+            durable_seq: 1200,
+            written_seq: 1230,
+            flags: FLAG_COMMIT,
+            next: None,
+            session,
+            entries: vec![
+                Entry::Write { first: 1 << 40, crcs: vec![1, 2, 3] },
+                Entry::Discard { first: 5, count: 1 << 36 },
+                Entry::Relocate { page: 77, old: Loc { segment: 1, offset: 65535 }, crc: 0xabcd },
+            ],
+        };
+        let mut page = vec![0xff; PAGE];
+        record.encode_into(&mut page);
+        (record, page)
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let (record, page) = sample();
+        assert_eq!(record.page_count(), 4);
+        assert_eq!(Record::decode(&page), Ok(record));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        common::every_flip_is_noticed(&sample().1, |page| Record::decode(page).is_ok());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        common::golden(&sample().1, 0x47e3_8757);
+    }
+
+    #[test]
+    fn a_full_list_of_entries_fits_the_header_page() {
+        let mut list = EntryList::default();
+        let mut scattered = 0;
+        while list.push_write(scattered * 2, 1) {
+            scattered += 1;
+        }
+        assert_eq!(scattered as usize, ENTRY_BYTES_MAX / 20);
+        let record = Record { entries: list.take(), ..sample().0 };
+        let mut page = vec![0; PAGE];
+        record.encode_into(&mut page);
+        assert_eq!(Record::decode(&page), Ok(record));
+
+        let mut consecutive = 0;
+        while list.push_write(consecutive, 1) {
+            consecutive += 1;
+        }
+        assert_eq!(consecutive as usize, (ENTRY_BYTES_MAX - 16) / 4);
+        assert_eq!(list.take().len(), 1, "consecutive pages are one entry");
+    }
+
+    #[test]
+    fn hostile_entries_are_errors_even_with_a_right_checksum() {
+        let refused = |at: usize, bytes: &[u8]| {
+            let mut page = sample().1;
+            page[at..at + bytes.len()].copy_from_slice(bytes);
+            let crc = block_crc(&page, 8);
+            page[8..12].copy_from_slice(&crc.to_le_bytes());
+            assert!(Record::decode(&page).is_err(), "{bytes:?} at {at}");
+        };
+        refused(ENTRIES_AT, &[0, 0]); // a kind that is never valid
+        refused(ENTRIES_AT, &[9, 0]);
+        refused(ENTRIES_AT + 4, &[0xff; 4]); // more crcs than there are bytes
+        refused(ENTRIES_AT + 8, &[0xff; 8]); // pages past the end of all numbers
+        refused(104, &[0xff, 0xff]); // more entries than the page holds
+        refused(100, &[200]); // data pages that no entry names
+        refused(12, &[0x80]); // an unknown flag
+    }
+}

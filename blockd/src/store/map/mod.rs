@@ -1,0 +1,181 @@
+//! The map: device page -> place in the log.
+//!
+//! Two layers. The *base* is the committed map; it is what checkpoints hold. The *overlay* is the
+//! open epoch of a VexFS volume: a commit merges it into the base, a rollback drops it. A raw
+//! volume has no epochs and changes its base directly. One thread (the log's) changes the map.
+
+pub mod base;
+pub mod overlay;
+pub mod segments;
+
+use super::format::record::{Entry, FLAG_COMMIT, FLAG_ROLLBACK, Record, SessionState};
+use super::format::{Loc, Mapping};
+use crate::device::VolumeKind;
+use base::BaseMap;
+use overlay::Overlay;
+use segments::SegmentTable;
+
+/// What stands behind a device page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// Nothing: it reads as zeros.
+    Unmapped,
+    /// A page of the log.
+    Mapped(Mapping),
+    /// The leaf of this key must be loaded first.
+    Leaf(u64),
+}
+
+/// The map with all that changes together with it.
+#[derive(Debug)]
+pub struct Maps {
+    /// Kind of volume: decides whether writes open an epoch.
+    pub kind: VolumeKind,
+    /// Committed state.
+    pub base: BaseMap,
+    /// Open epoch.
+    pub overlay: Overlay,
+    /// Use of each segment.
+    pub segments: SegmentTable,
+    /// Commits so far.
+    pub epoch: u64,
+    /// As of the last record applied.
+    pub session: SessionState,
+}
+
+impl Maps {
+    /// Looks a page up as the mounter sees it (open epoch first).
+    pub fn lookup(&self, page: u64) -> Lookup {
+        match self.overlay.lookup(page) {
+            Some(Some(mapping)) => Lookup::Mapped(mapping),
+            Some(None) => Lookup::Unmapped,
+            None => self.base.lookup(page),
+        }
+    }
+
+    /// Keys of the leaves that [`Maps::apply`] needs and that are not loaded.
+    pub fn leaves_missing(&self, record: &Record) -> Vec<u64> {
+        let mut keys = Vec::new();
+        for entry in &record.entries {
+            match entry {
+                Entry::Write { first, crcs } if self.kind == VolumeKind::Raw => {
+                    self.base.missing(*first, crcs.len() as u64, &mut keys);
+                }
+                Entry::Discard { first, count } if self.kind == VolumeKind::Raw => {
+                    self.base.missing(*first, *count, &mut keys);
+                }
+                Entry::Relocate { page, .. } => self.base.missing(*page, 1, &mut keys),
+                Entry::Write { .. } | Entry::Discard { .. } => {}
+            }
+        }
+        if record.flags & FLAG_COMMIT != 0 {
+            for (first, count) in self.overlay.discards() {
+                self.base.missing(first, count, &mut keys);
+            }
+            for page in self.overlay.pages() {
+                self.base.missing(page, 1, &mut keys);
+            }
+            for entry in &record.entries {
+                if let Entry::Write { first, .. } | Entry::Discard { first, .. } = entry {
+                    let count = match entry {
+                        Entry::Discard { count, .. } => *count,
+                        _ => u64::from(entry.pages()),
+                    };
+                    self.base.missing(*first, count, &mut keys);
+                }
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// Carries out a record, at run time and at replay alike. Its leaves are loaded.
+    pub fn apply(&mut self, record: &Record) {
+        if record.flags & FLAG_ROLLBACK != 0 {
+            self.rollback();
+        }
+        let mut data = Loc { segment: record.at.segment, offset: record.at.offset };
+        for entry in &record.entries {
+            match entry {
+                Entry::Write { first, crcs } => {
+                    for (page, &crc) in (*first..).zip(crcs) {
+                        data.offset += 1;
+                        self.set(page, Mapping { loc: data, crc });
+                    }
+                }
+                Entry::Discard { first, count } => self.discard(*first, *count),
+                Entry::Relocate { page, old, crc } => {
+                    data.offset += 1;
+                    self.relocate(*page, *old, Mapping { loc: data, crc: *crc });
+                }
+            }
+        }
+        self.segments.wrote(record.at.segment, u32::from(record.at.offset) + 1 + record.page_count());
+        if record.flags & FLAG_COMMIT != 0 {
+            self.commit();
+        }
+        self.session = record.session.clone();
+    }
+
+    fn set(&mut self, page: u64, mapping: Mapping) {
+        let segments = &mut self.segments;
+        match self.kind {
+            VolumeKind::Raw => {
+                segments.add_base(mapping.loc);
+                if let Some(old) = self.base.set(page, mapping) {
+                    segments.drop_base(old.loc);
+                }
+            }
+            VolumeKind::VexFs => {
+                segments.add_open(mapping.loc);
+                if let Some(old) = self.overlay.set(page, mapping) {
+                    segments.drop_open(old.loc);
+                }
+            }
+        }
+    }
+
+    fn discard(&mut self, first: u64, count: u64) {
+        let segments = &mut self.segments;
+        match self.kind {
+            VolumeKind::Raw => self.base.remove(first, count, |old| segments.drop_base(old)),
+            VolumeKind::VexFs => self.overlay.discard(first, count, |old| segments.drop_open(old)),
+        }
+    }
+
+    /// Compare-and-swap on the old place, in both layers: only one of them can refer to it.
+    fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
+        if self.overlay.replace(page, old, new) {
+            self.segments.add_open(new.loc);
+            self.segments.drop_open(old);
+        } else if self.base.replace(page, old, new) {
+            self.segments.add_base(new.loc);
+            self.segments.drop_base(old);
+        }
+    }
+
+    fn commit(&mut self) {
+        let segments = &mut self.segments;
+        let overlay = std::mem::take(&mut self.overlay);
+        for (first, count) in overlay.discards() {
+            self.base.remove(first, count, |old| segments.drop_base(old));
+        }
+        for (page, mapping) in overlay.mappings() {
+            segments.drop_open(mapping.loc);
+            segments.add_base(mapping.loc);
+            if let Some(old) = self.base.set(page, mapping) {
+                segments.drop_base(old.loc);
+            }
+        }
+        self.epoch += 1;
+    }
+
+    /// Drops the open epoch.
+    pub fn rollback(&mut self) {
+        let overlay = std::mem::take(&mut self.overlay);
+        for (_, mapping) in overlay.mappings() {
+            self.segments.drop_open(mapping.loc);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The log-structured store (FORMAT.md section 4): pages of a sparse device, kept in a log.
+//!
+//! [`format`](mod@format): the bytes. [`map`]: where each page stands. [`log`]: the one writer.
+//! [`reader`]: lookups and verified reads, any thread. [`checkpoint`] and [`recover`]: the state on
+//! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store.
+
+pub mod checkpoint;
+pub mod clean;
+pub mod create;
+pub mod error;
+pub mod format;
+pub mod log;
+pub mod map;
+pub mod reader;
+pub mod recover;
+pub mod space;
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::device::VolumeKind;
+use crate::storage::Storage;
+use format::Geometry;
+use map::Maps;
+
+pub use error::StoreError;
+
+/// What the log, the readers and the cleaner share.
+pub struct Shared {
+    /// The backing.
+    pub storage: Arc<dyn Storage>,
+    /// How it is divided.
+    pub geometry: Geometry,
+    /// The volume's uuid.
+    pub uuid: [u8; 16],
+    /// Kind of volume.
+    pub kind: VolumeKind,
+    /// Size of a raw volume.
+    pub raw_bytes: u64,
+    /// The map; changed by the log only, except that readers put loaded leaves in.
+    pub maps: RwLock<Maps>,
+}

@@ -1,0 +1,209 @@
+//! Verified reads, from any thread, at the side of the writer.
+//!
+//! A segment can be cleaned and used again while a read of it is under way. The crc in the map
+//! (which covers the page's address) tells: on a mismatch the map is asked again, and only if it still
+//! names the same place and crc is the page bad.
+
+use layout::addr::PAGE;
+
+use super::Shared;
+use super::format::{Loc, Mapping, leaf, page_crc};
+use super::map::Lookup;
+use crate::buf::AlignedBuf;
+use crate::device::IoError;
+use crate::storage::Read;
+
+/// Longest single read of the backing, in pages.
+const RUN_PAGES_MAX: usize = 256;
+
+/// Fills `buf` with whole device pages from `first` on.
+pub struct PageRead<'a> {
+    /// First device page.
+    pub first: u64,
+    /// Whole pages, aligned.
+    pub buf: &'a mut [u8],
+    /// The outcome.
+    pub result: Result<(), IoError>,
+}
+
+impl Shared {
+    /// Carries out all reads, those that miss the zeros in one batch.
+    pub fn read_pages(&self, reads: &mut [PageRead<'_>]) {
+        let plans: Vec<Result<Vec<Lookup>, IoError>> =
+            reads.iter().map(|r| self.lookup_run(r.first, r.buf.len() / PAGE)).collect();
+        let mut batch = Vec::new();
+        for (read, plan) in reads.iter_mut().zip(&plans) {
+            if let Ok(plan) = plan {
+                plan_reads(self, plan, read.buf, &mut batch);
+            }
+        }
+        self.storage.read_batch(&mut batch);
+        drop(batch);
+        for (read, plan) in reads.iter_mut().zip(plans) {
+            read.result = plan.and_then(|plan| self.verify(read.first, read.buf, &plan));
+        }
+    }
+
+    /// One read.
+    ///
+    /// # Errors
+    /// [`IoError::Io`] with the address when a page is bad.
+    pub fn read_run(&self, first: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        let mut one = [PageRead { first, buf, result: Ok(()) }];
+        self.read_pages(&mut one);
+        let [read] = one;
+        read.result
+    }
+
+    /// Looks pages up, loading leaves as needed.
+    fn lookup_run(&self, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
+        loop {
+            let mut plan = Vec::with_capacity(count);
+            let missing = {
+                let maps = self.maps.read();
+                (first..first + count as u64).find_map(|page| match maps.lookup(page) {
+                    Lookup::Leaf(key) => Some(key),
+                    found => {
+                        plan.push(found);
+                        None
+                    }
+                })
+            };
+            match missing {
+                Some(key) => self.load_leaf(key)?,
+                None => return Ok(plan),
+            }
+        }
+    }
+
+    /// Checks every page; pages that moved while they were read are read again.
+    fn verify(&self, first: u64, buf: &mut [u8], plan: &[Lookup]) -> Result<(), IoError> {
+        for (i, (bytes, planned)) in buf.chunks_exact_mut(PAGE).zip(plan).enumerate() {
+            let page = first + i as u64;
+            let mut planned = *planned;
+            loop {
+                let Lookup::Mapped(mapping) = planned else {
+                    bytes.fill(0);
+                    break;
+                };
+                let found = page_crc(page, bytes);
+                if found == mapping.crc {
+                    break;
+                }
+                let now = self.lookup_run(page, 1)?.first().copied().unwrap_or(Lookup::Unmapped);
+                if now == planned {
+                    // Not moved: either the read failed, or the page is bad. Reading once more tells.
+                    self.read_one(mapping.loc, bytes)
+                        .map_err(|e| self.read_error(page, mapping, &e.to_string()))?;
+                    let found = page_crc(page, bytes);
+                    if found == mapping.crc {
+                        break;
+                    }
+                    if self.lookup_run(page, 1)?.first() == Some(&planned) {
+                        let expected = mapping.crc;
+                        let why = format!("crc32c expected {expected:#010x}, found {found:#010x}");
+                        return Err(self.read_error(page, mapping, &why));
+                    }
+                    continue;
+                }
+                planned = now;
+                if let Lookup::Mapped(mapping) = now {
+                    // A failure shows as a wrong crc in the next round.
+                    let _ = self.read_one(mapping.loc, bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_one(&self, loc: Loc, bytes: &mut [u8]) -> std::io::Result<()> {
+        let mut page = AlignedBuf::zeroed(PAGE);
+        self.storage.read_exact(self.geometry.byte(loc), &mut page)?;
+        bytes.copy_from_slice(&page);
+        Ok(())
+    }
+
+    fn read_error(&self, page: u64, mapping: Mapping, why: &str) -> IoError {
+        let byte = self.geometry.byte(mapping.loc);
+        let text =
+            format!("device page {page:#x} at {} (image byte {byte}) cannot be read: {why}", mapping.loc);
+        tracing::error!("{text}");
+        IoError::Io(text)
+    }
+
+    /// Reads a map leaf in, if it still has to be.
+    ///
+    /// # Errors
+    /// [`IoError::Io`] when it is bad: nothing is known of the pages it maps.
+    pub fn load_leaf(&self, key: u64) -> Result<(), IoError> {
+        let mut buf = AlignedBuf::zeroed(PAGE);
+        loop {
+            let Some(at) = self.maps.read().base.unloaded(key) else { return Ok(()) };
+            let read = self.storage.read_exact(self.geometry.byte(at.loc), &mut buf);
+            let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(key, at, &buf));
+            match checked {
+                Ok(entries) => {
+                    self.maps.write().base.load(key, at, entries);
+                    return Ok(());
+                }
+                Err(_) if self.maps.read().base.unloaded(key) != Some(at) => {}
+                Err(why) => {
+                    let byte = self.geometry.byte(at.loc);
+                    let text =
+                        format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);
+                    tracing::error!("{text}");
+                    return Err(IoError::Io(text));
+                }
+            }
+        }
+    }
+
+    /// Checks a leaf page against its directory entry and decodes it.
+    pub(super) fn decode_leaf(
+        &self,
+        key: u64,
+        at: Mapping,
+        page: &[u8],
+    ) -> Result<Vec<leaf::LeafEntry>, String> {
+        let found = crc32c::crc32c(page);
+        if found != at.crc {
+            return Err(format!("crc32c expected {:#010x}, found {found:#010x}", at.crc));
+        }
+        let entries = leaf::decode(self.uuid, key, page).map_err(|m| m.to_string())?;
+        match entries.iter().find(|e| !self.geometry.contains(e.loc())) {
+            Some(e) => Err(format!("it names {}, past the end of the image", e.loc())),
+            None => Ok(entries),
+        }
+    }
+}
+
+/// Adds the reads of one request: runs that are contiguous in the log are read at once.
+fn plan_reads<'a>(shared: &Shared, plan: &[Lookup], buf: &'a mut [u8], batch: &mut Vec<Read<'a>>) {
+    let mut rest = buf;
+    let mut i = 0;
+    while i < plan.len() {
+        let mut count = 1;
+        let start = match plan[i] {
+            Lookup::Mapped(mapping) => {
+                while count < RUN_PAGES_MAX
+                    && plan.get(i + count).is_some_and(|l| follows(mapping, count, *l))
+                {
+                    count += 1;
+                }
+                Some(mapping.loc)
+            }
+            _ => None,
+        };
+        let (head, tail) = std::mem::take(&mut rest).split_at_mut(count * PAGE);
+        rest = tail;
+        if let Some(loc) = start {
+            batch.push(Read::new(shared.geometry.byte(loc), head));
+        }
+        i += count;
+    }
+}
+
+fn follows(first: Mapping, count: usize, next: Lookup) -> bool {
+    matches!(next, Lookup::Mapped(m) if m.loc.segment == first.loc.segment
+        && usize::from(m.loc.offset) == usize::from(first.loc.offset) + count)
+}

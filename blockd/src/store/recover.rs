@@ -1,0 +1,478 @@
+//! Opening a store: newest superblock, its checkpoint, and the records after it.
+//!
+//! Time is bounded by the records since the last checkpoint. Replay stops at the first record that
+//! is missing or torn. Whether that is the end of the log, or damage in its midst, is told by what the
+//! records say of one another: each carries how far the log was durable, and written, before it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use layout::addr::PAGE;
+use parking_lot::RwLock;
+
+use super::checkpoint::{self, Checkpointer};
+use super::format::checkpoint::{Payload, Position, Root};
+use super::format::record::{FLAG_LINK, MAGIC, Record};
+use super::format::segment::Stream;
+use super::format::superblock::{SLOTS, Superblock};
+use super::format::{Geometry, Loc, Malformed, Mapping, check, page_crc};
+use super::log::{Head, Log, apply_record};
+use super::map::Maps;
+use super::map::base::BaseMap;
+use super::map::overlay::Overlay;
+use super::map::segments::SegmentTable;
+use super::{Shared, StoreError};
+use crate::buf::AlignedBuf;
+use crate::device::{IoError, VolumeKind};
+use crate::storage::Storage;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct RecoverOptions {
+    /// Nothing is written.
+    pub read_only: bool,
+    /// This machine's boot id (/proc/sys/kernel/random/boot_id).
+    pub boot_id: [u8; 16],
+    /// Pages of log between checkpoints.
+    pub checkpoint_pages: u64,
+    /// Map leaves kept in memory; 0 = no limit.
+    pub leaves_max: usize,
+}
+
+/// Where the log goes on.
+pub(super) struct LogStart {
+    pub(super) heads: [Head; 2],
+    pub(super) next_seq: u64,
+    pub(super) next_use_seq: u64,
+}
+
+/// An open store.
+pub struct Opened {
+    /// For readers.
+    pub shared: Arc<Shared>,
+    /// The writer; `None` when read-only.
+    pub log: Option<Log>,
+    /// Starts so far, this one included.
+    pub incarnation: u64,
+    /// A session that was live, could have gone on, but whose head is lost to damage.
+    pub lost_session: Option<u64>,
+}
+
+fn read(
+    storage: &dyn Storage,
+    action: &'static str,
+    offset: u64,
+    len: usize,
+) -> Result<AlignedBuf, StoreError> {
+    let mut buf = AlignedBuf::zeroed(len);
+    storage.read_exact(offset, &mut buf).map_err(|source| StoreError::Io { action, offset, source })?;
+    Ok(buf)
+}
+
+/// The newer of the two superblock slots that are intact.
+///
+/// # Errors
+/// [`StoreError::NotAStore`] if neither is; `Unusable` if it is of an unknown version or feature.
+pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> {
+    let mut best: Option<Superblock> = None;
+    let mut first_error = None;
+    for slot in SLOTS {
+        if slot + PAGE as u64 > storage.len_bytes() {
+            continue;
+        }
+        match Superblock::decode(&read(storage, "reading the superblock", slot, PAGE)?) {
+            Ok(found) if best.as_ref().is_none_or(|b| b.generation < found.generation) => best = Some(found),
+            Ok(_) => {}
+            Err(e) if e.what.contains("magic") || e.what.contains("crc") => {
+                first_error.get_or_insert(e);
+            }
+            Err(e) => return Err(StoreError::Unusable(e)),
+        }
+    }
+    let empty = Malformed { what: "bytes of the image", expected: 2 << 20, found: storage.len_bytes() };
+    best.ok_or_else(|| StoreError::NotAStore(first_error.unwrap_or(empty)))
+}
+
+/// Opens the store in a backing.
+///
+/// # Errors
+/// [`StoreError`]; nothing was changed then.
+pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opened, StoreError> {
+    let superblock = read_superblock(&*storage)?;
+    if superblock.backing_bytes > storage.len_bytes() {
+        let (expected, found) = (superblock.backing_bytes, storage.len_bytes());
+        return Err(StoreError::Truncated { expected, found });
+    }
+    if !options.read_only && !superblock.writable() {
+        let found = superblock.ro_compat;
+        let what = "unknown features that allow reading only (open it read-only)";
+        return Err(StoreError::Unusable(Malformed { what, expected: 0, found }));
+    }
+    let (shared, root) = load_checkpoint(storage, &superblock)?;
+    shared.maps.write().base.set_loaded_max(options.leaves_max);
+    let replayed = replay(&shared, &superblock, &root, options)?;
+    let lost_session = settle_session(&shared, options, replayed.head_lost);
+    if options.read_only {
+        let incarnation = superblock.incarnation;
+        return Ok(Opened { shared, log: None, incarnation, lost_session });
+    }
+    // Both slots name this checkpoint before anything that only the older one needs is reused.
+    checkpoint::write_slots(&shared, &superblock).map_err(start_error)?;
+    {
+        let mut maps = shared.maps.write();
+        let empty: Vec<u32> = maps.segments.empty_meta().collect();
+        maps.segments.release(&empty);
+    }
+    let superblock =
+        Superblock { incarnation: superblock.incarnation + 1, boot_id: options.boot_id, ..superblock };
+    let incarnation = superblock.incarnation;
+    let none = Head { at: Loc { segment: 0, offset: 0 }, use_seq: 0, fresh: true };
+    let start = LogStart {
+        heads: [none; 2],
+        // A gap: late writes of a dead predecessor can't be taken for records of this start.
+        next_seq: replayed.next_seq + 1024,
+        next_use_seq: replayed.next_use_seq + 1024,
+    };
+    let queue = shared.storage.queue().map_err(|source| StoreError::Io {
+        action: "setting up the write queue",
+        offset: 0,
+        source,
+    })?;
+    let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options.checkpoint_pages);
+    // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
+    Checkpointer::new(&mut log).run().map_err(start_error)?;
+    Ok(Opened { shared, log: Some(log), incarnation, lost_session })
+}
+
+fn start_error(e: IoError) -> StoreError {
+    match e {
+        IoError::NoSpace => StoreError::NoSpace("no free segment for the checkpoint of this start".into()),
+        other => StoreError::Io {
+            action: "writing the checkpoint of this start",
+            offset: 0,
+            source: std::io::Error::other(other.to_string()),
+        },
+    }
+}
+
+/// A session of another boot, or one whose head is lost, can't go on: back to the last commit.
+fn settle_session(shared: &Shared, options: &RecoverOptions, head_lost: bool) -> Option<u64> {
+    let mut maps = shared.maps.write();
+    let session = maps.session.session();
+    if options.read_only {
+        // Nobody can go on with a session here: the last commit is what there is to read.
+        maps.rollback();
+        return None;
+    }
+    if session == 0 || (maps.session.boot_id == options.boot_id && !head_lost) {
+        if session == 0 && maps.kind == VolumeKind::VexFs {
+            maps.rollback();
+        }
+        return None;
+    }
+    maps.rollback();
+    maps.session.set_session(0, [0; 16]);
+    tracing::info!(session, head_lost, "the session of the last run is over; rolled back to the last commit");
+    head_lost.then_some(session)
+}
+
+fn corrupt(geometry: Geometry, at: Loc) -> impl FnOnce(Malformed) -> StoreError {
+    let offset = geometry.byte(at);
+    move |malformed| StoreError::Corrupt { offset, malformed }
+}
+
+fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Shared>, Root), StoreError> {
+    let geometry = sb.geometry;
+    let at = sb.root.loc;
+    let page = read(&*storage, "reading the checkpoint", geometry.byte(at), PAGE)?;
+    check("crc32c of the checkpoint root", sb.root.crc, crc32c::crc32c(&page))
+        .map_err(corrupt(geometry, at))?;
+    let root = Root::decode(&page).map_err(corrupt(geometry, at))?;
+    check("generation of the checkpoint", sb.generation, root.generation).map_err(corrupt(geometry, at))?;
+    check("segments of the checkpoint", geometry.segments, root.segment_count)
+        .map_err(corrupt(geometry, at))?;
+    if root.uuid != sb.uuid {
+        let malformed = Malformed { what: "uuid of the checkpoint", expected: 0, found: 1 };
+        return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
+    }
+    let mut bytes = Vec::new();
+    for run in &root.runs {
+        let last =
+            Loc { offset: run.at.offset.saturating_add((run.pages.max(1) - 1).min(65535) as u16), ..run.at };
+        if !geometry.contains(last) || u32::from(run.at.offset) + run.pages > geometry.segment_pages {
+            let found = u64::from(run.pages);
+            let malformed = Malformed { what: "run of the checkpoint payload", expected: 1, found };
+            return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
+        }
+        let part =
+            read(&*storage, "reading the checkpoint", geometry.byte(run.at), run.pages as usize * PAGE)?;
+        check("crc32c of the checkpoint payload", run.crc, crc32c::crc32c(&part))
+            .map_err(corrupt(geometry, run.at))?;
+        bytes.extend_from_slice(&part);
+    }
+    if root.payload_bytes > bytes.len() as u64 {
+        let (expected, found) = (root.payload_bytes, bytes.len() as u64);
+        let malformed = Malformed { what: "bytes of the checkpoint payload", expected, found };
+        return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
+    }
+    bytes.truncate(root.payload_bytes as usize);
+    let payload = Payload::decode(&root, &bytes).map_err(corrupt(geometry, at))?;
+    let shared = build_shared(storage, sb, &root, &payload);
+    load_open_epoch(&shared, &payload)?;
+    Ok((shared, root))
+}
+
+fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload: &Payload) -> Arc<Shared> {
+    let mut segments = SegmentTable::from_usage(&payload.segments);
+    let leaves = payload.base.iter().chain(&payload.open).map(|l| l.page.loc);
+    let runs = root
+        .runs
+        .iter()
+        .flat_map(|r| (0..r.pages).map(|i| Loc { offset: r.at.offset.wrapping_add(i as u16), ..r.at }));
+    segments.set_meta(leaves.chain(runs).chain([sb.root.loc]));
+    let maps = Maps {
+        kind: sb.kind,
+        base: BaseMap::from_directory(&payload.base),
+        overlay: Overlay::default(),
+        segments,
+        epoch: root.epoch,
+        session: root.session.clone(),
+    };
+    Arc::new(Shared {
+        storage,
+        geometry: sb.geometry,
+        uuid: sb.uuid,
+        kind: sb.kind,
+        raw_bytes: sb.raw_bytes,
+        maps: RwLock::new(maps),
+    })
+}
+
+fn load_open_epoch(shared: &Shared, payload: &Payload) -> Result<(), StoreError> {
+    let mut maps = shared.maps.write();
+    let maps = &mut *maps;
+    for &(first, count) in &payload.discards {
+        maps.overlay.discard(first, count, |_| {});
+    }
+    for leaf in &payload.open {
+        let offset = shared.geometry.byte(leaf.page.loc);
+        let page = read(&*shared.storage, "reading the open epoch", offset, PAGE)?;
+        let entries = shared.decode_leaf(leaf.key, leaf.page, &page).map_err(|why| StoreError::Io {
+            action: "reading the open epoch",
+            offset,
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, why),
+        })?;
+        let unit = leaf.key & !(layout::addr::MAP_UNIT_PAGES - 1);
+        for e in entries {
+            maps.segments.add_open(e.loc());
+            maps.overlay.set(unit + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc });
+        }
+    }
+    Ok(())
+}
+
+/// A record found in the log.
+struct Found {
+    record: Record,
+    stream: Stream,
+    /// A data page that is not what the record says.
+    bad_page: Option<(u64, u32, u32)>,
+}
+
+/// What the scan of a stream tells.
+#[derive(Default)]
+struct Scan {
+    records: Vec<Found>,
+    /// Records that can't be reached in order, but say how far the log once was.
+    stray: Vec<Record>,
+    end: Option<Loc>,
+}
+
+struct Replayed {
+    next_seq: u64,
+    next_use_seq: u64,
+    head_lost: bool,
+}
+
+fn replay(
+    shared: &Shared,
+    sb: &Superblock,
+    root: &Root,
+    options: &RecoverOptions,
+) -> Result<Replayed, StoreError> {
+    let mut found = Vec::new();
+    let mut stray = Vec::new();
+    let mut ends = Vec::new();
+    for (stream, position) in Stream::LOGGED.into_iter().zip(root.positions) {
+        let scan = scan_stream(shared, sb, stream, position, root.next_seq)?;
+        found.extend(scan.records);
+        stray.extend(scan.stray);
+        ends.extend(scan.end);
+    }
+    found.sort_by_key(|f| f.record.seq);
+    let seen = || found.iter().map(|f| &f.record).chain(&stray);
+    let durable = seen().map(|r| r.durable_seq).max().unwrap_or(0).max(root.next_seq - 1);
+    let written = seen().map(|r| r.written_seq).max().unwrap_or(0);
+    // Without a power cut, whatever was written is there: only damage can have taken it.
+    let same_boot = sb.boot_id == options.boot_id && options.boot_id != [0; 16];
+    let certain = if same_boot { durable.max(written) } else { durable };
+    let highest = seen().map(|r| r.seq).max().unwrap_or(0);
+
+    let mut next_seq = root.next_seq;
+    let mut next_use_seq = root.next_use_seq;
+    for f in &found {
+        if f.record.seq != next_seq || (f.bad_page.is_some() && f.record.seq > certain) {
+            break;
+        }
+        if let Some((page, expected, found)) = f.bad_page {
+            tracing::error!(
+                "record {next_seq}: device page {page:#x} is bad (crc32c expected {expected:#010x}, found {found:#010x}); reading it fails"
+            );
+        }
+        if let Some((segment, use_seq)) = f.record.next {
+            let mut maps = shared.maps.write();
+            maps.segments.open(segment, f.stream, use_seq);
+            maps.segments.close(segment);
+            next_use_seq = next_use_seq.max(use_seq + 1);
+        }
+        apply_record(shared, &f.record).map_err(|e| StoreError::Io {
+            action: "replaying the log",
+            offset: shared.geometry.byte(f.record.at),
+            source: std::io::Error::other(e.to_string()),
+        })?;
+        next_seq += 1;
+    }
+    let head_lost = next_seq <= certain;
+    if head_lost {
+        let found = seen().map(|r| r.seq).filter(|&s| s > next_seq).min().unwrap_or(0);
+        let place = ends
+            .iter()
+            .map(|at| format!("{at} (image byte {})", shared.geometry.byte(*at)))
+            .collect::<Vec<_>>();
+        let place = place.join(" or ");
+        if next_seq <= durable {
+            return Err(StoreError::LogBroken { place, expected: next_seq, durable, found });
+        }
+        tracing::error!(
+            "record {next_seq} near {place} is damaged: acknowledged writes that were never flushed are lost"
+        );
+    }
+    Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost })
+}
+
+/// Reads a stream's records from a position on, following links.
+fn scan_stream(
+    shared: &Shared,
+    sb: &Superblock,
+    stream: Stream,
+    position: Position,
+    first_seq: u64,
+) -> Result<Scan, StoreError> {
+    let mut scan = Scan::default();
+    let mut next = VecDeque::from([(position.at, position.use_seq)]);
+    let mut seq_min = first_seq;
+    let mut in_order = true;
+    let mut segments_left = shared.geometry.segments;
+    while let Some((start, use_seq)) = next.pop_front() {
+        // A damaged (or hostile) chain must not lead round in circles.
+        if !shared.geometry.contains(start) || segments_left == 0 {
+            break;
+        }
+        segments_left -= 1;
+        let pages = shared.geometry.segment_pages - u32::from(start.offset);
+        let bytes =
+            read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
+        let mut i = 0usize;
+        while i < pages as usize {
+            let at = Loc { offset: start.offset + i as u16, ..start };
+            let Some(record) = parse(shared, sb, &bytes[i * PAGE..], at, use_seq, seq_min) else {
+                // The end of the log, or damage: from here on records are only witnesses.
+                if in_order {
+                    scan.end = Some(at);
+                    // Links stand in the last two pages only. If it is a link that is bad, the
+                    // witnesses are in segments that nothing names any more.
+                    if u32::from(at.offset) + 2 >= shared.geometry.segment_pages {
+                        next.extend(later_segments(shared, sb, use_seq)?);
+                    }
+                }
+                in_order = false;
+                i += 1;
+                continue;
+            };
+            if in_order {
+                seq_min = record.seq + 1;
+            }
+            let bad_page = bad_data(&record, &bytes[(i + 1) * PAGE..]);
+            i += 1 + record.page_count() as usize;
+            if record.flags & FLAG_LINK != 0 {
+                next.extend(record.next.map(|(segment, use_seq)| (Loc { segment, offset: 1 }, use_seq)));
+            }
+            let ends = record.flags & FLAG_LINK != 0;
+            if in_order {
+                scan.records.push(Found { record, stream, bad_page });
+            } else {
+                scan.stray.push(record);
+            }
+            if ends {
+                break;
+            }
+        }
+    }
+    Ok(scan)
+}
+
+/// Segments that this start of the store opened later than `use_seq`, by their first records.
+fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, u64)>, StoreError> {
+    let mut found = Vec::new();
+    for segment in 0..shared.geometry.segments {
+        let at = Loc { segment, offset: 1 };
+        let page = read(&*shared.storage, "reading the log", shared.geometry.byte(at), PAGE)?;
+        if !page.starts_with(&MAGIC) {
+            continue;
+        }
+        let Ok(record) = Record::decode(&page) else { continue };
+        let ours = record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation;
+        if ours && record.use_seq > use_seq {
+            found.push((at, record.use_seq));
+        }
+    }
+    Ok(found)
+}
+
+/// The record that begins here, if it is one of this use of the segment.
+fn parse(
+    shared: &Shared,
+    sb: &Superblock,
+    bytes: &[u8],
+    at: Loc,
+    use_seq: u64,
+    seq_min: u64,
+) -> Option<Record> {
+    let page = bytes.get(..PAGE)?;
+    if !page.starts_with(&MAGIC) {
+        return None;
+    }
+    let record = Record::decode(page).ok()?;
+    let fits = (1 + record.page_count() as usize) * PAGE <= bytes.len();
+    let ours = record.uuid == shared.uuid
+        && record.at == at
+        && record.use_seq == use_seq
+        && record.incarnation == sb.incarnation
+        && record.seq >= seq_min;
+    (fits && ours).then_some(record)
+}
+
+/// The first data page whose crc is wrong: its device page, the crc expected and found.
+fn bad_data(record: &Record, data: &[u8]) -> Option<(u64, u32, u32)> {
+    use super::format::record::Entry;
+    let mut pages = data.chunks_exact(PAGE);
+    let mut test = |page: u64, expected: u32| {
+        let found = pages.next().map(|bytes| page_crc(page, bytes));
+        (found != Some(expected)).then_some((page, expected, found.unwrap_or(0)))
+    };
+    record.entries.iter().find_map(|entry| match entry {
+        Entry::Write { first, crcs } => (*first..).zip(crcs).find_map(|(page, &crc)| test(page, crc)),
+        Entry::Discard { .. } => None,
+        Entry::Relocate { page, crc, .. } => test(*page, *crc),
+    })
+}

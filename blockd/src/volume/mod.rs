@@ -1,0 +1,292 @@
+//! A volume: the [`Device`] over a store.
+//!
+//! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
+//! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
+//! readers' threads. [`synth`]: the status page and the allocation map.
+
+pub mod options;
+mod reads;
+pub mod session;
+#[cfg(test)]
+mod sim_tests;
+mod synth;
+pub(crate) mod worker;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, unbounded};
+use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE, SUPERBLOCK_PAGE, owner};
+use parking_lot::{Condvar, Mutex};
+
+use crate::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, VolumeKind};
+use crate::storage::Storage;
+use crate::storage::file::FileStorage;
+use crate::store::recover::{self, RecoverOptions};
+use crate::store::{Shared, StoreError};
+pub use options::{CreateOptions, OpenOptions, boot_id};
+use reads::{ReadJob, ReadPool};
+use session::Sessions;
+use worker::{Request, Worker, WorkerHandle};
+
+/// Threads that read; each keeps many reads in flight.
+const READ_THREADS: usize = 2;
+
+/// Most bytes of a map leaf in memory.
+const LEAF_BYTES: u64 = 512 * 12 + 64;
+/// Leaves kept in any case: as many as one read of the allocation map may need at once, and some.
+const LEAVES_MIN: u64 = 2048;
+
+/// What requests, readers and the worker share.
+pub(crate) struct Core {
+    pub(crate) store: Arc<Shared>,
+    pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) incarnation: u64,
+    pub(crate) read_only: bool,
+    /// Pages of jobs under way, as the worker last said.
+    pub(crate) pending_pages: AtomicU64,
+}
+
+/// An open volume; raw or VexFS.
+pub struct Volume {
+    core: Arc<Core>,
+    info: DeviceInfo,
+    clients: AtomicU64,
+    closing: AtomicBool,
+    reads: ReadPool,
+    worker: Option<WorkerHandle>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Volume {
+    /// Makes a new, empty volume in `path`, which exists already with its final size or is a regular
+    /// file to be made with [`CreateOptions::size_bytes`].
+    ///
+    /// # Errors
+    /// [`StoreError`]; `InUse` when something is there already and `force` is not set.
+    pub fn create(path: &Path, options: &CreateOptions) -> Result<(), StoreError> {
+        options::create(path, options)
+    }
+
+    /// Opens the volume in an image or block device: replays its log, and starts its threads.
+    ///
+    /// # Errors
+    /// [`StoreError`] with cause and remedy.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
+        let storage = FileStorage::open(path, options.read_only, options.io)?;
+        Self::open_storage(Arc::new(storage), options)
+    }
+
+    /// As [`Volume::open`], over any storage.
+    ///
+    /// # Errors
+    /// As [`Volume::open`].
+    pub fn open_storage(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
+        let recover = RecoverOptions {
+            read_only: options.read_only,
+            boot_id: options.boot_id,
+            checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
+            leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+        };
+        let opened = recover::open(storage, &recover)?;
+        let store = opened.shared;
+        let info = DeviceInfo {
+            kind: store.kind,
+            size_bytes: if store.kind == VolumeKind::Raw { store.raw_bytes } else { DEVICE_BYTES },
+            block_bytes_min: if store.kind == VolumeKind::Raw { 1 } else { PAGE as u32 },
+            read_only: options.read_only,
+            uuid: uuid::Uuid::from_bytes(store.uuid),
+        };
+        let core = Arc::new(Core {
+            store,
+            sessions: Mutex::new(Sessions::new(opened.incarnation, opened.lost_session)),
+            incarnation: opened.incarnation,
+            read_only: options.read_only,
+            pending_pages: AtomicU64::new(0),
+        });
+        let mut threads = Vec::new();
+        let reads = ReadPool::start(&core, READ_THREADS, &mut threads);
+        let worker = opened.log.map(|log| Worker::start(Arc::clone(&core), log, options, &mut threads));
+        Ok(Arc::new(Volume {
+            core,
+            info,
+            clients: AtomicU64::new(1),
+            closing: AtomicBool::new(false),
+            reads,
+            worker,
+            threads: Mutex::new(threads),
+        }))
+    }
+
+    /// Finishes what was submitted, makes it durable, writes a checkpoint and ends the threads.
+    /// An open epoch stays open: the same session can go on at the next start of the same boot.
+    ///
+    /// # Errors
+    /// What kept the last state from being durable. The volume is closed all the same.
+    pub fn shutdown(&self) -> Result<(), IoError> {
+        if self.closing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let result = match &self.worker {
+            Some(worker) => {
+                let state = Arc::new((Mutex::new(None), Condvar::new()));
+                let signal = Arc::clone(&state);
+                worker.shutdown(Box::new(move |result| {
+                    *signal.0.lock() = Some(result);
+                    signal.1.notify_one();
+                }));
+                let mut result = state.0.lock();
+                while result.is_none() {
+                    state.1.wait(&mut result);
+                }
+                result.take().unwrap_or(Ok(()))
+            }
+            None => Ok(()),
+        };
+        self.reads.stop();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a thread of the volume panicked");
+            }
+        }
+        result
+    }
+
+    /// Writes a checkpoint now.
+    ///
+    /// # Errors
+    /// What kept it from being durable.
+    pub fn checkpoint(&self) -> Result<(), IoError> {
+        let Some(worker) = &self.worker else { return Err(IoError::ReadOnly) };
+        let (send, recv) = crossbeam_channel::bounded(1);
+        worker.checkpoint(Box::new(move |result| {
+            let _ = send.send(result);
+        }));
+        recv.recv().unwrap_or(Err(IoError::Shutdown))
+    }
+
+    /// Range and alignment.
+    fn check_range(&self, offset: u64, len_bytes: u64) -> Result<(), IoError> {
+        let end = offset.checked_add(len_bytes);
+        if end.is_none_or(|end| end > self.info.size_bytes) {
+            let size = self.info.size_bytes;
+            return Err(IoError::Invalid(format!("{len_bytes} bytes at {offset} are past the end ({size})")));
+        }
+        if self.info.kind == VolumeKind::VexFs && !(offset | len_bytes).is_multiple_of(PAGE as u64) {
+            return Err(IoError::Invalid(format!(
+                "{len_bytes} bytes at {offset} are not whole pages of {PAGE} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether an attached client may change these pages of a VexFS volume.
+    fn check_owner(&self, offset: u64, len_bytes: u64) -> Result<(), IoError> {
+        if self.info.kind == VolumeKind::Raw || len_bytes == 0 {
+            return Ok(());
+        }
+        let (first, last) = (PageNo::containing(offset), PageNo::containing(offset + len_bytes - 1));
+        let refuse =
+            |what: &str| Err(IoError::Invalid(format!("pages {:#x} to {:#x}: {what}", first.0, last.0)));
+        match (owner(first), owner(last)) {
+            (Owner::Mounter, Owner::Mounter) if first == SUPERBLOCK_PAGE && last != SUPERBLOCK_PAGE => {
+                refuse("the superblock is written alone, as the commit")
+            }
+            (Owner::Mounter, Owner::Mounter) => Ok(()),
+            (Owner::Command, Owner::Command) => Ok(()),
+            (Owner::Daemon, _) | (_, Owner::Daemon) => {
+                refuse("owned by the daemon, never written by a client")
+            }
+            _ => refuse("outside every region"),
+        }
+    }
+
+    fn start(&self, client: ClientId, op: IoOp, done: Done) -> Result<(), (Done, IoError)> {
+        macro_rules! attempt {
+            ($result:expr) => {
+                match $result {
+                    Ok(value) => value,
+                    Err(e) => return Err((done, e)),
+                }
+            };
+        }
+        if self.closing.load(Ordering::SeqCst) {
+            return Err((done, IoError::Shutdown));
+        }
+        if let IoOp::Read { offset, buf } = op {
+            attempt!(self.check_range(offset, buf.len() as u64));
+            self.reads.submit(ReadJob { client, offset, buf, done });
+            return Ok(());
+        }
+        let Some(worker) = &self.worker else {
+            // Nothing to make durable on a read-only volume.
+            return match op {
+                IoOp::Flush => {
+                    done(Ok(None));
+                    Ok(())
+                }
+                _ => Err((done, IoError::ReadOnly)),
+            };
+        };
+        let request = match op {
+            IoOp::Read { .. } | IoOp::Flush => Request::Flush { done },
+            IoOp::Write { offset, buf, fua } => {
+                attempt!(self.check_range(offset, buf.len() as u64));
+                attempt!(self.check_owner(offset, buf.len() as u64));
+                Request::Write { client, offset, buf: Arc::new(buf), fua, done }
+            }
+            IoOp::Trim { offset, len_bytes, fua } | IoOp::WriteZeroes { offset, len_bytes, fua } => {
+                attempt!(self.check_range(offset, len_bytes));
+                attempt!(self.check_owner(offset, len_bytes));
+                let first = PageNo::containing(offset);
+                if self.info.kind == VolumeKind::VexFs
+                    && len_bytes > 0
+                    && [SUPERBLOCK_PAGE, STATUS_PAGE, COMMAND_PAGE].contains(&first)
+                {
+                    return Err((done, IoError::Invalid("control pages cannot be discarded".into())));
+                }
+                Request::Zero { client, offset, len_bytes, fua, done }
+            }
+        };
+        worker.submit(request);
+        Ok(())
+    }
+}
+
+impl Device for Volume {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn connect(&self) -> ClientId {
+        ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn disconnect(&self, client: ClientId) {
+        match &self.worker {
+            Some(worker) => worker.submit(Request::Disconnect { client }),
+            None => self.core.sessions.lock().disconnect(client),
+        }
+    }
+
+    fn submit(&self, client: ClientId, op: IoOp, done: Done) {
+        if let Err((done, e)) = self.start(client, op, done) {
+            done(Err(e));
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if let Err(e) = self.shutdown() {
+            tracing::error!("closing the volume: {e}");
+        }
+    }
+}
+
+/// A channel whose receiver sleeps elsewhere.
+pub(crate) fn channel<T>() -> (Sender<T>, crossbeam_channel::Receiver<T>) {
+    unbounded()
+}

@@ -1,0 +1,58 @@
+//! The simulator: the real volume over a simulated backing, against a model, by seeds.
+//!
+//! `VEXFS_SIM_SEED=n` runs that seed alone; `VEXFS_SIM_RUNS=n` changes how many are run.
+
+mod driver;
+mod faults;
+mod raw;
+mod vexfs;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+/// Seeds to run: `count` from 0 on, or those of the environment.
+fn seeds(count: u64) -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
+    match number("VEXFS_SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("VEXFS_SIM_RUNS").unwrap_or(count)).collect(),
+    }
+}
+
+/// Runs `f` for each seed; a failure names its seed.
+fn for_seeds(count: u64, f: impl Fn(u64) + std::panic::RefUnwindSafe) {
+    for seed in seeds(count) {
+        if let Err(panic) = std::panic::catch_unwind(|| f(seed)) {
+            eprintln!("failed with VEXFS_SIM_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// The content of a page that was written as version `tag`; 0 is never written.
+fn content(page: u64, tag: u64) -> Vec<u8> {
+    if tag == 0 {
+        return vec![0; 4096];
+    }
+    let mut bytes = Vec::with_capacity(4096);
+    let mut word = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ tag;
+    while bytes.len() < 4096 {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// The version of a page's content.
+fn tag_of(page: u64, bytes: &[u8]) -> Option<u64> {
+    let mut tag = [0; 8];
+    tag.copy_from_slice(bytes.get(..8)?);
+    let tag = u64::from_le_bytes(tag);
+    (content(page, tag) == bytes).then_some(tag)
+}
+
+/// True once in `n`.
+fn once_in(rng: &mut StdRng, n: u32) -> bool {
+    rng.random_ratio(1, n)
+}

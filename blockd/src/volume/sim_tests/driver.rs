@@ -1,0 +1,206 @@
+//! Drives a volume without threads: requests are queued, steps are taken one by one.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+
+use crate::buf::AlignedBuf;
+use crate::device::{ClientId, IoError, VolumeKind};
+use crate::storage::sim::SimStorage;
+use crate::store::clean::Cleaner;
+use crate::store::clean::policy::Choice;
+use crate::store::clean::worker::Work;
+use crate::store::create::{NewStore, create};
+use crate::store::log::Job;
+use crate::store::recover::{self, RecoverOptions};
+use crate::store::{Shared, StoreError};
+use crate::volume::Core;
+use crate::volume::reads::{self, ReadJob};
+use crate::volume::session::Sessions;
+use crate::volume::worker::{Request, Worker, WorkerHandle};
+
+/// The outcome of a request, once it is there.
+pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
+
+/// A volume and its backing.
+pub(super) struct Driver {
+    pub(super) disk: SimStorage,
+    pub(super) core: Arc<Core>,
+    worker: Worker,
+    handle: WorkerHandle,
+}
+
+/// An image with an empty store.
+pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) -> Vec<u8> {
+    let disk = SimStorage::new(vec![0x5a; image_bytes], 0);
+    let new = NewStore { kind, uuid: [7; 16], raw_bytes, segment_bytes: 64 << 10 };
+    create(Arc::new(disk.clone()), new).expect("a new store");
+    disk.image_after(crate::storage::sim::Crash::PowerCut)
+}
+
+impl Driver {
+    pub(super) fn open(disk: SimStorage, boot: u8) -> Result<Self, StoreError> {
+        let options =
+            RecoverOptions { read_only: false, boot_id: [boot; 16], checkpoint_pages: 200, leaves_max: 24 };
+        let opened = recover::open(Arc::new(disk.clone()), &options)?;
+        let core = Arc::new(Core {
+            store: opened.shared,
+            sessions: Mutex::new(Sessions::new(opened.incarnation, opened.lost_session)),
+            incarnation: opened.incarnation,
+            read_only: false,
+            pending_pages: AtomicU64::new(0),
+        });
+        let log = opened.log.expect("a store open for writing has a log");
+        let (worker, handle) = Worker::inline(Arc::clone(&core), log);
+        Ok(Driver { disk, core, worker, handle })
+    }
+
+    pub(super) fn store(&self) -> &Arc<Shared> {
+        &self.core.store
+    }
+
+    fn ticket() -> (Ticket, crate::device::Done) {
+        let ticket: Ticket = Arc::default();
+        let mine = Arc::clone(&ticket);
+        (ticket, Box::new(move |result| *mine.lock() = Some(result.map(|_| ()))))
+    }
+
+    pub(super) fn write(&mut self, client: ClientId, offset: u64, bytes: &[u8], fua: bool) -> Ticket {
+        let (ticket, done) = Self::ticket();
+        let buf = Arc::new(AlignedBuf::from_slice(bytes));
+        self.handle.submit(Request::Write { client, offset, buf, fua, done });
+        ticket
+    }
+
+    pub(super) fn zero(&mut self, client: ClientId, offset: u64, len_bytes: u64, fua: bool) -> Ticket {
+        let (ticket, done) = Self::ticket();
+        self.handle.submit(Request::Zero { client, offset, len_bytes, fua, done });
+        ticket
+    }
+
+    pub(super) fn flush(&mut self) -> Ticket {
+        let (ticket, done) = Self::ticket();
+        self.handle.submit(Request::Flush { done });
+        ticket
+    }
+
+    pub(super) fn checkpoint(&mut self) -> Ticket {
+        let (ticket, done) = Self::ticket();
+        self.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
+        ticket
+    }
+
+    /// Takes some steps.
+    pub(super) fn steps(&mut self, count: usize) {
+        for _ in 0..count {
+            self.worker.step();
+            self.worker.log().wait();
+        }
+        self.worker.step();
+    }
+
+    /// Steps until everything given has its outcome, cleaning when the log waits for space.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..100_000 {
+            let took = self.worker.step();
+            if self.worker.log().is_stalled() {
+                match self.clean(true) {
+                    true => continue,
+                    false => self.worker.log().refuse_stalled(),
+                }
+            }
+            if !took && self.worker.log().is_idle() {
+                return;
+            }
+            self.worker.log().wait();
+        }
+        panic!("the log does not come to rest");
+    }
+
+    /// One round of cleaning; false if there is nothing to gain.
+    pub(super) fn clean(&mut self, urgent: bool) -> bool {
+        let cleaner = Cleaner::new(Arc::clone(&self.core.store));
+        let choice = cleaner.choose(urgent);
+        self.carry_out(&cleaner, choice)
+    }
+
+    /// Cleans whatever segment there is to clean, needed or not.
+    pub(super) fn clean_segment(&mut self, segment: u32) {
+        let cleaner = Cleaner::new(Arc::clone(&self.core.store));
+        self.carry_out(&cleaner, Choice::Data(segment));
+    }
+
+    fn carry_out(&mut self, cleaner: &Cleaner, choice: Choice) -> bool {
+        let mut tickets: Vec<Ticket> = Vec::new();
+        match cleaner.carry_out(choice) {
+            Work::Nothing => return false,
+            Work::Skip => return true,
+            Work::Checkpoint => tickets.push(self.checkpoint()),
+            Work::Jobs(jobs) => {
+                for (ops, _) in jobs {
+                    let (ticket, done) = Self::ticket();
+                    self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
+                    tickets.push(ticket);
+                }
+            }
+        }
+        for _ in 0..100_000 {
+            self.worker.step();
+            if tickets.iter().all(|t| t.lock().is_some()) {
+                return tickets.iter().all(|t| matches!(&*t.lock(), Some(Ok(()))));
+            }
+            self.worker.log().wait();
+        }
+        panic!("cleaning does not end");
+    }
+
+    pub(super) fn read(&self, client: ClientId, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
+        let result: Arc<Mutex<Option<crate::device::IoResult>>> = Arc::default();
+        let mine = Arc::clone(&result);
+        let done = Box::new(move |outcome| *mine.lock() = Some(outcome));
+        reads::run(&self.core, vec![ReadJob { client, offset, buf: AlignedBuf::zeroed(len), done }]);
+        let outcome = result.lock().take().expect("a read is finished when it returns");
+        outcome.map(|buf| buf.expect("a read gives its buffer").to_vec())
+    }
+
+    /// A settled outcome.
+    pub(super) fn outcome(ticket: &Ticket) -> Result<(), IoError> {
+        ticket.lock().clone().expect("the request is finished")
+    }
+
+    /// Segment counts of the map, counted anew: they must agree with the running ones.
+    pub(super) fn check_usage(&self) {
+        let store = self.store();
+        let keys: Vec<u64> = store.maps.read().base.leaves().map(|(key, _, _)| key).collect();
+        store.maps.write().base.hold(true);
+        for key in keys {
+            store.load_leaf(key).expect("every leaf can be read");
+        }
+        let maps = store.maps.read();
+        let segments = maps.segments.all();
+        let mut base = vec![0u32; segments.len()];
+        let mut open = vec![0u32; segments.len()];
+        for (key, count, _) in maps.base.leaves() {
+            let entries = maps.base.entries(key).expect("just loaded");
+            assert_eq!(usize::from(count), entries.len(), "count of leaf {key:#x}");
+            for e in entries {
+                base[e.segment as usize] += 1;
+            }
+        }
+        for (_, mapping) in maps.overlay.mappings() {
+            open[mapping.loc.segment as usize] += 1;
+        }
+        for (i, s) in segments.iter().enumerate() {
+            use crate::store::format::segment::Stream;
+            use crate::store::map::segments::State;
+            if s.state == State::Free {
+                assert_eq!((base[i], open[i]), (0, 0), "segment {i} is free but used");
+            } else if s.stream != Stream::Meta {
+                assert_eq!((s.live_base, s.live_open), (base[i], open[i]), "live pages of segment {i}");
+            }
+        }
+        drop(maps);
+        store.maps.write().base.hold(false);
+    }
+}

@@ -1,0 +1,215 @@
+//! A volume over a real file: both engines, both kinds, across restarts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockd::buf::AlignedBuf;
+use blockd::device::{ClientId, Device, IoError, IoOp, VolumeKind, batch, blocking};
+use blockd::storage::IoEngine;
+use blockd::store::StoreError;
+use blockd::volume::{CreateOptions, OpenOptions, Volume};
+
+struct Image {
+    dir: tempfile::TempDir,
+}
+
+impl Image {
+    fn raw(raw_bytes: u64, backing_bytes: u64) -> Self {
+        Self::make(VolumeKind::Raw, raw_bytes, backing_bytes)
+    }
+
+    fn make(kind: VolumeKind, raw_bytes: u64, backing_bytes: u64) -> Self {
+        let image = Image { dir: tempfile::tempdir().expect("a directory for the image") };
+        let options = CreateOptions {
+            kind,
+            uuid: uuid::Uuid::new_v4(),
+            size_bytes: backing_bytes,
+            raw_size_bytes: raw_bytes,
+            segment_bytes: 0,
+            force: false,
+        };
+        Volume::create(&image.path(), &options).expect("a new volume");
+        image
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    fn open(&self, io: IoEngine) -> Arc<Volume> {
+        Volume::open(&self.path(), &OpenOptions { io, ..OpenOptions::default() }).expect("the volume opens")
+    }
+}
+
+fn write(volume: &Volume, client: ClientId, offset: u64, bytes: &[u8], fua: bool) -> Result<(), IoError> {
+    blocking(volume, client, IoOp::Write { offset, buf: AlignedBuf::from_slice(bytes), fua }).map(|_| ())
+}
+
+fn read(volume: &Volume, client: ClientId, offset: u64, len: usize) -> Vec<u8> {
+    let buf = blocking(volume, client, IoOp::Read { offset, buf: AlignedBuf::zeroed(len) });
+    buf.expect("the read succeeds").expect("a read gives its buffer").to_vec()
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u8
+        })
+        .collect()
+}
+
+fn raw_volume_keeps_what_it_was_given(io: IoEngine) {
+    let image = Image::raw(32 << 20, 64 << 20);
+    let volume = image.open(io);
+    let client = volume.connect();
+    let big = pattern(1, 3 << 20);
+    write(&volume, client, 1 << 20, &big, false).expect("a large write");
+    write(&volume, client, 4096 * 7 + 100, b"unaligned bytes", false).expect("an unaligned write");
+    let ops = (0..64u64).map(|i| IoOp::Write {
+        offset: (16 << 20) + i * 8192,
+        buf: AlignedBuf::from_slice(&pattern(100 + i, 4096)),
+        fua: i % 7 == 0,
+    });
+    assert!(batch(&*volume, client, ops).iter().all(Result::is_ok));
+    blocking(&*volume, client, IoOp::Flush).expect("a flush");
+    blocking(&*volume, client, IoOp::Trim { offset: (2 << 20) + 10, len_bytes: 100_000, fua: false })
+        .expect("a trim");
+    let mut expected = big.clone();
+    expected[(1 << 20) + 10..(1 << 20) + 10 + 100_000].fill(0);
+
+    let check = |volume: &Volume, client| {
+        assert!(read(volume, client, 1 << 20, big.len()) == expected);
+        assert_eq!(read(volume, client, 4096 * 7 + 100, 15), b"unaligned bytes");
+        assert!(read(volume, client, 4096 * 7, 100).iter().all(|&b| b == 0));
+        for i in 0..64u64 {
+            assert!(read(volume, client, (16 << 20) + i * 8192, 4096) == pattern(100 + i, 4096));
+            assert!(read(volume, client, (16 << 20) + i * 8192 + 4096, 4096).iter().all(|&b| b == 0));
+        }
+    };
+    check(&volume, client);
+    volume.shutdown().expect("a clean end");
+    drop(volume);
+    let volume = image.open(io);
+    let client = volume.connect();
+    check(&volume, client);
+}
+
+#[test]
+fn raw_volume_with_the_automatic_engine() {
+    raw_volume_keeps_what_it_was_given(IoEngine::Auto);
+}
+
+#[test]
+fn raw_volume_with_plain_system_calls() {
+    raw_volume_keeps_what_it_was_given(IoEngine::Sync);
+}
+
+#[test]
+fn an_image_is_locked_while_it_is_open() {
+    let image = Image::raw(4 << 20, 16 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let second = Volume::open(&image.path(), &OpenOptions::default());
+    let Err(StoreError::Open(e)) = second else { panic!("a second open fails") };
+    let text = e.to_string();
+    assert!(text.contains("in use by another process"), "{text}");
+    assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+    volume.shutdown().expect("a clean end");
+}
+
+#[test]
+fn requests_past_the_end_are_refused() {
+    let image = Image::raw(4 << 20, 16 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let client = volume.connect();
+    assert!(matches!(write(&volume, client, (4 << 20) - 1, b"ab", false), Err(IoError::Invalid(_))));
+    assert!(matches!(write(&volume, client, u64::MAX, b"ab", false), Err(IoError::Invalid(_))));
+}
+
+#[test]
+fn what_looks_used_is_not_overwritten_without_force() {
+    let image = Image::raw(4 << 20, 16 << 20);
+    let mut options = CreateOptions {
+        kind: VolumeKind::Raw,
+        uuid: uuid::Uuid::new_v4(),
+        size_bytes: 0,
+        raw_size_bytes: 4 << 20,
+        segment_bytes: 0,
+        force: false,
+    };
+    assert!(matches!(Volume::create(&image.path(), &options), Err(StoreError::InUse { .. })));
+    options.force = true;
+    Volume::create(&image.path(), &options).expect("force makes it");
+    let other = image.dir.path().join("other");
+    std::fs::write(&other, vec![1u8; 8 << 20]).expect("a file");
+    options.force = false;
+    assert!(matches!(Volume::create(&other, &options), Err(StoreError::InUse { .. })));
+    let tiny = image.dir.path().join("tiny");
+    options.size_bytes = 4096;
+    assert!(matches!(Volume::create(&tiny, &options), Err(StoreError::BadSize(_))));
+    assert!(!tiny.exists(), "nothing half-made is left");
+}
+
+#[test]
+fn a_raw_volume_is_rewritten_many_times_in_a_small_image() {
+    let raw = 8u64 << 20;
+    let image = Image::raw(raw, blockd::store::create::backing_for_raw(raw));
+    let volume = image.open(IoEngine::Auto);
+    let client = volume.connect();
+    for round in 0..12u64 {
+        let ops = (0..raw / 65536)
+            .map(|i| IoOp::Write {
+                offset: (i * 37 % (raw / 65536)) * 65536,
+                buf: AlignedBuf::from_slice(&pattern(round * 1000 + i * 37 % (raw / 65536), 65536)),
+                fua: false,
+            })
+            .collect::<Vec<_>>();
+        for result in batch(&*volume, client, ops) {
+            result.expect("a full raw volume takes overwrites for ever");
+        }
+    }
+    let verify = |volume: &Volume, client| {
+        for i in 0..raw / 65536 {
+            assert!(read(volume, client, i * 65536, 65536) == pattern(11_000 + i, 65536), "block {i}");
+        }
+    };
+    verify(&volume, client);
+    volume.shutdown().expect("a clean end");
+    drop(volume);
+    let volume = image.open(IoEngine::Auto);
+    let client = volume.connect();
+    verify(&volume, client);
+}
+
+#[test]
+fn partial_pages_and_whole_ones_in_flight_together_all_come_back() {
+    let image = Image::raw(16 << 20, 64 << 20);
+    for io in [IoEngine::Auto, IoEngine::Sync] {
+        let volume = image.open(io);
+        let client = volume.connect();
+        // Neighbours share pages, so each request's bytes must survive the other's read-modify-write.
+        let len = |i: u64| 512 * (1 + (i * 7) % 40) as usize;
+        let mut expected = vec![0u8; 4 << 20];
+        for round in 0..20u64 {
+            let mut ops = Vec::new();
+            let mut at = 0usize;
+            while at + len(at as u64) < expected.len() && ops.len() < 64 {
+                let n = len(at as u64 + round);
+                let bytes = pattern(round * 100_000 + at as u64, n);
+                expected[at..at + n].copy_from_slice(&bytes);
+                ops.push(IoOp::Write {
+                    offset: at as u64,
+                    buf: AlignedBuf::from_slice(&bytes),
+                    fua: at.is_multiple_of(5),
+                });
+                at += n;
+            }
+            for result in batch(&*volume, client, ops) {
+                result.expect("a write");
+            }
+        }
+        assert!(read(&volume, client, 0, expected.len()) == expected);
+        volume.shutdown().expect("a clean end");
+    }
+}

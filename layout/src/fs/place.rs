@@ -1,0 +1,103 @@
+//! Places: the parent of a directory, and the path of an inode (FORMAT.md section 5.5).
+
+use super::Fs;
+use crate::error::{Error, Result};
+use crate::inode::{Ino, Inode, Kind};
+use crate::page_store::PageStore;
+
+impl<P: PageStore> Fs<P> {
+    /// The directory that holds a directory; the root's is itself.
+    ///
+    /// # Errors
+    /// [`Error::NotDir`]; [`Error::NotFound`] for a removed directory.
+    pub fn parent(&self, dir: Ino) -> Result<Ino> {
+        let dir = self.directory(dir)?;
+        if dir.ino == self.superblock.root {
+            return Ok(dir.ino);
+        }
+        if dir.nlink == 0 {
+            return Err(Error::NotFound);
+        }
+        if dir.place_dir.0 == 0 {
+            return Err(self.corrupt_inode(dir.ino, "place of a directory", 1, 0));
+        }
+        Ok(dir.place_dir)
+    }
+
+    /// Gives `start` and each directory above it, up to the root, until `each` says false.
+    ///
+    /// # Errors
+    /// As [`Fs::parent`]; [`Error::Corrupt`] if the directories form a loop.
+    pub fn ancestors(&self, start: Ino, each: &mut dyn FnMut(&Inode) -> Result<bool>) -> Result<()> {
+        let mut ino = start;
+        // Brent's cycle detection: the mark moves up at each power of two.
+        let (mut mark, mut steps, mut limit) = (Ino(0), 0u64, 1u64);
+        loop {
+            let dir = self.directory(ino)?;
+            if !each(&dir)? || dir.ino == self.superblock.root {
+                return Ok(());
+            }
+            ino = self.parent(dir.ino)?;
+            if ino == mark {
+                return Err(self.corrupt_inode(ino, "directories without a loop", 0, start.0));
+            }
+            steps += 1;
+            if steps == limit {
+                (mark, steps, limit) = (ino, 0, limit.saturating_mul(2));
+            }
+        }
+    }
+
+    /// The name of an inode's place, put at the end of `out`; gives its length and the directory. None
+    /// if the place is unknown: 0, or its entry names another inode.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if `out` is shorter than the name; what reading gives.
+    pub fn place_name(&self, inode: &Inode, out: &mut [u8]) -> Result<Option<(usize, Inode)>> {
+        if inode.place_dir.0 == 0 {
+            return Ok(None);
+        }
+        let dir = match self.directory(inode.place_dir) {
+            Ok(dir) => dir,
+            Err(Error::NotFound | Error::NotDir) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let copied = self.entry_of_key(&dir, inode.place_key, |entry| {
+            if entry.ino != inode.ino {
+                return Ok(None);
+            }
+            let start = out.len().checked_sub(entry.name.len()).ok_or(Error::Range)?;
+            out.get_mut(start..).ok_or(Error::Range)?.copy_from_slice(entry.name);
+            Ok(Some(entry.name.len()))
+        })?;
+        Ok(copied.transpose()?.flatten().map(|len| (len, dir)))
+    }
+
+    /// The path of an inode below the directory `stop_at`, without a leading `/`, at the start of `out`;
+    /// gives its length, 0 for `stop_at` itself.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if a place on the way is unknown or the inode is not below `stop_at`,
+    /// [`Error::Range`] if `out` is too short.
+    pub fn path(&self, ino: Ino, stop_at: Ino, out: &mut [u8]) -> Result<usize> {
+        let mut inode = self.inode(ino)?;
+        let mut start = out.len();
+        while inode.ino != stop_at {
+            if inode.ino == self.superblock.root || (inode.kind == Kind::Dir && inode.nlink == 0) {
+                return Err(Error::NotFound);
+            }
+            if start != out.len() {
+                start = start.checked_sub(1).ok_or(Error::Range)?;
+                *out.get_mut(start).ok_or(Error::Range)? = b'/';
+            }
+            // Each turn takes a byte of `out` at least, so a loop of places ends in Range.
+            let free = out.get_mut(..start).ok_or(Error::Range)?;
+            let (len, dir) = self.place_name(&inode, free)?.ok_or(Error::NotFound)?;
+            start = start.checked_sub(len).ok_or(Error::Range)?;
+            inode = dir;
+        }
+        let len = out.len() - start;
+        out.copy_within(start.., 0);
+        Ok(len)
+    }
+}

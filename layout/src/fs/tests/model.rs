@@ -1,0 +1,390 @@
+//! A model file system: maps in memory, written from POSIX and not from the code under test.
+
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use crate::addr::PAGE;
+use crate::error::Error;
+use crate::fs::{NewInode, RenameFlags, SetAttr, XattrFlags};
+use crate::inode::{Ino, Kind, MAX_FILE_BYTES, ROOT_INO};
+use crate::page_store::Timespec;
+
+pub(super) type Answer<T> = Result<T, Error>;
+pub(super) type FileName = Vec<u8>;
+
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub kind: Kind,
+    pub perm: u16,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    pub size: u64,
+    pub times: [Timespec; 4],
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub target: Vec<u8>,
+    pub children: BTreeMap<FileName, Ino>,
+    pub parent: Ino,
+    /// The link that the format's place names, if known.
+    pub place: Option<(Ino, FileName)>,
+    pub pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+}
+
+const ATIME: usize = 0;
+const MTIME: usize = 1;
+const CTIME: usize = 2;
+const BTIME: usize = 3;
+
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    pub nodes: BTreeMap<Ino, Node>,
+}
+
+fn node(kind: Kind, perm: u16, now: Timespec) -> Node {
+    Node {
+        kind,
+        perm,
+        nlink: if kind == Kind::Dir { 2 } else { 1 },
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        times: [now; 4],
+        xattrs: BTreeMap::new(),
+        target: Vec::new(),
+        children: BTreeMap::new(),
+        parent: Ino(0),
+        place: None,
+        pages: BTreeMap::new(),
+    }
+}
+
+fn check_name(name: &[u8]) -> Answer<()> {
+    if name.len() > 255 {
+        return Err(Error::NameTooLong);
+    }
+    Ok(())
+}
+
+/// Ways in which the real one may say no are compared by errno.
+impl Model {
+    pub fn new(perm: u16, now: Timespec) -> Model {
+        let mut root = node(Kind::Dir, perm, now);
+        root.parent = ROOT_INO;
+        Model { nodes: BTreeMap::from([(ROOT_INO, root)]) }
+    }
+
+    pub fn get(&self, ino: Ino) -> &Node {
+        &self.nodes[&ino]
+    }
+
+    fn at(&mut self, ino: Ino) -> &mut Node {
+        self.nodes.get_mut(&ino).expect("the test names nodes that exist")
+    }
+
+    pub fn orphans(&self) -> Vec<Ino> {
+        self.nodes.iter().filter(|(_, n)| n.nlink == 0).map(|(i, _)| *i).collect()
+    }
+
+    fn dir(&self, dir: Ino) -> Answer<&Node> {
+        let node = self.get(dir);
+        match node.kind {
+            Kind::Dir if node.nlink > 0 => Ok(node),
+            Kind::Dir => Err(Error::NotFound),
+            _ => Err(Error::NotDir),
+        }
+    }
+
+    fn find(&self, dir: Ino, name: &[u8]) -> Answer<Ino> {
+        self.dir(dir)?.children.get(name).copied().ok_or(Error::NotFound)
+    }
+
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Answer<Ino> {
+        check_name(name)?;
+        if self.get(dir).kind == Kind::Dir && self.get(dir).nlink == 0 {
+            return Err(Error::NotFound);
+        }
+        self.find(dir, name)
+    }
+
+    fn changed(&mut self, dir: Ino, now: Timespec) {
+        self.at(dir).times[MTIME] = now;
+        self.at(dir).times[CTIME] = now;
+    }
+
+    pub fn may_create(&self, dir: Ino, name: &[u8]) -> Answer<()> {
+        check_name(name)?;
+        if self.dir(dir)?.children.contains_key(name) {
+            return Err(Error::Exists);
+        }
+        Ok(())
+    }
+
+    pub fn create(&mut self, ino: Ino, dir: Ino, name: &[u8], new: NewInode, target: &[u8], now: Timespec) {
+        let parent = self.get(dir);
+        let mut node = node(new.kind, new.perm, now);
+        (node.uid, node.gid) = (new.uid, new.gid);
+        if matches!(new.kind, Kind::CharDevice | Kind::BlockDevice) {
+            node.rdev = new.rdev;
+        }
+        if parent.perm & 0o2000 != 0 {
+            node.gid = parent.gid;
+            if new.kind == Kind::Dir {
+                node.perm |= 0o2000;
+            }
+        }
+        (node.target, node.size) = (target.to_vec(), target.len() as u64);
+        (node.parent, node.place) = (dir, Some((dir, name.to_vec())));
+        assert!(self.nodes.insert(ino, node).is_none(), "the new inode's number is in use");
+        self.at(dir).children.insert(name.to_vec(), ino);
+        self.at(dir).nlink += u32::from(new.kind == Kind::Dir);
+        self.changed(dir, now);
+    }
+
+    pub fn link(&mut self, ino: Ino, dir: Ino, name: &[u8], now: Timespec) -> Answer<()> {
+        check_name(name)?;
+        let node = self.get(ino);
+        if node.kind == Kind::Dir {
+            return Err(Error::NotPermitted);
+        }
+        if node.nlink == 0 {
+            return Err(Error::NotFound);
+        }
+        self.may_create(dir, name)?;
+        let node = self.at(ino);
+        node.nlink += 1;
+        node.times[CTIME] = now;
+        node.place = Some((dir, name.to_vec()));
+        self.at(dir).children.insert(name.to_vec(), ino);
+        self.changed(dir, now);
+        Ok(())
+    }
+
+    /// Takes the link of a name from its inode.
+    fn drop_link(&mut self, ino: Ino, dir: Ino, name: &[u8], now: Timespec) {
+        let is_dir = self.get(ino).kind == Kind::Dir;
+        if is_dir {
+            self.at(dir).nlink -= 1;
+        }
+        let node = self.at(ino);
+        node.nlink = if is_dir { 0 } else { node.nlink - 1 };
+        node.times[CTIME] = now;
+        if node.nlink == 0 || node.place == Some((dir, name.to_vec())) {
+            node.place = None;
+        }
+    }
+
+    pub fn remove(&mut self, dir: Ino, name: &[u8], rmdir: bool, now: Timespec) -> Answer<Ino> {
+        check_name(name)?;
+        let ino = self.find(dir, name)?;
+        let node = self.get(ino);
+        match (node.kind == Kind::Dir, rmdir) {
+            (true, false) => return Err(Error::IsDir),
+            (false, true) => return Err(Error::NotDir),
+            (true, true) if !node.children.is_empty() => return Err(Error::NotEmpty),
+            _ => {}
+        }
+        self.at(dir).children.remove(name);
+        self.drop_link(ino, dir, name, now);
+        self.changed(dir, now);
+        Ok(ino)
+    }
+
+    fn is_below(&self, dir: Ino, above: Ino) -> bool {
+        let mut at = dir;
+        loop {
+            if at == above {
+                return true;
+            }
+            if at == ROOT_INO {
+                return false;
+            }
+            at = self.get(at).parent;
+        }
+    }
+
+    pub fn rename(
+        &mut self,
+        (dir, name): (Ino, &[u8]),
+        (new_dir, new_name): (Ino, &[u8]),
+        flags: RenameFlags,
+        now: Timespec,
+    ) -> Answer<Option<Ino>> {
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        if exchange && flags.contains(RenameFlags::NOREPLACE) {
+            return Err(Error::Invalid(""));
+        }
+        check_name(name)?;
+        check_name(new_name)?;
+        self.dir(dir)?;
+        self.dir(new_dir)?;
+        let moved = self.find(dir, name)?;
+        let target = self.find(new_dir, new_name).ok();
+        match target {
+            None if exchange => return Err(Error::NotFound),
+            Some(_) if flags.contains(RenameFlags::NOREPLACE) => return Err(Error::Exists),
+            Some(target) if target == moved => return Ok(None),
+            _ => {}
+        }
+        let is_dir = |model: &Model, ino: Ino| model.get(ino).kind == Kind::Dir;
+        if is_dir(self, moved) && self.is_below(new_dir, moved) {
+            return Err(Error::Invalid(""));
+        }
+        if exchange {
+            let other = target.ok_or(Error::NotFound)?;
+            if is_dir(self, other) && self.is_below(dir, other) {
+                return Err(Error::Invalid(""));
+            }
+            for (ino, from, to, to_name) in [(moved, dir, new_dir, new_name), (other, new_dir, dir, name)] {
+                if is_dir(self, ino) {
+                    self.at(from).nlink -= 1;
+                    self.at(to).nlink += 1;
+                }
+                self.put(ino, to, to_name, now);
+            }
+            self.changed(dir, now);
+            self.changed(new_dir, now);
+            return Ok(None);
+        }
+        if let Some(target) = target {
+            match (is_dir(self, moved), is_dir(self, target)) {
+                (true, false) => return Err(Error::NotDir),
+                (false, true) => return Err(Error::IsDir),
+                (true, true) if !self.get(target).children.is_empty() => return Err(Error::NotEmpty),
+                _ => {}
+            }
+            self.drop_link(target, new_dir, new_name, now);
+        }
+        self.at(dir).children.remove(name);
+        if is_dir(self, moved) {
+            self.at(dir).nlink -= 1;
+            self.at(new_dir).nlink += 1;
+        }
+        self.put(moved, new_dir, new_name, now);
+        self.changed(dir, now);
+        self.changed(new_dir, now);
+        Ok(target)
+    }
+
+    fn put(&mut self, ino: Ino, dir: Ino, name: &[u8], now: Timespec) {
+        self.at(dir).children.insert(name.to_vec(), ino);
+        let node = self.at(ino);
+        node.parent = dir;
+        node.place = Some((dir, name.to_vec()));
+        node.times[CTIME] = now;
+    }
+
+    pub fn setattr(&mut self, ino: Ino, set: SetAttr, now: Timespec) -> Answer<()> {
+        let node = self.at(ino);
+        if let Some(size) = set.size {
+            match node.kind {
+                Kind::File => {}
+                Kind::Dir => return Err(Error::IsDir),
+                _ => return Err(Error::Invalid("")),
+            }
+            if size > MAX_FILE_BYTES {
+                return Err(Error::TooBig);
+            }
+            let page = PAGE as u64;
+            node.pages.retain(|index, _| index * page < size);
+            if let Some(last) = node.pages.get_mut(&(size / page)) {
+                last[(size % page) as usize..].fill(0);
+            }
+            node.size = size;
+            node.times[MTIME] = now;
+        }
+        if set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
+            node.drop_privileges();
+        }
+        node.perm = set.perm.unwrap_or(node.perm);
+        node.uid = set.uid.unwrap_or(node.uid);
+        node.gid = set.gid.unwrap_or(node.gid);
+        node.times[ATIME] = set.atime.unwrap_or(node.times[ATIME]);
+        node.times[MTIME] = set.mtime.unwrap_or(node.times[MTIME]);
+        node.times[BTIME] = set.btime.unwrap_or(node.times[BTIME]);
+        node.times[CTIME] = set.ctime.unwrap_or(now);
+        Ok(())
+    }
+
+    pub fn write(&mut self, ino: Ino, offset: u64, bytes: &[u8], now: Timespec) -> Answer<()> {
+        let node = self.at(ino);
+        match node.kind {
+            Kind::File => {}
+            Kind::Dir => return Err(Error::IsDir),
+            _ => return Err(Error::Invalid("")),
+        }
+        let end = offset + bytes.len() as u64;
+        if end > MAX_FILE_BYTES {
+            return Err(Error::TooBig);
+        }
+        for (i, byte) in bytes.iter().enumerate() {
+            let at = offset + i as u64;
+            let page = node.pages.entry(at / PAGE as u64).or_insert_with(|| Box::new([0; PAGE]));
+            page[(at % PAGE as u64) as usize] = *byte;
+        }
+        node.size = node.size.max(end);
+        node.times[MTIME] = now;
+        node.times[CTIME] = now;
+        node.drop_privileges();
+        Ok(())
+    }
+
+    pub fn setxattr(
+        &mut self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        now: Timespec,
+    ) -> Answer<()> {
+        let node = self.at(ino);
+        match node.xattrs.contains_key(name) {
+            true if flags.contains(XattrFlags::CREATE) => return Err(Error::Exists),
+            false if flags.contains(XattrFlags::REPLACE) => return Err(Error::NoAttr),
+            _ => {}
+        }
+        let others: usize =
+            node.xattrs.iter().filter(|(n, _)| *n != name).map(|(n, v)| 4 + n.len() + v.len()).sum();
+        if others + 4 + name.len() + value.len() > 65536 - 24 {
+            return Err(Error::NoSpace);
+        }
+        node.xattrs.insert(name.to_vec(), value.to_vec());
+        node.times[CTIME] = now;
+        Ok(())
+    }
+
+    pub fn removexattr(&mut self, ino: Ino, name: &[u8], now: Timespec) -> Answer<()> {
+        let node = self.at(ino);
+        node.xattrs.remove(name).ok_or(Error::NoAttr)?;
+        node.times[CTIME] = now;
+        Ok(())
+    }
+
+    /// The path that climbing places gives, if every place on the way is known.
+    pub fn path(&self, ino: Ino) -> Option<Vec<u8>> {
+        if ino == ROOT_INO {
+            return Some(Vec::new());
+        }
+        let (dir, name) = self.get(ino).place.as_ref()?;
+        let mut path = self.path(*dir)?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend(name);
+        Some(path)
+    }
+}
+
+impl Node {
+    fn drop_privileges(&mut self) {
+        if self.kind == Kind::Dir {
+            return;
+        }
+        self.perm &= !0o4000;
+        if self.perm & 0o010 != 0 {
+            self.perm &= !0o2000;
+        }
+    }
+}
