@@ -79,9 +79,6 @@ impl BaseMap {
     pub fn missing(&self, first: u64, count: u64, keys: &mut Vec<u64>) {
         let start = self.key_of(first).unwrap_or(first);
         let end = first.saturating_add(count);
-        // A leaf that a discard empties goes away, and what is mapped there afterwards falls to its predecessor.
-        let before = self.leaves.range(unit_start(start)..start).next_back();
-        keys.extend(before.filter(|(_, s)| s.entries.is_none()).map(|(k, _)| *k));
         keys.extend(
             self.leaves.range(start..end.max(start)).filter(|(_, s)| s.entries.is_none()).map(|(k, _)| *k),
         );
