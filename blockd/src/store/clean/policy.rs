@@ -41,7 +41,7 @@ pub fn choose(state: View<'_>) -> Choice {
     }
     let closed = || (0u32..).zip(state.segments).filter(|(_, s)| s.state == State::Closed);
     let empty = closed().filter(|(_, s)| s.live() == 0).count() as u32;
-    if empty > 0 && (state.free + empty >= state.target || empty >= 4) {
+    if empty > 0 && (state.free + empty >= state.target || empty >= 2) {
         return Choice::Checkpoint;
     }
     let best = closed()

@@ -2,7 +2,7 @@
 //! device pages (so that the allocation map's summaries are sums over leaves), paged in on demand.
 //!
 //! Life of a leaf: *on disk* (only its place is known) -> *loaded, clean* -> *dirty* -> written by
-//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped.
+//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped by the next checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -33,6 +33,14 @@ struct Slot {
 pub struct BaseMap {
     leaves: BTreeMap<u64, Slot>,
     dirty: usize,
+    /// Leaves with their entries in memory.
+    loaded: usize,
+    /// More than this are not kept, dirty ones apart; 0 = no limit.
+    loaded_max: usize,
+    /// While the log gathers the leaves of a record none may go.
+    held: bool,
+    /// Where the next eviction begins.
+    evict_from: u64,
 }
 
 fn unit_start(page: u64) -> u64 {
@@ -47,7 +55,7 @@ impl BaseMap {
     /// From a checkpoint's directory; nothing is loaded.
     pub fn from_directory(leaves: &[LeafRef]) -> Self {
         let slot = |l: &LeafRef| Slot { disk: Some(l.page), count: l.entries, entries: None, dirty: false };
-        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), dirty: 0 }
+        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), ..BaseMap::default() }
     }
 
     /// Key of the leaf that covers a page, if there is one.
@@ -88,15 +96,48 @@ impl BaseMap {
             && slot.disk == Some(from)
         {
             slot.entries = Some(entries);
+            self.loaded += 1;
+            self.evict();
         }
     }
 
+    /// Limits the leaves kept in memory; 0 = no limit.
+    pub fn set_loaded_max(&mut self, leaves: usize) {
+        self.loaded_max = leaves;
+    }
+
+    /// Keeps every leaf in memory until released: the log needs many at once.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.evict();
+    }
+
+    /// Forgets the entries of clean leaves, in turn, when there are too many.
+    fn evict(&mut self) {
+        if self.held || self.loaded_max == 0 || self.loaded <= self.loaded_max {
+            return;
+        }
+        let keep = self.loaded_max - self.loaded_max / 8;
+        let from = self.evict_from;
+        for pass in [from..u64::MAX, 0..from] {
+            for (&key, slot) in self.leaves.range_mut(pass) {
+                if self.loaded <= keep {
+                    self.evict_from = key;
+                    return;
+                }
+                if slot.entries.is_some() && !slot.dirty && slot.disk.is_some() {
+                    slot.entries = None;
+                    self.loaded -= 1;
+                }
+            }
+        }
+        self.evict_from = 0;
+    }
+
     fn slot_mut(&mut self, key: u64) -> &mut Slot {
-        let slot = self.leaves.entry(key).or_insert_with(|| Slot {
-            disk: None,
-            count: 0,
-            entries: Some(Vec::new()),
-            dirty: false,
+        let slot = self.leaves.entry(key).or_insert_with(|| {
+            self.loaded += 1;
+            Slot { disk: None, count: 0, entries: Some(Vec::new()), dirty: false }
         });
         if !slot.dirty {
             slot.dirty = true;
@@ -170,14 +211,20 @@ impl BaseMap {
             }
             entries.drain(from..to).for_each(|e| dropped(e.loc()));
             slot.count = entries.len() as u16;
-            if entries.is_empty() {
-                if slot.dirty {
-                    self.dirty -= 1;
-                }
-                self.leaves.remove(&key);
-            } else {
-                self.slot_mut(key);
-            }
+            // A leaf that ran empty stays until the next checkpoint: without it its pages would belong to the leaf
+            // before, which the record being applied may not have loaded.
+            self.slot_mut(key);
+        }
+    }
+
+    /// Drops leaves without entries; a checkpoint begins with it.
+    pub fn drop_empty(&mut self) {
+        let empty = |s: &Slot| s.dirty && s.entries.as_ref().is_some_and(Vec::is_empty);
+        let keys: Vec<u64> = self.leaves.iter().filter(|(_, s)| empty(s)).map(|(&key, _)| key).collect();
+        for key in keys {
+            self.leaves.remove(&key);
+            self.dirty -= 1;
+            self.loaded -= 1;
         }
     }
 
@@ -237,19 +284,21 @@ impl BaseMap {
         self.leaves.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
     }
 
-    /// Marks the leaves that stand in one of the segments as to be written anew (their segment is
-    /// to be emptied). Unloaded ones are named in `missing` instead.
-    pub fn dirty_where(&mut self, segment: u32, missing: &mut Vec<u64>) {
-        for (&key, slot) in &mut self.leaves {
-            if slot.disk.is_none_or(|d| d.loc.segment != segment) || slot.dirty {
-                continue;
+    /// Keys of the leaves that stand in a segment and would stay there at the next checkpoint.
+    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
+        let stays = |s: &Slot| !s.dirty && s.disk.is_some_and(|d| d.loc.segment == segment);
+        self.leaves.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect()
+    }
+
+    /// Has the next checkpoint write a leaf anew; false if it must be loaded first.
+    pub fn make_dirty(&mut self, key: u64) -> bool {
+        match self.leaves.get(&key) {
+            Some(slot) if slot.entries.is_none() => false,
+            Some(_) => {
+                self.slot_mut(key);
+                true
             }
-            if slot.entries.is_none() {
-                missing.push(key);
-                continue;
-            }
-            slot.dirty = true;
-            self.dirty += 1;
+            None => true,
         }
     }
 
@@ -263,21 +312,39 @@ impl BaseMap {
             }
         }
     }
-
-    /// Forgets the entries of clean leaves until at most `keep` leaves are loaded.
-    pub fn evict(&mut self, keep: usize) {
-        let loaded = self.leaves.values().filter(|s| s.entries.is_some()).count();
-        let victims =
-            self.leaves.values_mut().filter(|s| s.entries.is_some() && !s.dirty && s.disk.is_some());
-        for slot in victims.take(loaded.saturating_sub(keep)) {
-            slot.entries = None;
-        }
-    }
 }
 
 fn loaded(entries: &mut Option<Vec<LeafEntry>>) -> &mut Vec<LeafEntry> {
     match entries {
         Some(entries) => entries,
         None => panic!("a leaf is loaded before it is changed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(segment: u32) -> Mapping {
+        Mapping { loc: Loc { segment, offset: 1 }, crc: segment }
+    }
+
+    #[test]
+    fn a_leaf_emptied_and_filled_by_one_record_needs_no_other_leaf() {
+        let leaf = |key, entries, segment| LeafRef { key, entries, page: mapping(segment) };
+        let mut map = BaseMap::from_directory(&[leaf(0, 1, 7), leaf(100, 1, 8)]);
+        let mut keys = Vec::new();
+        map.missing(100, 1, &mut keys);
+        assert_eq!(keys, [100]);
+        map.load(100, mapping(8), vec![LeafEntry { rel: 100, offset: 2, segment: 3, crc: 4 }]);
+        let mut dropped = 0;
+        map.remove(100, 1, |_| dropped += 1);
+        assert_eq!(dropped, 1);
+        // The leaf of key 0 is not loaded: this used to panic.
+        assert_eq!(map.set(120, mapping(9)), None);
+        assert_eq!(map.lookup(120), Lookup::Mapped(mapping(9)));
+        map.remove(120, 1, |_| dropped += 1);
+        map.drop_empty();
+        assert_eq!((map.leaf_count(), map.dirty_count(), dropped), (1, 0, 2));
     }
 }

@@ -41,7 +41,8 @@ pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) ->
 
 impl Driver {
     pub(super) fn open(disk: SimStorage, boot: u8) -> Result<Self, StoreError> {
-        let options = RecoverOptions { read_only: false, boot_id: [boot; 16], checkpoint_pages: 200 };
+        let options =
+            RecoverOptions { read_only: false, boot_id: [boot; 16], checkpoint_pages: 200, leaves_max: 24 };
         let opened = recover::open(Arc::new(disk.clone()), &options)?;
         let core = Arc::new(Core {
             store: opened.shared,
@@ -172,6 +173,7 @@ impl Driver {
     pub(super) fn check_usage(&self) {
         let store = self.store();
         let keys: Vec<u64> = store.maps.read().base.leaves().map(|(key, _, _)| key).collect();
+        store.maps.write().base.hold(true);
         for key in keys {
             store.load_leaf(key).expect("every leaf can be read");
         }
@@ -198,5 +200,7 @@ impl Driver {
                 assert_eq!((s.live_base, s.live_open), (base[i], open[i]), "live pages of segment {i}");
             }
         }
+        drop(maps);
+        store.maps.write().base.hold(false);
     }
 }

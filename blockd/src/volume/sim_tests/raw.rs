@@ -237,7 +237,7 @@ impl Run {
 
 #[test]
 fn raw_volumes_survive_random_lives() {
-    for_seeds(60, |seed| {
+    for_seeds(25, |seed| {
         let mut run = Run::new(seed);
         for _ in 0..120 {
             run.round();

@@ -310,7 +310,7 @@ impl Run {
             }
             self.open_session();
             let found = self.found();
-            let matching = self.commits.iter().any(|commit| *commit == found);
+            let matching = self.commits.contains(&found);
             assert!(
                 matching,
                 "after {crash:?} the volume equals no commit: {found:?}\nnot one of {:?}",
@@ -429,7 +429,7 @@ fn get(pages: &Pages, page: u64) -> u64 {
 
 #[test]
 fn vexfs_volumes_survive_random_lives() {
-    for_seeds(60, |seed| {
+    for_seeds(25, |seed| {
         let mut run = Run::new(seed);
         for _ in 0..120 {
             run.round();
