@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, DeviceInfo, Done, IoOp, blocking};
+use blockd::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, blocking};
 use blockd::session::{BootId, GrantCell, OpenMode, Session};
 use layout::addr::CLASS0_BASE;
 use layout::fs::{FormatParams, Ino, NewInode, SetAttr, format};
@@ -190,6 +190,42 @@ fn files_directories_and_links_survive_a_remount() {
     names.sort();
     assert_eq!(names, ["a", "big", "c", "hard", "soft"]);
     m.unmount();
+}
+
+#[test]
+fn a_listing_that_cannot_be_read_fails_instead_of_ending() {
+    let device = formatted();
+    let Some(m) = TestMount::new(&device, "") else { return };
+    fs::create_dir(m.path("d")).unwrap();
+    fs::File::create(m.path("d/sparse")).unwrap().set_len(1 << 20).unwrap();
+    fs::write(m.path("d/other"), "").unwrap();
+    for i in 0..10 {
+        fs::hard_link(m.path("d/other"), m.path(&format!("d/{i}"))).unwrap();
+    }
+    m.unmount();
+    let m = TestMount::new(&device, "").unwrap();
+    fs::metadata(m.path("d/other")).unwrap();
+    let dir = fs::File::open(m.path("d")).unwrap();
+    // What the listing needs is in memory, but for the allocation map (blocks of a sparse file).
+    device.fail_reads(IoError::Io("bad backing".to_owned()));
+    let mut buf = Vec::with_capacity(4096);
+    let mut listed = 0;
+    for round in 0.. {
+        let mut entries = rustix::fs::RawDir::new(&dir, buf.spare_capacity_mut());
+        let Some(first) = entries.next() else { break };
+        let Err(error) = first else {
+            listed += 1;
+            while !entries.is_buffer_empty() {
+                listed += u32::from(entries.next().unwrap().is_ok());
+            }
+            // A new name makes the kernel ask for attributes with the next entries.
+            fs::metadata(m.path(&format!("d/{round}"))).unwrap();
+            continue;
+        };
+        assert_eq!(error, rustix::io::Errno::IO);
+        return;
+    }
+    assert_eq!(listed, 2 + 12, "the listing was cut short without an error");
 }
 
 #[test]

@@ -461,12 +461,16 @@ impl Filesystem for Adapter {
         match Node::from_id(node.0) {
             Some(Node::Real(dir)) => {
                 let mut added = false;
+                let mut unknown = Ok(());
                 let done = self.mounted.readdir(dir, offset, true, &mut |entry, inode| {
                     let (ino, name) = (listed(entry.ino), OsStr::from_bytes(entry.name));
                     let (attr, generation) = match &inode {
                         Some(inode) => match self.attributes(inode) {
                             Ok(attr) => (attr, inode.generation),
-                            Err(_) => return false,
+                            Err(error) => {
+                                unknown = Err(error);
+                                return false;
+                            }
                         },
                         // The kernel takes no attributes for `.` and `..`, only number and type.
                         None => (fuser::FileAttr { ino, kind: fuser::FileType::Directory, ..negative() }, 0),
@@ -476,7 +480,7 @@ impl Filesystem for Adapter {
                     added |= !full;
                     !full
                 });
-                match done {
+                match done.and(unknown) {
                     Err(error) if !added => reply.error(stale(error)),
                     _ => reply.ok(),
                 }
