@@ -43,6 +43,35 @@ fn signals_unmount_and_commit() {
 }
 
 #[test]
+fn a_signal_leaves_alone_what_was_mounted_over_a_detached_mount() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let at = bench.mountpoint();
+    let mount = bench.mount("");
+    let held = File::create(bench.path("held")).unwrap();
+    assert!(Command::new("umount").arg("-l").arg(&at).status().unwrap().success());
+    assert!(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at).status().unwrap().success());
+    rustix::process::kill_process(mount.pid(), Signal::TERM).unwrap();
+    wait_for("it ends", || {
+        rustix::process::waitid(
+            rustix::process::WaitId::Pid(mount.pid()),
+            rustix::process::WaitIdOptions::EXITED
+                | rustix::process::WaitIdOptions::NOHANG
+                | rustix::process::WaitIdOptions::NOWAIT,
+        )
+        .unwrap()
+        .is_some()
+    });
+    assert!(is_mounted(&at), "the other mount is still there");
+    drop(held);
+    // Takes the other mount away.
+    drop(mount);
+    assert!(!is_mounted(&at));
+}
+
+#[test]
 fn it_goes_to_the_background_when_the_mount_is_live() {
     if !can_mount() {
         return;
