@@ -95,6 +95,29 @@ fn it_goes_to_the_background_when_the_mount_is_live() {
 }
 
 #[test]
+fn a_signal_unmounts_in_the_background_also_by_a_relative_path() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let output = run(program().current_dir(bench.beside("")).args(["image", "mnt", "--log", "log"]));
+    assert!(output.status.success(), "{output:?}");
+    assert!(is_mounted(&bench.mountpoint()));
+    let in_background = fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let pid = entry.unwrap().file_name().to_str()?.parse().ok()?;
+        let works_here = fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(18).any(|part| part == b"--background-child"))
+            && fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut fds| {
+                fds.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == bench.image()))
+            });
+        works_here.then_some(pid)
+    });
+    let pid = rustix::process::Pid::from_raw(in_background.expect("it runs")).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    wait_for("it is unmounted", || !is_mounted(&bench.mountpoint()));
+}
+
+#[test]
 fn a_log_that_cannot_be_opened_is_told_before_the_mount_is() {
     if !can_mount() {
         return;

@@ -65,7 +65,9 @@ fn run(args: &Args) -> Result<()> {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!("not marked as an I/O flusher (it needs CAP_SYS_RESOURCE): {error}");
     }
-    let mut settings = MountSettings::new(args.mountpoint.clone());
+    // In the background the working directory changes, and the way back to the mount point with it.
+    let at = std::path::absolute(&args.mountpoint).context("cannot resolve the mount point")?;
+    let mut settings = MountSettings::new(at);
     for list in &args.options {
         settings.apply(list)?;
     }
