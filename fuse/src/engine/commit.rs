@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use blockd::device::IoError;
 use blockd::session::SessionError;
 use layout::addr::PageNo;
 use layout::error::{Error, Result};
@@ -161,19 +160,14 @@ impl Engine {
                 .map_err(|e| self.write_failed("freeing space", batch.frees[0].first, &e))?;
         }
         let mut tries = 0;
-        loop {
-            match write_pages(&*self.device, self.client, &batch.pages) {
-                Ok(()) => return Ok(()),
-                // Credits were given for these pages, so the cleaner is only late.
-                Err((_, IoError::NoSpace)) if tries < NO_SPACE_TRIES_MAX => {
-                    tries += 1;
-                    std::thread::sleep(NO_SPACE_WAIT);
-                }
-                Err((page, error)) => {
-                    return Err(self.write_failed("writing pages", page, &SessionError::Device(error)));
-                }
-            }
-        }
+        // Credits were given for these pages, so the cleaner is only late.
+        let wait_for_space = || {
+            tries += 1;
+            std::thread::sleep(NO_SPACE_WAIT);
+            tries <= NO_SPACE_TRIES_MAX
+        };
+        write_pages(&*self.device, self.client, &batch.pages, wait_for_space)
+            .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }
 
     fn land(&self, batch: &Batch) {
