@@ -4,6 +4,9 @@
 
 pub mod buf;
 pub mod device;
+pub mod embed;
+pub mod nbd;
+pub mod session;
 pub mod storage;
 pub mod store;
 pub mod volume;

@@ -43,7 +43,36 @@ impl<'a> Name<'a> {
 
     /// The key with ordinal 0; the ordinals of names with equal hash follow it.
     pub fn first_key(self, hash_key: &[u8; 16]) -> u64 {
-        let hash = SipHasher24::new_with_key(hash_key).hash(self.0) & ((1 << 59) - 1);
-        hash.max(1) << 4
+        key_of_hash(siphash(hash_key, self.0))
+    }
+}
+
+fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
+    SipHasher24::new_with_key(key).hash(bytes)
+}
+
+/// The key of a name hash with ordinal 0: 59 bits, never 0, over 4 bits.
+fn key_of_hash(hash: u64) -> u64 {
+    (hash & ((1 << 59) - 1)).max(1) << 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_siphash_2_4() {
+        // Test vector of the SipHash paper (Aumasson, Bernstein, appendix A).
+        let key: [u8; 16] = core::array::from_fn(|i| i as u8);
+        let text: [u8; 15] = core::array::from_fn(|i| i as u8);
+        assert_eq!(siphash(&key, &text), 0xa129_ca61_49be_45e5);
+    }
+
+    #[test]
+    fn keys_leave_room_for_dots_and_ordinals_and_fit_a_cookie() {
+        assert_eq!(key_of_hash(0), 16);
+        assert_eq!(key_of_hash(1 << 59), 16);
+        assert_eq!(key_of_hash(u64::MAX), i64::MAX as u64 & !15);
+        assert_eq!(key_of_hash(0xa129_ca61_49be_45e5), 0x129c_a614_9be4_5e50);
     }
 }

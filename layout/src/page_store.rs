@@ -41,6 +41,29 @@ pub trait PageStore {
     /// [`crate::error::Error::Fenced`] when the session ended.
     fn read(&self, page: PageNo) -> Result<Self::Read>;
 
+    /// Copies device bytes from `address` on, across pages, as [`PageStore::read`] would show them. A
+    /// store that can read several pages at once, or that should not keep them, does it better.
+    ///
+    /// # Errors
+    /// As [`PageStore::read`].
+    fn read_bytes(&self, address: u64, out: &mut [u8]) -> Result<()> {
+        let mut address = address;
+        let mut out = out;
+        while !out.is_empty() {
+            let page_no = PageNo::containing(address);
+            let in_page = (address - page_no.byte()) as usize;
+            let len = usize::min(PAGE - in_page, out.len());
+            let (now, later) = core::mem::take(&mut out).split_at_mut(len);
+            let page = self.read(page_no)?;
+            if let Some(from) = page.get(in_page..in_page + len) {
+                now.copy_from_slice(from);
+            }
+            address += now.len() as u64;
+            out = later;
+        }
+        Ok(())
+    }
+
     /// Pins a page for change and marks it dirty in the open epoch.
     ///
     /// # Errors

@@ -288,3 +288,95 @@ impl Superblock {
         transmute!(raw)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PAGE;
+
+    fn sample() -> Superblock {
+        Superblock {
+            uuid: *b"0123456789abcdef",
+            label: *b"a label of thirty-two bytes full",
+            compat: 0x0102,
+            ro_compat: 0,
+            incompat: 0,
+            epoch: 0x1122_3344_5566,
+            session: 7,
+            clean: true,
+            root: ROOT_INO,
+            next_ino: 1000,
+            next_window: [10, 20, 30],
+            stack_depth: [1, 2, 3, 4, 5, 6, 7, 8],
+            orphan_head: 9,
+            inodes_used: 500,
+            hash_key: *b"sixteen key byte",
+            created_secs: 1_700_000_000,
+            mount_count: 3,
+            commit_time: Timespec { secs: 1_700_000_001, nanos: 999_999_999 },
+        }
+    }
+
+    /// The same page, put together from the table of FORMAT.md 5.1.
+    fn golden() -> PageBytes {
+        let mut page = [0; PAGE];
+        let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"VEXFSSB1");
+        put(8, &1u32.to_le_bytes());
+        put(16, b"0123456789abcdef");
+        put(32, &sample().label);
+        put(64, &0x0102u64.to_le_bytes());
+        put(88, &0x1122_3344_5566u64.to_le_bytes());
+        put(96, &7u64.to_le_bytes());
+        put(104, &1u64.to_le_bytes());
+        put(112, &2u64.to_le_bytes());
+        put(120, &1000u64.to_le_bytes());
+        put(128, &10u32.to_le_bytes());
+        put(132, &20u32.to_le_bytes());
+        put(136, &30u32.to_le_bytes());
+        for i in 0..8 {
+            put(144 + i * 8, &(i as u64 + 1).to_le_bytes());
+        }
+        put(208, &9u64.to_le_bytes());
+        put(216, &500u64.to_le_bytes());
+        put(224, b"sixteen key byte");
+        put(240, &1_700_000_000u64.to_le_bytes());
+        put(248, &3u64.to_le_bytes());
+        put(256, &1_700_000_001u64.to_le_bytes());
+        put(264, &999_999_999u32.to_le_bytes());
+        let crc = bitwise_crc32c(&page);
+        page[12..16].copy_from_slice(&crc.to_le_bytes());
+        page
+    }
+
+    /// RFC 3720's polynomial, bit by bit.
+    fn bitwise_crc32c(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0u32, |crc, byte| {
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+        })
+    }
+
+    #[test]
+    fn encodes_as_the_format_says_and_decodes_again() {
+        assert_eq!(bitwise_crc32c(b"123456789"), 0xe306_9283);
+        assert!(sample().encode() == golden());
+        assert_eq!(Superblock::decode(&golden(), false), Ok(sample()));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_found() {
+        let good = golden();
+        for at in 0..PAGE {
+            let mut page = good;
+            page[at] ^= 0x10;
+            let found = Superblock::decode(&page, true);
+            assert!(
+                matches!(found, Err(Error::Corrupt(c)) if c.page == SUPERBLOCK_PAGE),
+                "byte {at}: {found:?}"
+            );
+        }
+        let zeros = Superblock::decode(&[0; PAGE], true);
+        assert!(matches!(zeros, Err(Error::Corrupt(c)) if c.what.contains("mkfs.vexfs")));
+    }
+}

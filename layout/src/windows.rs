@@ -74,3 +74,60 @@ pub fn class_pages(inode: &Inode, class: usize, from: u64, to: u64) -> Option<Pa
     let base = window_base(inode, class)?;
     Some(PageRange { first: PageNo::containing(base + from), count: (to - from) / PAGE as u64 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{Owner, owner};
+    use crate::inode::{Ino, Kind, WINDOW_LIMITS};
+    use crate::page_store::Timespec;
+
+    fn inode(ino: u64, windows: [u32; 3]) -> Inode {
+        Inode { windows, ..Inode::new(Ino(ino), 1, Kind::File, 0, Timespec::default()) }
+    }
+
+    #[test]
+    fn bytes_stand_where_the_format_says() {
+        let inode = inode(5, [7, 8, 9]);
+        let run = |byte, len_bytes| Some(Run { byte, len_bytes });
+        assert_eq!(map(&inode, 0), run((1 << 57) + (5 << 20), 1 << 20));
+        assert_eq!(map(&inode, (1 << 20) - 1), run((1 << 57) + (6 << 20) - 1, 1));
+        assert_eq!(map(&inode, 1 << 20), run((1 << 58) + (6 << 30) + (1 << 20), (1 << 30) - (1 << 20)));
+        assert_eq!(map(&inode, 1 << 30), run((1 << 60) + (7 << 40) + (1 << 30), (1 << 40) - (1 << 30)));
+        assert_eq!(map(&inode, 1 << 40), run((1 << 59) + (8 << 48) + (1 << 40), (1 << 48) - (1 << 40)));
+        assert_eq!(map(&inode, 1 << 48), None);
+        assert_eq!(map_page(&inode, u64::MAX), None);
+    }
+
+    #[test]
+    fn the_last_windows_end_inside_their_regions() {
+        let inode = inode((1 << 36) - 1, WINDOW_LIMITS);
+        let ends = [(1 << 57) + (1 << 56), 1 << 59, 1 << 61, 1 << 60];
+        for (class, end) in ends.into_iter().enumerate() {
+            let last = map(&inode, class_range(class).1 - 1).expect("it has every window");
+            assert_eq!((last.byte, last.len_bytes), (end - 1, 1));
+            assert_eq!(owner(PageNo::containing(last.byte)), Owner::Mounter);
+        }
+    }
+
+    #[test]
+    fn classes_agree_with_their_ranges() {
+        for class in 0..CLASSES {
+            let (start, end) = class_range(class);
+            assert_eq!((class_of(start), class_of(end - 1)), (class, class));
+        }
+    }
+
+    #[test]
+    fn only_whole_pages_inside_a_range_are_named() {
+        let inode = inode(0, [1, 0, 0]);
+        let pages =
+            |class, from, to| class_pages(&inode, class, from, to).map(|r| (r.first.0 - (1 << 45), r.count));
+        assert_eq!(pages(0, 0, 4096), Some((0, 1)));
+        assert_eq!(pages(0, 1, 8192), Some((1, 1)));
+        assert_eq!(pages(0, 1, 8191), None);
+        assert_eq!(pages(0, 0, MAX_FILE_BYTES), Some((0, 256)));
+        assert_eq!(pages(2, 0, MAX_FILE_BYTES), None, "it has no such window");
+        assert_eq!(pages(0, u64::MAX - 5, u64::MAX), None);
+    }
+}

@@ -96,3 +96,31 @@ impl RawXattrHeader {
         Ok(len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::inode::{Ino, Kind};
+    use crate::page_store::Timespec;
+
+    #[test]
+    fn the_overflow_header_stands_as_the_format_says_and_every_flipped_bit_shows() {
+        let inode = Inode::new(Ino(0x0a0b), 3, Kind::File, 0, Timespec::default());
+        let header = RawXattrHeader::new(&inode, 0x0102);
+        let golden = *b"VXAT\x02\x01\0\0\x0b\x0a\0\0\0\0\0\0\x03\0\0\0\0\0\0\0";
+        assert_eq!(header.as_bytes(), golden);
+        assert_eq!(header.check(PageNo(7), &inode), Ok(0x0102));
+        for at in 0..golden.len() {
+            for bit in 0..8 {
+                let mut header = header;
+                header.as_mut_bytes()[at] ^= 1 << bit;
+                match header.check(PageNo(7), &inode) {
+                    Ok(len) => assert!((4..6).contains(&at) && len != 0x0102, "byte {at} bit {bit}"),
+                    Err(error) => assert!(matches!(error, Error::Corrupt(c) if c.page == PageNo(7))),
+                }
+            }
+        }
+        assert!(RawXattrHeader::new(&inode, 0).check(PageNo(7), &inode).is_err());
+    }
+}

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
@@ -13,6 +14,10 @@ use super::plain::{PlainQueue, read_rest};
 use super::ring::{ReadRings, RingQueue};
 use super::{IoEngine, Read, Storage, WriteQueue};
 use crate::buf::AlignedBuf;
+
+/// How long a lock is waited for whose holder is dead or not to be seen. The kernel finishes the I/O of a killed
+/// process after its death (io_uring does it in the background), and only then drops the lock.
+const DEAD_HOLDER_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a backing cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -93,12 +98,19 @@ impl FileStorage {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        match rustix::fs::flock(&file, mode) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(OpenError::InUse { path: path.to_owned(), holder: holder(meta.ino()) });
+        let until = Instant::now() + DEAD_HOLDER_WAIT;
+        loop {
+            match rustix::fs::flock(&file, mode) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => {}
+                Err(errno) => return Err(fail("lock")(errno.into())),
             }
-            Err(errno) => return Err(fail("lock")(errno.into())),
+            let holder = holder(meta.ino());
+            if holder.is_some_and(is_alive) || Instant::now() >= until {
+                let holder = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+                return Err(OpenError::InUse { path: path.to_owned(), holder });
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         let len_bytes = if is_device {
             rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| fail("measure")(e.into()))?
@@ -143,15 +155,26 @@ fn takes_direct(file: &File, len_bytes: u64, is_device: bool) -> bool {
     file.read_at(&mut AlignedBuf::zeroed(4096), 0).is_ok()
 }
 
-/// " (pid N)" of the process that has a flock on this inode, from /proc/locks.
-fn holder(ino: u64) -> String {
-    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return String::new() };
+/// The process that has a flock on this inode, from /proc/locks; processes that do not exist any
+/// more, and those of other pid namespaces, are not listed there.
+fn holder(ino: u64) -> Option<u32> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let suffix = format!(":{ino}");
     locks
         .lines()
         .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
         .find(|f| f.len() > 5 && f[1] == "FLOCK" && f[5].ends_with(&suffix))
-        .map_or_else(String::new, |f| format!(" (pid {})", f[4]))
+        .and_then(|f| f[4].parse().ok())
+        .filter(|&pid| pid != 0)
+}
+
+/// Not so: the process was killed, and the kernel is still finishing its requests (proc(5): state Z
+/// or X, or no such process).
+fn is_alive(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 impl Storage for FileStorage {

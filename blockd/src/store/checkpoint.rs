@@ -143,7 +143,11 @@ impl<'a> Checkpointer<'a> {
 
     /// Writes the changed leaves of the committed map; gives where they stand now.
     fn write_dirty_leaves(&mut self) -> Result<Vec<(u64, Mapping)>, IoError> {
-        let mut keys = self.shared.maps.read().base.dirty_keys();
+        let mut keys = {
+            let mut maps = self.shared.maps.write();
+            maps.base.drop_empty();
+            maps.base.dirty_keys()
+        };
         keys.reverse();
         let mut out = Vec::with_capacity(keys.len());
         let mut pending = Pending { keys: Vec::new(), buf: AlignedBuf::zeroed(WRITE_PAGES * PAGE) };

@@ -56,3 +56,23 @@ pub fn format(params: FormatParams, emit: &mut dyn FnMut(PageNo, &PageBytes)) {
     };
     emit(SUPERBLOCK_PAGE, &superblock.encode());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check, format_params, mount};
+    use std::vec::Vec;
+
+    #[test]
+    fn an_empty_volume_is_two_pages_with_the_superblock_last() {
+        let mut pages = Vec::new();
+        format(format_params(), &mut |number, page| pages.push((number, *page)));
+        assert_eq!(pages.len(), 2);
+        assert_eq!(pages[0].0, PageNo(1 << 34));
+        assert_eq!(pages[0].1[2 * 512..2 * 512 + 12], *b"VINO\x02\0\xed\x01\x02\0\0\0");
+        assert_eq!(pages[1].0, SUPERBLOCK_PAGE);
+        let fs = mount(&crate::testing::MemStore::formatted(format_params())).expect("mount");
+        assert_eq!(check(&fs), Ok(()));
+        assert_eq!((fs.superblock().epoch, fs.superblock().clean), (0, true));
+    }
+}

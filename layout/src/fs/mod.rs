@@ -14,6 +14,7 @@ mod names;
 mod orphans;
 mod place;
 mod rename;
+mod rows;
 mod rows_hook;
 mod table;
 mod tree;
@@ -37,6 +38,7 @@ pub use data::ZeroTail;
 pub use format::{FormatParams, format};
 pub use names::{DirEntry, NewInode};
 pub use rename::RenameFlags;
+pub use rows::{Put, RowsFile};
 pub use xattrs::XattrFlags;
 
 /// How to mount.

@@ -5,7 +5,7 @@ use super::Fs;
 use super::alloc::Class;
 use crate::addr::{PAGE_SHIFT, PageNo, PageRange, SUPERBLOCK_PAGE, XATTR_BASE, XATTR_BYTES};
 use crate::error::{Error, Result, corrupt};
-use crate::inode::{Ino, Inline, Inode, InodeFlags, Kind};
+use crate::inode::{Inline, Ino, Inode, InodeFlags, Kind};
 use crate::page_store::PageStore;
 
 /// The pages of an inode's xattr overflow area.

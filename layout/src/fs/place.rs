@@ -3,7 +3,6 @@
 use super::Fs;
 use crate::error::{Error, Result};
 use crate::inode::{Ino, Inode, Kind};
-use crate::name::NAME_MAX;
 use crate::page_store::PageStore;
 
 impl<P: PageStore> Fs<P> {
@@ -94,7 +93,6 @@ impl<P: PageStore> Fs<P> {
             // Each turn takes a byte of `out` at least, so a loop of places ends in Range.
             let free = out.get_mut(..start).ok_or(Error::Range)?;
             let (len, dir) = self.place_name(&inode, free)?.ok_or(Error::NotFound)?;
-            debug_assert!((1..=NAME_MAX).contains(&len));
             start = start.checked_sub(len).ok_or(Error::Range)?;
             inode = dir;
         }

@@ -20,6 +20,6 @@ impl<P: PageStore> Fs<P> {
     /// rows file of a collection. Gives the inode as it stands afterwards. It must do its own prepare
     /// step, leave a consistent volume (the free itself may still fail) and be harmless when repeated.
     pub(super) fn rows_before_free(&mut self, inode: Inode) -> Result<Inode> {
-        Ok(inode)
+        self.rows_end(inode)
     }
 }

@@ -205,12 +205,16 @@ fn check_orphans(fs: &Fs<MemStore>, inodes: &BTreeMap<u64, Inode>) -> Check<()> 
     Ok(())
 }
 
-/// Each mapped page belongs to something, and none of a file lies beyond its size.
+/// Each mapped page that is not zeros belongs to something, and none of a file lies beyond its size.
 fn check_mapped(fs: &Fs<MemStore>, inodes: &BTreeMap<u64, Inode>) -> Check<()> {
     let window_owner = |class: usize, window: u64| {
         inodes.values().find(|i| u64::from(i.windows[class - 1]) == window + 1).copied()
     };
     for page in fs.store().mapped() {
+        if fs.store().get(page) == [0; PAGE] {
+            // Left by a change that failed before it began.
+            continue;
+        }
         let byte = page.byte();
         let (owner, offset) = match byte {
             0 => continue,

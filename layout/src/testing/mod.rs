@@ -28,6 +28,8 @@ struct Inner {
     writing: BTreeSet<u64>,
     /// Calls that may still succeed before one fails; `None` = no fault.
     fault: Option<(u64, Error)>,
+    /// Pages that may still become dirty; `None` = no limit.
+    credits: Option<u64>,
     calls: u64,
 }
 
@@ -49,6 +51,19 @@ impl Inner {
         if !self.undo.contains_key(&page) {
             let old = self.pages.get(&page).cloned();
             self.undo.insert(page, old);
+        }
+    }
+
+    /// Takes a credit for a page that is not dirty yet.
+    fn charge(&mut self, page: u64) -> Result<()> {
+        match &mut self.credits {
+            Some(_) if self.undo.contains_key(&page) => Ok(()),
+            Some(0) => Err(Error::NoSpace),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }
@@ -117,9 +132,11 @@ impl MemStore {
         assert_ne!(page, SUPERBLOCK_PAGE, "the superblock is written by commits only");
         let mut inner = self.lock();
         inner.step()?;
+        inner.charge(page.0)?;
         assert!(inner.writing.insert(page.0), "two write guards of page {:#x}", page.0);
         inner.remember(page.0);
-        let old = inner.pages.get(&page.0).filter(|_| !fresh).cloned();
+        // Taken out, so that the guard has the only reference and need not copy.
+        let old = inner.pages.remove(&page.0).filter(|_| !fresh);
         let page_bytes = old.unwrap_or_else(|| Arc::new([0; PAGE]));
         Ok(WriteGuard { store: self.clone(), number: page.0, page: page_bytes })
     }
@@ -171,6 +188,12 @@ impl MemStore {
     /// `None` ends that.
     pub fn set_fault(&self, fault: Option<(u64, Error)>) {
         self.lock().fault = fault;
+    }
+
+    /// Lets `pages` more pages become dirty, then gives [`Error::NoSpace`] for each other one; `None` ends
+    /// that. A page that is dirty in the open epoch can always be written.
+    pub fn set_credits(&self, pages: Option<u64>) {
+        self.lock().credits = pages;
     }
 
     /// Reads, writes and discards so far.

@@ -2,7 +2,7 @@
 //! device pages (so that the allocation map's summaries are sums over leaves), paged in on demand.
 //!
 //! Life of a leaf: *on disk* (only its place is known) -> *loaded, clean* -> *dirty* -> written by
-//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped.
+//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped by the next checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -212,15 +212,20 @@ impl BaseMap {
             }
             entries.drain(from..to).for_each(|e| dropped(e.loc()));
             slot.count = entries.len() as u16;
-            if entries.is_empty() {
-                if slot.dirty {
-                    self.dirty -= 1;
-                }
-                self.leaves.remove(&key);
-                self.loaded -= 1;
-            } else {
-                self.slot_mut(key);
-            }
+            // A leaf that ran empty stays until the next checkpoint: without it its pages would belong to the leaf
+            // before, which the record being applied may not have loaded.
+            self.slot_mut(key);
+        }
+    }
+
+    /// Drops leaves without entries; a checkpoint begins with it.
+    pub fn drop_empty(&mut self) {
+        let empty = |s: &Slot| s.dirty && s.entries.as_ref().is_some_and(Vec::is_empty);
+        let keys: Vec<u64> = self.leaves.iter().filter(|(_, s)| empty(s)).map(|(&key, _)| key).collect();
+        for key in keys {
+            self.leaves.remove(&key);
+            self.dirty -= 1;
+            self.loaded -= 1;
         }
     }
 
@@ -354,6 +359,7 @@ mod tests {
                 assert_eq!(map.lookup(page + 1), Lookup::Unmapped);
             }
         }
+        map.drop_empty();
         let total: u64 = map.leaves().map(|(_, count, _)| u64::from(count)).sum();
         assert_eq!(total, model.len() as u64);
         for (key, count, _) in map.leaves() {
@@ -388,5 +394,28 @@ mod tests {
         assert!(map.entries(MAP_UNIT_PAGES * 19).is_some(), "a dirty leaf stays");
         map.load(0, at(9), vec![entry]);
         assert_eq!(map.lookup(1), Lookup::Leaf(0), "a leaf read from an old place is not taken");
+    }
+
+    fn mapping(segment: u32) -> Mapping {
+        Mapping { loc: Loc { segment, offset: 1 }, crc: segment }
+    }
+
+    #[test]
+    fn a_leaf_emptied_and_filled_by_one_record_needs_no_other_leaf() {
+        let leaf = |key, entries, segment| LeafRef { key, entries, page: mapping(segment) };
+        let mut map = BaseMap::from_directory(&[leaf(0, 1, 7), leaf(100, 1, 8)]);
+        let mut keys = Vec::new();
+        map.missing(100, 1, &mut keys);
+        assert_eq!(keys, [100]);
+        map.load(100, mapping(8), vec![LeafEntry { rel: 100, offset: 2, segment: 3, crc: 4 }]);
+        let mut dropped = 0;
+        map.remove(100, 1, |_| dropped += 1);
+        assert_eq!(dropped, 1);
+        // The leaf of key 0 is not loaded: this used to panic.
+        assert_eq!(map.set(120, mapping(9)), None);
+        assert_eq!(map.lookup(120), Lookup::Mapped(mapping(9)));
+        map.remove(120, 1, |_| dropped += 1);
+        map.drop_empty();
+        assert_eq!((map.leaf_count(), map.dirty_count(), dropped), (1, 0, 2));
     }
 }

@@ -1,8 +1,11 @@
 //! Tests of the file system logic over the in-memory page store.
 
 mod directories;
+mod hostile;
 mod model;
+mod posix;
 mod random;
+mod tree;
 
 use crate::inode::Kind;
 use crate::page_store::Timespec;

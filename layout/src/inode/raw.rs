@@ -1,7 +1,4 @@
-//! Inodes: 512 bytes each, in the inode table (FORMAT.md section 5.2).
-//!
-//! Life of a slot: *never used* (zeros) -> used (kinds 1..8) -> *free* (kind 9, keeps number and
-//! generation) -> used again with the next generation -> ...
+//! The inode slot on disk: 512 bytes in the inode table.
 //!
 //! ```text
 //! 0    4    5 6    8     12  16  20   24   32         36    40           48      80
@@ -15,128 +12,18 @@
 
 use core::mem::offset_of;
 
-use bitflags::bitflags;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_mut, transmute_ref};
 
-use crate::addr::{INO_LIMIT, INODE_BASE, INODE_BYTES, PAGE, PageNo};
+use super::{INLINE_BYTES, INODES_PER_PAGE, Inline, Ino, Inode, InodeFlags, Kind, WINDOW_LIMITS};
+use crate::addr::{INO_LIMIT, PageNo};
 use crate::error::{Result, corrupt};
 use crate::page_store::{PageBytes, Timespec};
 
 /// First bytes of every slot that was ever used: against zeros and misdirected pages.
 pub const INODE_MAGIC: [u8; 4] = *b"VINO";
-/// The root directory.
-pub const ROOT_INO: Ino = Ino(2);
-/// Bytes of the inline area.
-pub const INLINE_BYTES: usize = 320;
-/// Bytes a file may have (256 TiB).
-pub const MAX_FILE_BYTES: u64 = 1 << 48;
-/// Bytes a symlink target may have.
-pub const SYMLINK_MAX: usize = 4095;
-/// Most links of an inode; a directory's subdirectories count.
-pub const LINK_MAX: u32 = i32::MAX.cast_unsigned();
-/// Windows of data classes 1, 2, 3.
-pub const WINDOW_LIMITS: [u32; 3] = [1 << 28, 1 << 20, 1 << 11];
-/// Inode slots in a page.
-pub const INODES_PER_PAGE: usize = PAGE / INODE_BYTES as usize;
 
 const KIND_FREE: u8 = 9;
-
-/// An inode number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Ino(pub u64);
-
-impl Ino {
-    /// The page of the inode table that has this inode's slot; none for a number past the table.
-    pub const fn page(self) -> Option<PageNo> {
-        if self.0 >= INO_LIMIT {
-            return None;
-        }
-        Some(PageNo::containing(INODE_BASE + self.0 * INODE_BYTES))
-    }
-}
-
-/// What an inode is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum Kind {
-    /// Regular file.
-    File = 1,
-    /// Directory.
-    Dir = 2,
-    /// Symbolic link.
-    Symlink = 3,
-    /// Character device.
-    CharDevice = 4,
-    /// Block device.
-    BlockDevice = 5,
-    /// Named pipe.
-    Fifo = 6,
-    /// Socket.
-    Socket = 7,
-    /// Rows file of a collection: hidden, in no directory.
-    Rows = 8,
-}
-
-impl Kind {
-    /// The kind of a code on disk.
-    pub const fn from_code(code: u8) -> Option<Kind> {
-        Some(match code {
-            1 => Kind::File,
-            2 => Kind::Dir,
-            3 => Kind::Symlink,
-            4 => Kind::CharDevice,
-            5 => Kind::BlockDevice,
-            6 => Kind::Fifo,
-            7 => Kind::Socket,
-            8 => Kind::Rows,
-            _ => return None,
-        })
-    }
-
-    /// The `S_IFMT` bits of `st_mode` (linux/stat.h); regular file for a rows file.
-    pub const fn mode_bits(self) -> u32 {
-        match self {
-            Kind::File | Kind::Rows => 0o100_000,
-            Kind::Dir => 0o040_000,
-            Kind::Symlink => 0o120_000,
-            Kind::CharDevice => 0o020_000,
-            Kind::BlockDevice => 0o060_000,
-            Kind::Fifo => 0o010_000,
-            Kind::Socket => 0o140_000,
-        }
-    }
-}
-
-bitflags! {
-    /// Flags of an inode.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct InodeFlags: u32 {
-        /// The file may have holes: its blocks must be counted by the allocation map.
-        const SPARSE = 1;
-        /// A directory that is a collection.
-        const COLLECTION = 2;
-        /// The file's rows were computed from its present bytes.
-        const ROWS_FRESH = 4;
-        /// Extended attributes stand in the overflow area.
-        const XATTR_OVERFLOW = 8;
-        /// Link count 0, on the orphan list.
-        const ORPHAN = 16;
-    }
-}
-
-/// What the inline area holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u8)]
-pub enum Inline {
-    /// Nothing.
-    #[default]
-    Nothing = 0,
-    /// A symlink's target.
-    Symlink = 1,
-    /// Extended attribute entries.
-    Xattr = 2,
-}
 
 /// An inode slot as it stands on disk.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -237,63 +124,6 @@ const _: () = {
     assert!(offset_of!(RawInode, reserved3) == 184);
     assert!(offset_of!(RawInode, inline) == 192);
 };
-
-/// A checked inode, without its inline area.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Inode {
-    /// Own number.
-    pub ino: Ino,
-    /// What it is.
-    pub kind: Kind,
-    /// Permission bits, 07777.
-    pub perm: u16,
-    /// Link count; a directory has 2 + its subdirectories.
-    pub nlink: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Device number, Linux `new_encode_dev`.
-    pub rdev: u32,
-    /// Bytes; for a directory its pages * 4096.
-    pub size: u64,
-    /// Grows by 1 each time the number is taken again.
-    pub generation: u32,
-    /// Flags.
-    pub flags: InodeFlags,
-    /// FORMAT.md 6.3.
-    pub data_version: u64,
-    /// Last access, as set by the mounter.
-    pub atime: Timespec,
-    /// Last change of content.
-    pub mtime: Timespec,
-    /// Last change of content or attributes.
-    pub ctime: Timespec,
-    /// Creation.
-    pub btime: Timespec,
-    /// Window number + 1 of classes 1, 2, 3; 0 = none.
-    pub windows: [u32; 3],
-    /// Bytes used of the inline area.
-    pub inline_len: u16,
-    /// What the inline area holds.
-    pub inline: Inline,
-    /// Directory of the place, number 0 = unknown (FORMAT.md 5.5).
-    pub place_dir: Ino,
-    /// Key of the place in that directory.
-    pub place_key: u64,
-    /// Rows inode, number 0 = none.
-    pub rows_ino: Ino,
-    /// First row's id + 1, 0 = none.
-    pub first_row: u64,
-    /// Live rows.
-    pub row_count: u32,
-    /// Previous of the orphan list, number 0 = none.
-    pub orphan_prev: Ino,
-    /// Next of the orphan list, number 0 = none.
-    pub orphan_next: Ino,
-    /// Entries of a directory, `.` and `..` not counted.
-    pub entries: u64,
-}
 
 /// What a slot of the inode table holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -441,85 +271,6 @@ impl RawInode {
 }
 
 impl Inode {
-    /// A new inode with every time `now`, nothing in it and no place.
-    pub fn new(ino: Ino, generation: u32, kind: Kind, perm: u16, now: Timespec) -> Inode {
-        Inode {
-            ino,
-            kind,
-            perm: perm & 0o7777,
-            nlink: if kind == Kind::Dir { 2 } else { 1 },
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            generation,
-            flags: InodeFlags::empty(),
-            data_version: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-            windows: [0; 3],
-            inline_len: 0,
-            inline: Inline::Nothing,
-            place_dir: Ino(0),
-            place_key: 0,
-            rows_ino: Ino(0),
-            first_row: 0,
-            row_count: 0,
-            orphan_prev: Ino(0),
-            orphan_next: Ino(0),
-            entries: 0,
-        }
-    }
-
-    /// The `st_mode` of the inode.
-    pub const fn mode(&self) -> u32 {
-        self.kind.mode_bits() | self.perm as u32
-    }
-
-    /// Checks what must hold for the inode's kind.
-    fn check_kind(&self, page: PageNo) -> Result<()> {
-        let bad = |what, expected, found| Err(corrupt(page, what, expected, found));
-        if (self.nlink == 0) != self.flags.contains(InodeFlags::ORPHAN) {
-            return bad("inode has link count 0 just when ORPHAN", 1, u64::from(self.nlink));
-        }
-        if self.nlink > LINK_MAX {
-            return bad("inode link count", u64::from(LINK_MAX), u64::from(self.nlink));
-        }
-        if self.size > MAX_FILE_BYTES {
-            return bad("inode size", MAX_FILE_BYTES, self.size);
-        }
-        if self.kind == Kind::Dir {
-            if !self.size.is_multiple_of(PAGE as u64) || self.size / PAGE as u64 > u64::from(u32::MAX) {
-                return bad("directory size in whole pages", u64::from(u32::MAX), self.size);
-            }
-            if self.nlink == 1 {
-                return bad("directory link count", 2, 1);
-            }
-        } else {
-            if self.entries != 0 {
-                return bad("entries of what is no directory", 0, self.entries);
-            }
-            if self.flags.contains(InodeFlags::COLLECTION) {
-                return bad("COLLECTION on what is no directory", Kind::Dir as u64, self.kind as u64);
-            }
-        }
-        let inline_target = self.kind == Kind::Symlink && self.size <= INLINE_BYTES as u64;
-        if inline_target != (self.inline == Inline::Symlink)
-            || (inline_target && self.size != u64::from(self.inline_len))
-        {
-            return bad("inline symlink target's length", self.size, u64::from(self.inline_len));
-        }
-        if self.kind == Kind::Symlink && !(1..=SYMLINK_MAX as u64).contains(&self.size) {
-            return bad("symlink target's length", SYMLINK_MAX as u64, self.size);
-        }
-        if self.inline == Inline::Xattr && self.flags.contains(InodeFlags::XATTR_OVERFLOW) {
-            return bad("inline xattrs beside overflowed ones", 0, u64::from(self.inline_len));
-        }
-        Ok(())
-    }
-
     /// Writes everything but the inline area into the slot.
     pub fn encode(&self, raw: &mut RawInode) {
         let times = [self.atime, self.mtime, self.ctime, self.btime];
@@ -555,5 +306,186 @@ impl Inode {
             reserved3: U64::ZERO,
             inline: raw.inline,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PAGE;
+    use crate::error::Error;
+
+    const INO: Ino = Ino(0x12_3456_7895);
+
+    fn sample() -> Inode {
+        let time = |secs: i64| Timespec { secs, nanos: 5 };
+        Inode {
+            uid: 1000,
+            gid: 1001,
+            rdev: 0x0803,
+            nlink: 3,
+            size: 0x0203_0405_0607,
+            flags: InodeFlags::SPARSE | InodeFlags::ROWS_FRESH,
+            data_version: 77,
+            atime: time(-1),
+            mtime: time(2),
+            ctime: time(3),
+            btime: time(4),
+            windows: [1, 2, 3],
+            inline_len: 4,
+            inline: Inline::Xattr,
+            place_dir: Ino(2),
+            place_key: 0x1230,
+            rows_ino: Ino(8),
+            first_row: 9,
+            row_count: 10,
+            ..Inode::new(INO, 6, Kind::File, 0o6755, time(0))
+        }
+    }
+
+    fn encoded(inode: &Inode) -> RawInode {
+        let mut raw = RawInode::ZERO;
+        raw.inline[..4].copy_from_slice(b"\x01\0\0\0");
+        inode.encode(&mut raw);
+        raw
+    }
+
+    fn decode(raw: &RawInode) -> Result<Slot> {
+        raw.decode(PageNo(1), INO)
+    }
+
+    #[test]
+    fn encodes_as_the_format_says_and_decodes_again() {
+        let mut golden = [0u8; 512];
+        let mut put = |at: usize, bytes: &[u8]| golden[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"VINO");
+        put(4, &[1]);
+        put(6, &0o6755u16.to_le_bytes());
+        put(8, &3u32.to_le_bytes());
+        put(12, &1000u32.to_le_bytes());
+        put(16, &1001u32.to_le_bytes());
+        put(20, &0x0803u32.to_le_bytes());
+        put(24, &0x0203_0405_0607u64.to_le_bytes());
+        put(32, &6u32.to_le_bytes());
+        put(36, &5u32.to_le_bytes());
+        put(40, &77u64.to_le_bytes());
+        for (i, secs) in [-1i64, 2, 3, 4].iter().enumerate() {
+            put(48 + i * 8, &secs.to_le_bytes());
+            put(80 + i * 4, &5u32.to_le_bytes());
+            if i < 3 {
+                put(96 + i * 4, &(i as u32 + 1).to_le_bytes());
+            }
+        }
+        put(108, &4u16.to_le_bytes());
+        put(110, &[2]);
+        put(112, &2u64.to_le_bytes());
+        put(120, &0x1230u64.to_le_bytes());
+        put(128, &8u64.to_le_bytes());
+        put(136, &9u64.to_le_bytes());
+        put(144, &10u32.to_le_bytes());
+        put(168, &INO.0.to_le_bytes());
+        put(192, &[1]);
+        let raw = encoded(&sample());
+        assert_eq!(raw.as_bytes(), golden);
+        assert_eq!(decode(&raw), Ok(Slot::Used(sample())));
+        assert_eq!(raw.inline_bytes(), b"\x01\0\0\0");
+    }
+
+    #[test]
+    fn each_flipped_byte_is_found_or_shows_as_another_value() {
+        let good = encoded(&sample());
+        // Magic, kind's high bits, reserved bytes, own number: always found.
+        let checked = |at: usize| matches!(at, 0..=3 | 5 | 110 | 111 | 148..152 | 168..176 | 184..192);
+        for at in 0..192 {
+            for bit in 0..8 {
+                let mut raw = good;
+                raw.as_mut_bytes()[at] ^= 1 << bit;
+                match decode(&raw) {
+                    Err(Error::Corrupt(c)) => assert_eq!(c.page, PageNo(1)),
+                    Ok(Slot::Used(inode)) => {
+                        assert!(!checked(at), "byte {at} bit {bit}");
+                        assert_ne!(inode, sample(), "byte {at} bit {bit} is read by nobody");
+                    }
+                    other => panic!("byte {at} bit {bit}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_never_used_or_free_or_in_use() {
+        assert_eq!(decode(&RawInode::ZERO), Ok(Slot::NeverUsed));
+        assert_eq!(decode(&RawInode::free(INO, 9)), Ok(Slot::Free(9)));
+        for at in 0..512 {
+            let mut raw = RawInode::free(INO, 9);
+            raw.as_mut_bytes()[at] ^= 0x40;
+            let generation = (32..36).contains(&at);
+            assert_eq!(decode(&raw).is_ok(), generation, "byte {at} of a free inode");
+            let mut raw = RawInode::ZERO;
+            raw.as_mut_bytes()[at] = 1;
+            assert!(decode(&raw).is_err(), "byte {at} of a never-used inode");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_corrupt() {
+        let symlink = |inode: &mut Inode| {
+            *inode = Inode { kind: Kind::Symlink, size: 4, inline: Inline::Symlink, ..*inode };
+        };
+        let dir = |inode: &mut Inode| *inode = Inode { kind: Kind::Dir, size: 4096, ..*inode };
+        type Spoil<'a> = (&'a str, &'a dyn Fn(&mut Inode));
+        let cases: [Spoil<'_>; 14] = [
+            ("ORPHAN with links", &|i| i.flags |= InodeFlags::ORPHAN),
+            ("no link and no ORPHAN", &|i| i.nlink = 0),
+            ("too many links", &|i| i.nlink = super::super::LINK_MAX + 1),
+            ("too large", &|i| i.size = super::super::MAX_FILE_BYTES + 1),
+            ("entries of a file", &|i| i.entries = 1),
+            ("a file that is a collection", &|i| i.flags |= InodeFlags::COLLECTION),
+            ("inline and overflowed xattrs", &|i| i.flags |= InodeFlags::XATTR_OVERFLOW),
+            ("window past its class", &|i| i.windows[2] = 2049),
+            ("inline target of a file", &|i| i.inline = Inline::Symlink),
+            ("length of an inline target", &|i| {
+                symlink(i);
+                i.size = 5;
+            }),
+            ("empty target", &|i| {
+                symlink(i);
+                (i.size, i.inline_len, i.inline) = (0, 0, Inline::Nothing);
+            }),
+            ("long target", &|i| {
+                symlink(i);
+                (i.size, i.inline) = (4096, Inline::Xattr);
+            }),
+            ("directory with a broken size", &|i| {
+                dir(i);
+                i.size = 100;
+            }),
+            ("directory with one link", &|i| {
+                dir(i);
+                i.nlink = 1;
+            }),
+        ];
+        for (what, change) in cases {
+            let mut inode = sample();
+            change(&mut inode);
+            assert!(matches!(decode(&encoded(&inode)), Err(Error::Corrupt(_))), "{what}");
+        }
+        for change in [symlink, dir] {
+            let mut inode = sample();
+            change(&mut inode);
+            assert_eq!(decode(&encoded(&inode)), Ok(Slot::Used(inode)));
+        }
+    }
+
+    #[test]
+    fn eight_slots_share_a_page() {
+        let mut page = [0; PAGE];
+        for n in 16..24 {
+            slot_mut(&mut page, Ino(n)).ino = n.into();
+        }
+        assert_eq!(slot(&page, Ino(18)).ino.get(), 18);
+        assert_eq!(page[2 * 512 + 168], 18);
+        assert_eq!(Ino(18).page(), Some(PageNo((1 << 34) + 2)));
+        assert_eq!(Ino(INO_LIMIT).page(), None);
     }
 }

@@ -1,0 +1,58 @@
+# `make help` lists the targets.
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DIR ?= /usr/share/doc
+PROGRAMS := mkfs.vexfs vexfs-blockd vexfs-fuse vexctl
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
+
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e crash-test perf clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+deps: ## install what building and testing need (Debian; root)
+	@tests/scripts/deps.sh
+
+deps-perf:
+	@tests/scripts/deps.sh --perf
+
+build: ## the programs, optimised, in target/release
+	$(CARGO) build --release --workspace --bins
+	@ln -sf mkfs-vexfs target/release/mkfs.vexfs # cargo allows no dot in the name
+
+install: build ## the programs into PREFIX (/usr/local), DESTDIR is honoured
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(PROGRAMS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
+
+demo: deps build ## store, mount, ingest DIR (/usr/share/doc), ask, kill -9, recover
+	@tests/scripts/demo.sh "$(DIR)"
+
+lint: ## formatting and lints, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+test: deps lint e2e ## everything that CI runs
+
+e2e: ## every test, unit and end to end, without lints
+	$(CARGO) build --workspace --bins
+ifeq ($(NEXTEST),nextest)
+	$(CARGO) nextest run --workspace
+	$(CARGO) test --workspace --doc
+else
+	$(CARGO) test --workspace
+endif
+
+crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
+	$(CARGO) build --workspace --bins --release
+	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 $(CARGO) test --release -p vexfs-tests -- --nocapture
+
+perf: deps-perf build perf-rivals ## ours and rivals side by side (ARGS="--only NAME --rounds N")
+	target/release/vexfs-perf $(ARGS)
+
+perf-rivals:
+	@perf/rivals/prepare.sh
+
+clean: ## remove what was built
+	$(CARGO) clean

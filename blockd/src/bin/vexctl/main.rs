@@ -1,0 +1,43 @@
+//! `vexctl`: vectors and search on mounted VexFS volumes.
+//!
+//! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
+
+mod cli;
+mod collection;
+mod embedder;
+mod ingest;
+mod npy;
+mod output;
+mod put;
+mod remedy;
+mod schema;
+mod search;
+mod session;
+mod snippet;
+mod stats;
+mod vectors;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, CollectionCommand, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Collection(CollectionCommand::Create(args)) => collection::create(&args),
+        Command::Collection(CollectionCommand::Show(args)) => collection::show(&args),
+        Command::Put(args) => put::run(&args),
+        Command::Search(args) => search::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Ingest(args) => ingest::run(&args),
+    };
+    match result {
+        Ok(status) => status,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vexctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

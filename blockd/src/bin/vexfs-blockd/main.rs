@@ -1,0 +1,22 @@
+//! `vexfs-blockd`: the daemon that serves an image.
+
+mod args;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let result = match args.command {
+        args::Command::Serve(serve) => serve::run(&serve),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vexfs-blockd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Which requests are taken: a pure function from what a peer sent to what is done.
+
+use crate::device::DeviceInfo;
+use crate::nbd::proto::PAYLOAD_BYTES_MAX;
+use crate::nbd::proto::errno::{EINVAL, ENOSPC, EPERM};
+use crate::nbd::proto::flags::{COMMAND_FUA, COMMAND_NO_HOLE};
+use crate::nbd::proto::request::{
+    CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Request,
+};
+
+/// A request that passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checked {
+    Read { len_bytes: usize },
+    Write { len_bytes: usize, fua: bool },
+    Flush,
+    Trim { fua: bool },
+    WriteZeroes { fua: bool },
+    Disconnect,
+}
+
+/// Checks a request against the device; `Err` is the errno of the reply.
+pub fn check(request: &Request, info: &DeviceInfo) -> Result<Checked, u32> {
+    let allowed = match request.command {
+        CMD_WRITE_ZEROES => COMMAND_FUA | COMMAND_NO_HOLE,
+        _ => COMMAND_FUA,
+    };
+    if request.flags & !allowed != 0 {
+        return Err(EINVAL);
+    }
+    let fua = request.flags & COMMAND_FUA != 0;
+    let len_bytes = request.len_bytes as usize;
+    match request.command {
+        CMD_DISC => Ok(Checked::Disconnect),
+        CMD_FLUSH if request.offset != 0 || request.len_bytes != 0 => Err(EINVAL),
+        CMD_FLUSH => Ok(Checked::Flush),
+        CMD_READ => {
+            check_payload(request)?;
+            check_range(request, info, EINVAL)?;
+            Ok(Checked::Read { len_bytes })
+        }
+        CMD_WRITE => {
+            check_writable(info)?;
+            check_payload(request)?;
+            check_range(request, info, ENOSPC)?;
+            Ok(Checked::Write { len_bytes, fua })
+        }
+        CMD_TRIM => {
+            check_writable(info)?;
+            check_range(request, info, EINVAL)?;
+            Ok(Checked::Trim { fua })
+        }
+        CMD_WRITE_ZEROES => {
+            check_writable(info)?;
+            check_range(request, info, ENOSPC)?;
+            Ok(Checked::WriteZeroes { fua })
+        }
+        _ => Err(EINVAL),
+    }
+}
+
+/// Bytes of payload that stand behind the request in the stream, whether it is taken or not.
+pub fn payload_behind(request: &Request) -> u32 {
+    if request.command == CMD_WRITE { request.len_bytes } else { 0 }
+}
+
+fn check_writable(info: &DeviceInfo) -> Result<(), u32> {
+    if info.read_only { Err(EPERM) } else { Ok(()) }
+}
+
+fn check_payload(request: &Request) -> Result<(), u32> {
+    if request.len_bytes > PAYLOAD_BYTES_MAX { Err(EINVAL) } else { Ok(()) }
+}
+
+fn check_range(request: &Request, info: &DeviceInfo, beyond: u32) -> Result<(), u32> {
+    let unit = u64::from(info.block_bytes_min);
+    let len = u64::from(request.len_bytes);
+    if len == 0 || !request.offset.is_multiple_of(unit) || !len.is_multiple_of(unit) {
+        return Err(EINVAL);
+    }
+    match request.offset.checked_add(len) {
+        Some(end) if end <= info.size_bytes => Ok(()),
+        _ => Err(beyond),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::VolumeKind;
+
+    fn info(read_only: bool) -> DeviceInfo {
+        DeviceInfo {
+            kind: VolumeKind::Raw,
+            size_bytes: 1 << 20,
+            block_bytes_min: 512,
+            read_only,
+            uuid: uuid::Uuid::nil(),
+        }
+    }
+
+    fn run(command: u16, flags: u16, offset: u64, len_bytes: u32) -> Result<Checked, u32> {
+        check(&Request { flags, command, cookie: 1, offset, len_bytes }, &info(false))
+    }
+
+    #[test]
+    fn ranges_up_to_the_last_byte_pass() {
+        assert_eq!(run(CMD_READ, 0, (1 << 20) - 512, 512), Ok(Checked::Read { len_bytes: 512 }));
+        assert_eq!(run(CMD_WRITE, 1, 0, 1 << 20), Ok(Checked::Write { len_bytes: 1 << 20, fua: true }));
+        assert_eq!(run(CMD_WRITE_ZEROES, 2, 0, 1 << 20), Ok(Checked::WriteZeroes { fua: false }));
+        assert_eq!(run(CMD_TRIM, 1, 512, 512), Ok(Checked::Trim { fua: true }));
+        assert_eq!(run(CMD_FLUSH, 1, 0, 0), Ok(Checked::Flush));
+    }
+
+    #[test]
+    fn beyond_the_end_is_enospc_for_writes_and_einval_for_the_rest() {
+        for (offset, len) in
+            [(1 << 20, 512), ((1 << 20) - 512, 1024), (u64::MAX - 511, 512), (u64::MAX - 511, 1024)]
+        {
+            assert_eq!(run(CMD_WRITE, 0, offset, len), Err(ENOSPC), "{offset} {len}");
+            assert_eq!(run(CMD_WRITE_ZEROES, 0, offset, len), Err(ENOSPC));
+            assert_eq!(run(CMD_READ, 0, offset, len), Err(EINVAL));
+            assert_eq!(run(CMD_TRIM, 0, offset, len), Err(EINVAL));
+        }
+    }
+
+    #[test]
+    fn unaligned_empty_oversized_and_unknown_are_einval() {
+        for command in [CMD_READ, CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
+            for (offset, len) in [(1, 512), (0, 511), (0, 0)] {
+                assert_eq!(run(command, 0, offset, len), Err(EINVAL), "{command} {offset} {len}");
+            }
+            assert_eq!(run(command, 1 << 4, 0, 512), Err(EINVAL), "unknown flag");
+        }
+        assert_eq!(run(CMD_READ, 0, 0, (32 << 20) + 512), Err(EINVAL));
+        assert_eq!(run(CMD_WRITE, 0, 0, (32 << 20) + 512), Err(EINVAL));
+        assert_eq!(run(CMD_READ, COMMAND_NO_HOLE, 0, 512), Err(EINVAL));
+        assert_eq!(run(CMD_FLUSH, 0, 0, 512), Err(EINVAL));
+        assert_eq!(run(5, 0, 0, 512), Err(EINVAL));
+        assert_eq!(run(999, 0, 0, 512), Err(EINVAL));
+    }
+
+    #[test]
+    fn a_read_only_device_refuses_changes_with_eperm() {
+        for command in [CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
+            let request = Request { flags: 0, command, cookie: 1, offset: 0, len_bytes: 512 };
+            assert_eq!(check(&request, &info(true)), Err(EPERM));
+        }
+        let request = Request { flags: 0, command: CMD_FLUSH, cookie: 1, offset: 0, len_bytes: 0 };
+        assert_eq!(check(&request, &info(true)), Ok(Checked::Flush));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_passes_is_inside_and_aligned(
+            command in 0u16..8, flags in 0u16..4, offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY,
+            near in 0u64..4096,
+        ) {
+            for offset in [offset, (1 << 20) - 2048 + near] {
+                let request = Request { flags, command, cookie: 0, offset, len_bytes };
+                match check(&request, &info(false)) {
+                    Ok(Checked::Flush | Checked::Disconnect) | Err(_) => {}
+                    Ok(_) => {
+                        proptest::prop_assert!(offset + u64::from(len_bytes) <= 1 << 20);
+                        proptest::prop_assert_eq!(offset % 512 + u64::from(len_bytes) % 512, 0);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The NBD server and client together, against hostile peers, and against other people's tools.
+
+mod client_reconnect;
+mod client_server;
+mod daemon;
+mod fuzz;
+mod interop;
+mod peer;
+mod ram;
+mod served;
+mod server_hostile;
+mod server_protocol;

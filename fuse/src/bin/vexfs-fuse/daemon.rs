@@ -1,0 +1,52 @@
+//! Going to the background, once the mount is live.
+//!
+//! The first process starts itself again with `--background-child` and waits for one line on the
+//! child's standard output, so that its exit status tells whether the mount was made.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::logging;
+
+const READY: &str = "ready\n";
+
+/// In the first process: starts the second one, and returns when the mount is live.
+pub fn start() -> Result<()> {
+    let program = std::env::current_exe().context("cannot find the program itself in /proc")?;
+    let mut child = Command::new(program)
+        .arg("--background-child")
+        .args(std::env::args_os().skip(1))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the background process")?;
+    let mut said = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_string(&mut said).context("cannot hear from the background process")?;
+    }
+    if said == READY {
+        return Ok(());
+    }
+    // It has told why on the standard error that we share.
+    let status = child.wait().context("cannot wait for the background process")?;
+    std::process::exit(match status.code() {
+        Some(0) => bail!("the background process ended before the mount was live"),
+        Some(code) => code,
+        None => bail!("the background process was killed: {status}"),
+    });
+}
+
+/// In the second process: tells the first one that the mount is live, and leaves the terminal.
+pub fn detach(log: Option<&Path>) -> Result<()> {
+    // Relative paths were opened; a daemon must not keep a directory busy.
+    let log = log.map(std::path::absolute).transpose().context("cannot resolve the log's path")?;
+    let _ = rustix::process::setsid();
+    std::env::set_current_dir("/").context("cannot change to /")?;
+    rustix::io::write(rustix::stdio::stdout(), READY.as_bytes())
+        .context("cannot tell that the mount is live")?;
+    logging::to_background(log.as_deref())?;
+    Ok(())
+}

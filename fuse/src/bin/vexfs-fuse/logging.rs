@@ -1,0 +1,82 @@
+//! Log lines: to standard error, and once in the background to a file or the system log.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+
+use anyhow::{Context, Result};
+
+/// Priority of a syslog line (RFC 3164): facility daemon (3), severity warning (4).
+const SYSLOG_PRIORITY: u32 = 3 * 8 + 4;
+
+/// The FUSE crate calls a reply that nobody waits for any more (the process was killed) an error.
+const QUIET: &str = "warn,fuser=off";
+const USUAL: &str = "info,fuser=off";
+
+enum Target {
+    File(File),
+    System(UnixDatagram),
+}
+
+/// Where lines go in the background; unset in the foreground.
+static BACKGROUND: OnceLock<Mutex<Target>> = OnceLock::new();
+
+/// A writer of one line.
+struct Line;
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(target) = BACKGROUND.get() else { return io::stderr().write(bytes) };
+        match &mut *target.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            Target::File(file) => file.write_all(bytes)?,
+            Target::System(socket) => {
+                let mut line =
+                    format!("<{SYSLOG_PRIORITY}>vexfs-fuse[{}]: ", std::process::id()).into_bytes();
+                line.extend_from_slice(bytes.trim_ascii_end());
+                // A system log that is away must not stop the mount.
+                let _ = socket.send(&line);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Starts logging; `VEXFS_LOG` chooses what (as RUST_LOG does), warnings by default.
+pub fn start(background: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VEXFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if background { QUIET } else { USUAL }));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Line).init();
+}
+
+/// Leaves the terminal: lines go to the file, or the system log, and standard streams to /dev/null.
+pub fn to_background(log: Option<&Path>) -> Result<()> {
+    let target = match log {
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            Some(Target::File(file.with_context(|| format!("cannot open the log {}", path.display()))?))
+        }
+        None => system_log().ok().map(Target::System),
+    };
+    if let Some(target) = target {
+        let _ = BACKGROUND.set(Mutex::new(target));
+    }
+    let null =
+        OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+fn system_log() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect("/dev/log")?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}

@@ -1,0 +1,399 @@
+//! The engine over a RAM device: atomicity, order, copies, discards, shared commits, credits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use blockd::device::{Device, IoError};
+use blockd::session::{BootId, GrantCell, OpenMode, Session};
+use layout::addr::{CLASS0_BASE, PAGE, PageNo, PageRange};
+use layout::error::{Error, Result};
+use layout::page_store::{PageBytes, PageStore};
+
+use super::ram::{Event, RamDevice};
+use super::{Cost, Engine, EngineOptions, EpochSource, Flusher, Pages};
+
+/// Stands for the file system logic: page 0 holds the epoch's number.
+#[derive(Default)]
+struct Epochs(AtomicU64);
+
+impl EpochSource for Epochs {
+    fn close_epoch(&self, _clean: bool) -> Result<Box<PageBytes>> {
+        let epoch = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut page = Box::new([0; PAGE]);
+        page[..8].copy_from_slice(&epoch.to_le_bytes());
+        Ok(page)
+    }
+}
+
+/// Metadata pages (in the inode table) and a data page, as page numbers.
+const META: u64 = (1 << 46) / PAGE as u64;
+const DATA: u64 = CLASS0_BASE / PAGE as u64;
+
+fn engine_with(device: &Arc<RamDevice>, options: EngineOptions) -> (Arc<Engine>, Pages) {
+    let device = Arc::clone(device) as Arc<dyn Device>;
+    let client = device.connect();
+    let boot = BootId([1; 16]);
+    let session =
+        Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, boot, &GrantCell::default()).unwrap();
+    assert_eq!(session.number(), 7);
+    let engine = Engine::new(device, client, Some(session), options).unwrap();
+    (Arc::clone(&engine), Pages(engine))
+}
+
+fn engine(device: &Arc<RamDevice>) -> (Arc<Engine>, Pages) {
+    engine_with(device, EngineOptions::default())
+}
+
+fn set(pages: &Pages, page: u64, byte: u8) {
+    let _op = pages.0.begin(Cost::Pages(0)).unwrap();
+    pages.write(PageNo(page)).unwrap().fill(byte);
+}
+
+fn get(pages: &Pages, page: u64) -> u8 {
+    pages.read(PageNo(page)).unwrap()[0]
+}
+
+fn write_data(engine: &Engine, page: u64, bytes: &[u8]) {
+    let _op = engine.begin(Cost::Pages(bytes.len().div_ceil(PAGE) as u64)).unwrap();
+    engine.write_data(page * PAGE as u64, bytes, u64::MAX).unwrap();
+}
+
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..10_000 {
+        if holds() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("waited in vain: {what}");
+}
+
+#[test]
+fn a_crash_shows_the_last_commit_and_nothing_else() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Epochs::default();
+    set(&pages, META, 1);
+    set(&pages, META + 9, 1);
+    engine.commit(&epochs).unwrap();
+    set(&pages, META, 2);
+    write_data(&engine, DATA, &[2; 3 * PAGE]);
+    assert!(engine.write_out_early(100).unwrap(), "data goes out within the epoch");
+    assert_eq!(device.byte(DATA), 2);
+
+    let crashed = device.after_crash();
+    assert_eq!(crashed.byte(META), 1);
+    assert_eq!(crashed.byte(META + 9), 1);
+    assert!(!crashed.is_mapped(DATA), "early data of an open epoch rolls back");
+
+    engine.commit(&epochs).unwrap();
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(META), crashed.byte(META + 9), crashed.byte(DATA + 2)), (2, 1, 2));
+}
+
+#[test]
+fn nothing_of_the_next_epoch_is_sent_before_the_ack() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    set(&pages, META, 1);
+    device.hold_commits();
+    let committer = {
+        let (engine, epochs) = (Arc::clone(&engine), Arc::clone(&epochs));
+        thread::spawn(move || engine.commit(&*epochs))
+    };
+    wait_for("the commit is on its way", || device.is_holding());
+
+    // Operations go on; the frozen page is copied; neither early write-out nor a second commit sends.
+    set(&pages, META, 2);
+    set(&pages, META + 1, 2);
+    write_data(&engine, DATA, &[2; PAGE]);
+    assert_eq!(get(&pages, META), 2);
+    assert!(!engine.write_out_early(100).unwrap());
+    let second = {
+        let (engine, epochs) = (Arc::clone(&engine), Arc::clone(&epochs));
+        thread::spawn(move || engine.commit(&*epochs))
+    };
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(device.byte(META), 1, "the frozen bytes were written");
+    assert!(!device.is_mapped(META + 1) && !device.is_mapped(DATA));
+    assert_eq!(device.commits(), 1);
+
+    device.let_go();
+    committer.join().unwrap().unwrap();
+    second.join().unwrap().unwrap();
+    assert_eq!((device.byte(META), device.byte(META + 1), device.byte(DATA)), (2, 2, 2));
+    assert_eq!(device.commits(), 2);
+}
+
+#[test]
+fn a_commit_waits_for_running_operations() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    let op = engine.begin(Cost::Pages(0)).unwrap();
+    pages.write(PageNo(META)).unwrap().fill(1);
+    let committer = {
+        let (engine, epochs) = (Arc::clone(&engine), Arc::clone(&epochs));
+        thread::spawn(move || engine.commit(&*epochs))
+    };
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(device.commits(), 0, "the operation holds the epoch open");
+    pages.write(PageNo(META + 1)).unwrap().fill(1);
+    drop(op);
+    committer.join().unwrap().unwrap();
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(META), crashed.byte(META + 1)), (1, 1));
+}
+
+#[test]
+fn waiting_fsyncs_share_one_commit() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    set(&pages, META, 1);
+    device.hold_commits();
+    let mut threads = Vec::new();
+    for i in 0..9u64 {
+        let (engine, epochs, pages) = (Arc::clone(&engine), Arc::clone(&epochs), pages.clone());
+        threads.push(thread::spawn(move || {
+            set(&pages, META + 10 + i, 1);
+            engine.commit(&*epochs)
+        }));
+        if i == 0 {
+            wait_for("the first commit is on its way", || device.is_holding());
+        }
+    }
+    // Eight are waiting for the second commit once all their pages are dirty.
+    wait_for("all are dirty", || (0..9).all(|i| get(&pages, META + 10 + i) == 1));
+    thread::sleep(Duration::from_millis(50));
+    device.let_go();
+    for t in threads {
+        t.join().unwrap().unwrap();
+    }
+    assert_eq!(device.commits(), 2, "eight waiting fsyncs are one commit");
+    let crashed = device.after_crash();
+    assert!((0..9).all(|i| crashed.byte(META + 10 + i) == 1));
+}
+
+#[test]
+fn a_commit_without_changes_sends_nothing() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    engine.commit(&Epochs::default()).unwrap();
+    assert!(device.events().is_empty());
+}
+
+#[test]
+fn discards_go_before_pages_and_later_writes_stay() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Epochs::default();
+    write_data(&engine, DATA, &[1; 8 * PAGE]);
+    engine.commit(&epochs).unwrap();
+
+    let op = engine.begin(Cost::Freeing).unwrap();
+    pages.discard(PageRange { first: PageNo(DATA), count: 8 }).unwrap();
+    drop(op);
+    let read = |page: u64| engine.read_data(page * PAGE as u64, PAGE).unwrap()[0];
+    assert_eq!(read(DATA + 3), 0, "a miss inside a pending discard reads zeros");
+    assert_eq!(device.byte(DATA + 3), 1, "the device does not know yet");
+    write_data(&engine, DATA + 2, &[2; PAGE]);
+    write_data(&engine, DATA + 4, &[3; 10]);
+    assert_eq!(&engine.read_data((DATA + 4) * PAGE as u64 + 8, 4).unwrap()[..], [3, 3, 0, 0]);
+    assert_eq!(device.after_crash().byte(DATA + 3), 1, "a discard rolls back with its epoch");
+
+    let before = device.events().len();
+    engine.commit(&epochs).unwrap();
+    let events: Vec<Event> =
+        device.events()[before..].iter().copied().filter(|e| !matches!(e, Event::Read(..))).collect();
+    assert_eq!(
+        events,
+        [Event::Free(DATA, 8), Event::Write(DATA + 2, 1), Event::Write(DATA + 4, 1), Event::Commit]
+    );
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(DATA + 2), crashed.byte(DATA + 4)), (2, 3));
+    assert!(!crashed.is_mapped(DATA + 3));
+}
+
+#[test]
+fn a_discard_after_early_write_out_wins() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    write_data(&engine, DATA, &[1; PAGE]);
+    engine.write_out_early(10).unwrap();
+    let op = engine.begin(Cost::Freeing).unwrap();
+    pages.discard(PageRange { first: PageNo(DATA), count: 1 }).unwrap();
+    drop(op);
+    engine.commit(&Epochs::default()).unwrap();
+    assert!(!device.is_mapped(DATA));
+}
+
+#[test]
+fn reads_overlay_dirty_pages_over_few_device_reads() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 16 * PAGE]);
+    engine.commit(&Epochs::default()).unwrap();
+    write_data(&engine, DATA + 5, &[2; PAGE + 100]);
+    let before = device.events().len();
+    let got = engine.read_data(DATA * PAGE as u64 + 100, 15 * PAGE).unwrap();
+    let mut expected = vec![1; 16 * PAGE];
+    expected[5 * PAGE..6 * PAGE + 100].fill(2);
+    assert_eq!(&got[..], &expected[100..100 + 15 * PAGE]);
+    // The partly written page was read when it was written, and is here.
+    assert_eq!(device.events()[before..], [Event::Read(DATA, 5), Event::Read(DATA + 7, 9)]);
+}
+
+#[test]
+fn a_failed_commit_makes_the_mount_read_only() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Epochs::default();
+    set(&pages, META, 1);
+    engine.commit(&epochs).unwrap();
+    set(&pages, META, 2);
+    device.fail_writes(IoError::Io("bad backing".to_owned()));
+    assert_eq!(engine.commit(&epochs), Err(Error::Io(PageNo(META))));
+    assert_eq!(engine.begin(Cost::Pages(0)).err(), Some(Error::ReadOnly));
+    assert!(engine.commit(&epochs).is_err(), "a later fsync must not claim success");
+    assert_eq!(get(&pages, META), 2, "reads go on and agree with what was written");
+    assert_eq!(device.after_crash().byte(META), 1);
+}
+
+#[test]
+fn a_fenced_session_stops_everything() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    set(&pages, META, 1);
+    device.fail_writes(IoError::Fenced("session 7 was replaced by 8".to_owned()));
+    assert_eq!(engine.commit(&Epochs::default()), Err(Error::Fenced));
+    assert_eq!(pages.read(PageNo(META)).err(), Some(Error::Fenced));
+    assert_eq!(engine.begin(Cost::Nothing).err(), Some(Error::Fenced));
+}
+
+#[test]
+fn a_full_volume_fails_the_write_and_never_the_commit() {
+    let device = RamDevice::new(1000);
+    let (engine, pages) = engine(&device);
+    let epochs = Epochs::default();
+    let mut written = 0;
+    let error = loop {
+        match engine.begin(Cost::Pages(16)) {
+            Ok(op) => {
+                engine.write_data((DATA + written) * PAGE as u64, &[1; 16 * PAGE], u64::MAX).unwrap();
+                written += 16;
+                drop(op);
+            }
+            Err(error) => {
+                engine.commit(&epochs).unwrap();
+                if engine.begin(Cost::Pages(16)).is_err() {
+                    break error;
+                }
+            }
+        }
+    };
+    assert_eq!(error, Error::NoSpace);
+    assert!(written >= 700, "only {written} of 1000 pages were usable");
+
+    // A delete still works, and gives the space back.
+    let op = engine.begin(Cost::Freeing).unwrap();
+    pages.write(PageNo(META)).unwrap().fill(9);
+    pages.discard(PageRange { first: PageNo(DATA), count: written }).unwrap();
+    drop(op);
+    engine.commit(&epochs).unwrap();
+    assert!(engine.begin(Cost::Pages(600)).is_ok());
+}
+
+#[test]
+fn the_flusher_writes_data_out_early_and_commits_in_time() {
+    let device = RamDevice::new(100_000);
+    let options = EngineOptions { dirty_bytes: 64 * PAGE as u64, ..EngineOptions::default() };
+    let (engine, pages) = engine_with(&device, options);
+    let epochs: Arc<Epochs> = Arc::new(Epochs::default());
+    let source: Arc<dyn EpochSource + Send + Sync> = epochs;
+    let flusher =
+        Flusher::start(Arc::clone(&engine), Arc::clone(&source), Duration::from_secs(3600)).unwrap();
+    for i in 0..100 {
+        write_data(&engine, DATA + i * 16, &[1; 16 * PAGE]);
+    }
+    wait_for("data goes out", || device.byte(DATA) == 1);
+    assert_eq!(device.commits(), 0, "early write-out is no commit");
+    drop(flusher);
+    set(&pages, META, 1);
+    let flusher = Flusher::start(Arc::clone(&engine), source, Duration::from_millis(5)).unwrap();
+    drop(flusher);
+}
+
+#[test]
+fn the_timer_commits() {
+    let device = RamDevice::new(1000);
+    let (engine, pages) = engine(&device);
+    set(&pages, META, 5);
+    let source: Arc<dyn EpochSource + Send + Sync> = Arc::new(Epochs::default());
+    let flusher = Flusher::start(engine, source, Duration::from_millis(5)).unwrap();
+    wait_for("the timer commits", || device.after_crash().byte(META) == 5);
+    drop(flusher);
+}
+
+#[test]
+fn occupancy_counts_what_is_not_sent_yet() {
+    let device = RamDevice::new(1000);
+    let (engine, pages) = engine(&device);
+    write_data(&engine, DATA + 10, &[1; 5 * PAGE]);
+    engine.commit(&Epochs::default()).unwrap();
+    write_data(&engine, DATA + 20, &[1; PAGE]);
+    let op = engine.begin(Cost::Freeing).unwrap();
+    pages.discard(PageRange { first: PageNo(DATA + 12), count: 2 }).unwrap();
+    drop(op);
+    assert_eq!(engine.count_mapped(DATA, DATA + 256).unwrap(), 4);
+    let mut spans = Vec::new();
+    let mut at = DATA;
+    while let Some(data) = engine.find_page(at, DATA + 100_000, true).unwrap() {
+        at = engine.find_page(data, DATA + 100_000, false).unwrap().unwrap();
+        spans.push((data - DATA, at - DATA));
+    }
+    assert_eq!(spans, [(10, 12), (14, 15), (20, 21)]);
+    let wide = (DATA - (1 << 30), DATA + (1 << 30));
+    assert_eq!(engine.count_mapped(wide.0, wide.1).unwrap(), 4);
+    assert_eq!(engine.find_page(wide.0, wide.1, true).unwrap(), Some(DATA + 10));
+    assert_eq!(engine.find_page(DATA + 21, wide.1, true).unwrap(), None);
+}
+
+#[test]
+fn concurrent_writers_and_commits_leave_a_consistent_crash_image() {
+    // Each operation writes its counter to two pages; a crash image must show both or neither.
+    let device = RamDevice::new(100_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    let stop = Arc::new(AtomicU64::new(0));
+    let mut threads = Vec::new();
+    for t in 0..3u64 {
+        let (engine, pages, stop) = (Arc::clone(&engine), pages.clone(), Arc::clone(&stop));
+        threads.push(thread::spawn(move || {
+            let mut byte = 0u8;
+            while stop.load(Ordering::Relaxed) == 0 {
+                byte = byte.wrapping_add(1);
+                let _op = engine.begin(Cost::Pages(1)).unwrap();
+                pages.write(PageNo(META + t)).unwrap().fill(byte);
+                engine.write_data((DATA + t) * PAGE as u64, &[byte; PAGE], u64::MAX).unwrap();
+            }
+        }));
+    }
+    for round in 0..100 {
+        if round % 3 == 0 {
+            engine.write_out_early(2).unwrap();
+        }
+        engine.commit(&*epochs).unwrap();
+        let crashed = device.after_crash();
+        for t in 0..3 {
+            assert_eq!(crashed.byte(META + t), crashed.byte(DATA + t), "round {round}, thread {t}");
+        }
+    }
+    stop.store(1, Ordering::Relaxed);
+    for t in threads {
+        t.join().unwrap();
+    }
+}

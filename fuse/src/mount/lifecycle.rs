@@ -1,0 +1,205 @@
+//! From a source to a live mount, and back: open, take the session, mount, serve, last commit,
+//! end the session.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockd::device::Device;
+use blockd::session::{GrantCell, OpenMode, Session, boot_id};
+
+use super::adapter::{Adapter, Connection};
+use super::options::MountSettings;
+use super::volume::Mounted;
+use crate::engine::{Engine, EngineOptions, EpochSource, Flusher};
+
+/// How long a busy mount may take to end after a signal before it is left behind.
+const DETACH_WAIT_MAX: Duration = Duration::from_secs(3);
+/// Bytes that the kernel reads ahead, in KiB: one request of the largest size.
+const READ_AHEAD_KIB: u32 = 1024;
+const POLL: Duration = Duration::from_millis(20);
+
+/// Why a volume can't be mounted; the text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The source can't be used.
+    #[error("{0}")]
+    Source(String),
+    /// The session was refused.
+    #[error("cannot take the volume: {0}")]
+    Session(#[from] blockd::session::SessionError),
+    /// The file system in it can't be used.
+    #[error("cannot mount the file system: {0}")]
+    FileSystem(layout::error::Error),
+    /// The mount point or the kernel.
+    #[error("cannot mount on {at}: {source}{hint}")]
+    Kernel {
+        /// The mount point.
+        at: String,
+        /// What the system says.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A thread can't be started, /proc is missing, and the like.
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// A live mount.
+pub struct Running {
+    mounted: Arc<Mounted>,
+    connection: Connection,
+    flusher: Option<Flusher>,
+    settings: MountSettings,
+}
+
+/// Mounts a device that holds a VexFS volume. The device outlives the mount: shut it down after
+/// [`Running::finish`].
+///
+/// # Errors
+/// [`MountError`].
+pub fn mount(
+    device: Arc<dyn Device>,
+    cell: &GrantCell,
+    fsname: &str,
+    settings: MountSettings,
+) -> Result<Running, MountError> {
+    check_mountpoint(&settings.mountpoint)?;
+    let client = device.connect();
+    let session = match (settings.read_only, device.info().read_only) {
+        // Nothing can be sent to it, and nobody can change it.
+        (true, true) => None,
+        (false, true) => {
+            return Err(MountError::Source(format!("{fsname} is read-only; mount it with -o ro")));
+        }
+        (read_only, false) => {
+            let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+            Some(Session::open(Arc::clone(&device), client, mode, boot_id()?, cell)?)
+        }
+    };
+    let number = session.as_ref().map_or(0, Session::number);
+    let options = EngineOptions {
+        cache_bytes: settings.cache_bytes,
+        read_only: settings.read_only,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::new(device, client, session, options)?;
+    let mounted = Mounted::new(Arc::clone(&engine), number, settings.read_only);
+    let mounted = mounted.map_err(MountError::FileSystem)?;
+    let flusher = if settings.read_only {
+        None
+    } else {
+        let source: Arc<dyn EpochSource + Send + Sync> = Arc::clone(&mounted) as _;
+        Some(Flusher::start(engine, source, settings.commit_interval)?)
+    };
+    let fsname = settings.fsname.as_deref().unwrap_or(fsname);
+    let connection = Adapter::start(Arc::clone(&mounted), &settings, fsname)
+        .map_err(|source| kernel_error(&settings.mountpoint, source))?;
+    raise_read_ahead(&settings.mountpoint);
+    Ok(Running { mounted, connection, flusher, settings })
+}
+
+/// Lets the kernel read ahead as far as one request reaches; its default for FUSE is 128 KiB. Only
+/// root may, and it only makes sequential reads faster.
+fn raise_read_ahead(mountpoint: &Path) {
+    let Ok(device) = rustix::fs::stat(mountpoint).map(|stat| stat.st_dev) else { return };
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!("{knob}: {error}");
+    }
+}
+
+fn check_mountpoint(path: &Path) -> Result<(), MountError> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(kernel_error(path, io::Error::from(io::ErrorKind::NotADirectory))),
+        Err(source) => Err(kernel_error(path, source)),
+    }
+}
+
+fn kernel_error(path: &Path, source: io::Error) -> MountError {
+    let hint = if !Path::new("/dev/fuse").exists() {
+        "; /dev/fuse is missing: load the fuse module (modprobe fuse), or give the container that device"
+    } else {
+        match source.kind() {
+            io::ErrorKind::NotFound => "; create the mount point first (mkdir -p)",
+            io::ErrorKind::NotADirectory => "; the mount point must be a directory",
+            io::ErrorKind::NotConnected => {
+                "; a dead mount is there: detach it first (fusermount3 -u, or umount -l)"
+            }
+            io::ErrorKind::PermissionDenied => "; mounting needs root, or fusermount3 with /etc/fuse.conf",
+            _ => "",
+        }
+    };
+    MountError::Kernel { at: path.display().to_string(), source, hint }
+}
+
+impl Running {
+    /// The operations of the mount.
+    pub fn mounted(&self) -> &Arc<Mounted> {
+        &self.mounted
+    }
+
+    /// Waits until someone unmounts, or `stop` says so; then unmounts if needed, makes the last
+    /// commit and ends the session.
+    ///
+    /// # Errors
+    /// When the last commit failed: what was written after the commit before is lost.
+    pub fn serve(self, stop: impl Fn() -> bool) -> Result<(), layout::error::Error> {
+        while !self.connection.has_ended() && !stop() {
+            std::thread::sleep(POLL);
+        }
+        self.finish()
+    }
+
+    /// Unmounts if that has not happened, makes the last commit and ends the session. A mount in
+    /// use is detached: its users get errors once this process ends.
+    ///
+    /// # Errors
+    /// As [`Running::serve`].
+    pub fn finish(self) -> Result<(), layout::error::Error> {
+        let Running { mounted, connection, flusher, settings } = self;
+        let in_use = !end_connection(&connection, &settings.mountpoint);
+        if in_use {
+            tracing::warn!(
+                "{} is still in use; it was detached, and its users get errors from now on",
+                settings.mountpoint.display()
+            );
+        }
+        connection.leave();
+        drop(flusher);
+        if settings.read_only {
+            return Ok(());
+        }
+        let engine = Arc::clone(mounted.engine());
+        let committed = engine.commit_clean(&*mounted);
+        engine.health().end();
+        if committed.is_ok()
+            && let Err(error) = engine.close_session()
+        {
+            tracing::warn!("the session could not be closed; the next mount does it: {error}");
+        }
+        committed
+    }
+}
+
+/// Unmounts; false if the mount stays in use.
+fn end_connection(connection: &Connection, mountpoint: &Path) -> bool {
+    use rustix::mount::{UnmountFlags, unmount};
+    if connection.has_ended() {
+        return true;
+    }
+    if unmount(mountpoint, UnmountFlags::empty()).is_err()
+        && let Err(error) = unmount(mountpoint, UnmountFlags::DETACH)
+    {
+        tracing::warn!("cannot unmount {}: {error}", mountpoint.display());
+    }
+    let until = Instant::now() + DETACH_WAIT_MAX;
+    while !connection.has_ended() && Instant::now() < until {
+        std::thread::sleep(POLL);
+    }
+    connection.has_ended()
+}

@@ -1,0 +1,128 @@
+//! Operations on names: lookup, create, link, unlink, rename, readdir.
+
+use layout::error::{Error, Result};
+use layout::fs::{DirEntry, Ino, Inode, NewInode, RenameFlags};
+
+use super::volume::{Mounted, now};
+use crate::engine::Cost;
+use crate::session::SESSION_DIR;
+
+/// The session directory's name can't be made, removed or replaced.
+fn ordinary(name: &[u8]) -> Result<()> {
+    if name == SESSION_DIR.as_bytes() { Err(Error::NotPermitted) } else { Ok(()) }
+}
+
+impl Mounted {
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Inode> {
+        self.reading()?.lookup(dir, name)
+    }
+
+    /// Makes a file, directory or special file; `open` counts a handle of it at once.
+    ///
+    /// # Errors
+    /// As [`layout::fs::Fs::create`].
+    pub fn create(&self, dir: Ino, name: &[u8], new: NewInode, open: bool) -> Result<Inode> {
+        ordinary(name)?;
+        self.change(Cost::Pages(0), |fs| {
+            let inode = fs.create(dir, name, new, now())?;
+            if open {
+                self.files.opened(inode.ino);
+            }
+            Ok(inode)
+        })
+    }
+
+    /// # Errors
+    /// As [`layout::fs::Fs::symlink`].
+    pub fn symlink(&self, dir: Ino, name: &[u8], target: &[u8], owner: (u32, u32)) -> Result<Inode> {
+        ordinary(name)?;
+        self.change(Cost::Pages(1), |fs| fs.symlink(dir, name, target, owner.0, owner.1, now()))
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// As [`layout::fs::Fs::readlink`].
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let mut target = vec![0; layout::addr::PAGE];
+        let len = self.reading()?.readlink(ino, &mut target)?;
+        target.truncate(len);
+        Ok(target)
+    }
+
+    /// # Errors
+    /// As [`layout::fs::Fs::link`].
+    pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Inode> {
+        ordinary(name)?;
+        self.change(Cost::Pages(0), |fs| fs.link(ino, dir, name, now()))
+    }
+
+    /// Removes a name; the inode is freed with its last link and last handle.
+    ///
+    /// # Errors
+    /// As [`layout::fs::Fs::unlink`].
+    pub fn unlink(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        ordinary(name)?;
+        self.change(Cost::Freeing, |fs| {
+            let inode = fs.unlink(dir, name, now())?;
+            if inode.nlink == 0 { self.reap_if_unused(fs, inode.ino) } else { Ok(()) }
+        })
+    }
+
+    /// # Errors
+    /// As [`layout::fs::Fs::rmdir`].
+    pub fn rmdir(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        ordinary(name)?;
+        self.change(Cost::Freeing, |fs| {
+            let inode = fs.rmdir(dir, name, now())?;
+            self.reap_if_unused(fs, inode.ino)
+        })
+    }
+
+    /// # Errors
+    /// As [`layout::fs::Fs::rename`].
+    pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), flags: RenameFlags) -> Result<()> {
+        ordinary(from.1)?;
+        ordinary(to.1)?;
+        self.change(Cost::Pages(0), |fs| {
+            let replaced = fs.rename(from.0, from.1, to.0, to.1, flags, now())?;
+            match replaced {
+                Some(inode) if inode.nlink == 0 => self.reap_if_unused(fs, inode.ino),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Gives the entries after a cookie until `each` returns false, with the attributes of each if
+    /// `with_inodes` (but for `.` and `..`).
+    ///
+    /// # Errors
+    /// As [`layout::fs::Fs::readdir`]; an unreadable inode ends the listing with its error.
+    pub fn readdir(
+        &self,
+        dir: Ino,
+        after: u64,
+        with_inodes: bool,
+        each: &mut dyn FnMut(&DirEntry<'_>, Option<Inode>) -> bool,
+    ) -> Result<()> {
+        let fs = self.reading()?;
+        let mut failed = Ok(());
+        fs.readdir(dir, after, &mut |entry| {
+            let dots = entry.name == b"." || entry.name == b"..";
+            let inode = match with_inodes && !dots {
+                true => match fs.inode(entry.ino) {
+                    Ok(inode) => Some(inode),
+                    Err(error) => {
+                        failed = Err(error);
+                        return false;
+                    }
+                },
+                false => None,
+            };
+            each(entry, inode)
+        })?;
+        failed
+    }
+}

@@ -1,0 +1,103 @@
+//! The session directory `DIR/.vexfs/` as files of the mount: present in every directory, listed in
+//! none. What is read and written there is the session part's ([`crate::session`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use layout::addr::PAGE;
+use layout::fs::Ino;
+use parking_lot::Mutex;
+
+use super::volume::Mounted;
+use crate::engine::Cost;
+use crate::session::{Caller, SessionFiles, SessionKind, SessionResult, SessionSettings};
+
+/// Open session files of a mount, with the space that each request may take.
+pub struct Sessions {
+    mounted: Arc<Mounted>,
+    files: SessionFiles<Arc<Mounted>>,
+    /// Bytes written to each open handle.
+    requested: Mutex<HashMap<u64, u64>>,
+}
+
+impl Sessions {
+    /// The session files of a mount.
+    pub fn new(mounted: Arc<Mounted>, settings: SessionSettings) -> Self {
+        let files = SessionFiles::new(Arc::clone(&mounted), settings);
+        Sessions { mounted, files, requested: Mutex::default() }
+    }
+
+    /// The session part, for `user.vexfs.vector`.
+    pub fn files(&self) -> &SessionFiles<Arc<Mounted>> {
+        &self.files
+    }
+
+    /// Opens a session file; gives its handle.
+    ///
+    /// # Errors
+    /// As [`SessionFiles::open`].
+    pub fn open(&self, kind: SessionKind, dir: Ino) -> SessionResult<u64> {
+        self.files.open(kind, dir)
+    }
+
+    /// Takes a part of a request.
+    ///
+    /// # Errors
+    /// As [`SessionFiles::write`]; ENOSPC.
+    pub fn write(
+        &self,
+        kind: SessionKind,
+        handle: u64,
+        offset: u64,
+        bytes: &[u8],
+        caller: &Caller,
+    ) -> SessionResult<usize> {
+        // Only a schema is carried out by a write.
+        let _space = match kind {
+            SessionKind::Schema => Some(self.mounted.engine().reserve(Cost::Pages(16))?),
+            _ => None,
+        };
+        let written = self.files.write(handle, offset, bytes, caller)?;
+        *self.requested.lock().entry(handle).or_insert(0) += written as u64;
+        Ok(written)
+    }
+
+    /// Gives a part of the reply; a put takes place at the first read.
+    ///
+    /// # Errors
+    /// As [`SessionFiles::read`]; ENOSPC.
+    pub fn read(
+        &self,
+        kind: SessionKind,
+        handle: u64,
+        offset: u64,
+        len: usize,
+        caller: &Caller,
+    ) -> SessionResult<Vec<u8>> {
+        let _space = match kind {
+            SessionKind::Put => Some(self.reserve(handle)?),
+            _ => None,
+        };
+        self.files.read(handle, offset, len, caller)
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: u64) {
+        self.requested.lock().remove(&handle);
+        self.files.release(handle);
+    }
+
+    /// Room for the rows of a put: vectors are smaller than their request (JSON) or about as large
+    /// (binary); one row touches at most two pages of its own beside them.
+    fn reserve(&self, handle: u64) -> SessionResult<crate::engine::Reservation<'_>> {
+        let bytes = self.requested.lock().get(&handle).copied().unwrap_or(0);
+        let cost = Cost::Pages(bytes.div_ceil(PAGE as u64) * 2 + 8);
+        match self.mounted.engine().reserve(cost) {
+            Err(layout::error::Error::NoSpace) => {
+                self.mounted.sync()?;
+                Ok(self.mounted.engine().reserve(cost)?)
+            }
+            other => Ok(other?),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The mounted volume: state, locks, and the life of open files.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use layout::error::{Error, Result};
+use layout::fs::{Fs, Ino, Inode, InodeFlags, MountOptions};
+use layout::page_store::{PageBytes, Timespec};
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::file_locks::FileLocks;
+use super::open_files::OpenFiles;
+use crate::engine::{Cost, Engine, EpochSource, Pages};
+use crate::session::{FsAccess, Published};
+
+/// A volume with its file system logic; every operation of a mount is a method of it.
+pub struct Mounted {
+    pub(super) engine: Arc<Engine>,
+    pub(super) fs: RwLock<Fs<Pages>>,
+    pub(super) files: OpenFiles,
+    pub(super) locks: FileLocks,
+    /// Tells the kernel that a put renamed a file; set once the kernel is connected.
+    pub(super) on_published: OnceLock<OnPublished>,
+    read_only: bool,
+}
+
+/// Tells the kernel what a put renamed.
+pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
+
+/// The present, as stored in inodes.
+pub fn now() -> Timespec {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timespec { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
+}
+
+impl Mounted {
+    /// Mounts the file system in an opened volume and frees what an earlier mount left unlinked.
+    ///
+    /// # Errors
+    /// As [`Fs::mount`].
+    pub fn new(engine: Arc<Engine>, session: u64, read_only: bool) -> Result<Arc<Self>> {
+        let fs = Fs::mount(Pages(Arc::clone(&engine)), MountOptions { read_only, session, now: now() })?;
+        let mounted = Mounted {
+            engine,
+            fs: RwLock::new(fs),
+            files: OpenFiles::default(),
+            locks: FileLocks::default(),
+            on_published: OnceLock::new(),
+            read_only,
+        };
+        if !read_only {
+            let freed = {
+                let _op = mounted.engine.begin(Cost::Freeing)?;
+                mounted.fs.write().reap_all_orphans()?
+            };
+            if freed > 0 {
+                tracing::info!(freed, "freed files that were open but unlinked at the last unmount or crash");
+            }
+        }
+        Ok(Arc::new(mounted))
+    }
+
+    /// The engine below.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Mounted without the right to change anything.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The file system logic for an operation that changes nothing.
+    pub(super) fn reading(&self) -> Result<RwLockReadGuard<'_, Fs<Pages>>> {
+        self.engine.health().check_read()?;
+        Ok(self.fs.read())
+    }
+
+    /// Carries out a change of metadata.
+    pub(super) fn change<T>(&self, cost: Cost, f: impl FnOnce(&mut Fs<Pages>) -> Result<T>) -> Result<T> {
+        let _op = self.begin(cost)?;
+        f(&mut self.fs.write())
+    }
+
+    /// Begins an operation; a full volume gets one commit, which may give space back, before it
+    /// is refused.
+    pub(super) fn begin(&self, cost: Cost) -> Result<crate::engine::Operation<'_>> {
+        match self.engine.begin(cost) {
+            Err(Error::NoSpace) => {
+                self.engine.commit(self)?;
+                self.engine.begin(cost)
+            }
+            other => other,
+        }
+    }
+
+    /// Attributes of an inode.
+    ///
+    /// # Errors
+    /// As [`Fs::inode`].
+    pub fn inode(&self, ino: Ino) -> Result<Inode> {
+        self.reading()?.inode(ino)
+    }
+
+    /// Makes everything done so far durable.
+    ///
+    /// # Errors
+    /// As [`Engine::commit`].
+    pub fn sync(&self) -> Result<()> {
+        if self.read_only { Ok(()) } else { self.engine.commit(self) }
+    }
+
+    /// A handle of the inode was opened.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the inode is gone.
+    pub fn open(&self, ino: Ino) -> Result<Inode> {
+        let fs = self.reading()?;
+        let inode = fs.inode(ino)?;
+        self.files.opened(ino);
+        Ok(inode)
+    }
+
+    /// A handle was closed: frees the inode if it has no link left and this was the last.
+    pub fn release(&self, ino: Ino) {
+        if !self.files.closed(ino) || self.engine.health().is_read_only() {
+            return;
+        }
+        let orphan = match self.reading().and_then(|fs| fs.inode(ino)) {
+            Ok(inode) => inode.flags.contains(InodeFlags::ORPHAN),
+            Err(_) => false,
+        };
+        if orphan && let Err(error) = self.change(Cost::Freeing, |fs| self.reap_if_unused(fs, ino)) {
+            tracing::warn!(
+                ino = ino.0,
+                "an unlinked file could not be freed; the next mount does it: {error}"
+            );
+        }
+    }
+
+    /// Frees an inode without links unless a handle is open. Called with the file system lock held
+    /// for change.
+    pub(super) fn reap_if_unused(&self, fs: &mut Fs<Pages>, ino: Ino) -> Result<()> {
+        if self.files.is_open(ino) { Ok(()) } else { fs.reap(ino) }
+    }
+}
+
+impl EpochSource for Mounted {
+    fn close_epoch(&self, clean: bool) -> Result<Box<PageBytes>> {
+        let mut fs = self.fs.write();
+        if fs.is_poisoned() {
+            return Err(Error::Aborted);
+        }
+        Ok(Box::new(fs.close_epoch(now(), clean)))
+    }
+}
+
+/// For session files: their space is reserved by the caller (see [`super::session_files`]).
+impl FsAccess for Mounted {
+    type Store = Pages;
+
+    fn read<R>(&self, look: impl FnOnce(&Fs<Pages>) -> R) -> R {
+        look(&self.fs.read())
+    }
+
+    fn write<R>(&self, change: impl FnOnce(&mut Fs<Pages>) -> R) -> R {
+        let _op = self.engine.begin_reserved();
+        change(&mut self.fs.write())
+    }
+
+    fn published(&self, change: &Published<'_>) {
+        if let Some(inode) = change.replaced.filter(|inode| inode.nlink == 0) {
+            let reaped = self.change(Cost::Freeing, |fs| self.reap_if_unused(fs, inode.ino));
+            if let Err(error) = reaped {
+                tracing::warn!(
+                    ino = inode.ino.0,
+                    "a replaced file could not be freed; the next mount does it: {error}"
+                );
+            }
+        }
+        if let Some(tell) = self.on_published.get() {
+            tell(change);
+        }
+    }
+}

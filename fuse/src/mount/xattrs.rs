@@ -1,0 +1,78 @@
+//! Extended attributes. `user.vexfs.vector` is the file's row and goes to the session part.
+
+use layout::error::{Error, Result};
+use layout::fs::{Fs, Ino, Inode, InodeFlags, XattrFlags};
+use layout::inode::Inline;
+
+use super::volume::{Mounted, now};
+use crate::engine::{Cost, Pages};
+
+/// Most bytes of a value, and of a list of names (Linux limits.h, XATTR_SIZE_MAX).
+pub const VALUE_BYTES_MAX: usize = 64 << 10;
+const CAPABILITY_XATTR: &[u8] = b"security.capability";
+
+/// `system.*` (POSIX ACLs) is not kept by this version of the format.
+fn supported(name: &[u8]) -> Result<()> {
+    let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    if known.iter().any(|prefix| name.starts_with(prefix)) { Ok(()) } else { Err(Error::Unsupported) }
+}
+
+impl Mounted {
+    /// The value of an attribute.
+    ///
+    /// # Errors
+    /// [`Error::NoAttr`].
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        supported(name)?;
+        let fs = self.reading()?;
+        if !has_xattrs(&fs.inode(ino)?) {
+            return Err(Error::NoAttr);
+        }
+        let mut value = vec![0; VALUE_BYTES_MAX];
+        let len = fs.getxattr(ino, name, &mut value)?;
+        value.truncate(len);
+        Ok(value)
+    }
+
+    /// The names, each ended by NUL.
+    ///
+    /// # Errors
+    /// As [`Fs::listxattr`].
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let mut names = Vec::new();
+        self.reading()?.listxattr(ino, &mut |name| {
+            names.extend_from_slice(name);
+            names.push(0);
+        })?;
+        Ok(names)
+    }
+
+    /// # Errors
+    /// As [`Fs::setxattr`].
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        supported(name)?;
+        self.change(Cost::Pages(16), |fs| fs.setxattr(ino, name, value, flags, now()).map(drop))
+    }
+
+    /// # Errors
+    /// As [`Fs::removexattr`].
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        supported(name)?;
+        self.change(Cost::Freeing, |fs| fs.removexattr(ino, name, now()).map(drop))
+    }
+
+    /// A change of a file's bytes takes its capabilities away (FUSE_HANDLE_KILLPRIV_V2).
+    pub(super) fn drop_capabilities(&self, fs: &mut Fs<Pages>, inode: &Inode) -> Result<()> {
+        if !has_xattrs(inode) {
+            return Ok(());
+        }
+        match fs.removexattr(inode.ino, CAPABILITY_XATTR, now()) {
+            Err(Error::NoAttr) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn has_xattrs(inode: &Inode) -> bool {
+    inode.inline == Inline::Xattr || inode.flags.contains(InodeFlags::XATTR_OVERFLOW)
+}

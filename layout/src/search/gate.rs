@@ -1,0 +1,254 @@
+//! Who may see a row, and whether it is alive: decided per file, remembered per query
+//! (FORMAT.md sections 6.3 and 6.4).
+//!
+//! The gate is asked only for rows that would enter the top k, so that k *permitted* rows are
+//! found at the cost of looking at the few files that matter.
+
+use crate::error::{Error, Result};
+use crate::fs::Fs;
+use crate::inode::{Ino, Inode, Kind, ROOT_INO};
+use crate::page_store::PageStore;
+use crate::rows::Row;
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Credentials<'a> {
+    /// File system user id; 0 may everything.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+    /// Supplementary groups; empty if they are not known.
+    pub groups: &'a [u32],
+}
+
+/// A permission bit of one class of `rwx`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read a file, list a directory.
+    Read = 4,
+    /// Write a file, change a directory's entries.
+    Write = 2,
+    /// Search a directory: use a name in it.
+    Search = 1,
+}
+
+impl Credentials<'_> {
+    /// Whether the permission bits of an inode allow it: owner, else group, else other; uid 0 always.
+    pub fn may(&self, inode: &Inode, access: Access) -> bool {
+        if self.uid == 0 {
+            return true;
+        }
+        let class = if self.uid == inode.uid {
+            inode.perm >> 6
+        } else if self.gid == inode.gid || self.groups.contains(&inode.gid) {
+            inode.perm >> 3
+        } else {
+            inode.perm
+        };
+        class & access as u16 != 0
+    }
+}
+
+/// A remembered verdict; memory for the gate's cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict {
+    ino: Ino,
+    generation: u32,
+    /// The file may be seen, or the directory's path may be walked.
+    allowed: bool,
+    /// Lies at or below the scope.
+    below: bool,
+    data_version: u64,
+    rows_ino: Ino,
+}
+
+impl Verdict {
+    /// An unused place.
+    pub const EMPTY: Verdict = Verdict {
+        ino: Ino(0),
+        generation: 0,
+        allowed: false,
+        below: false,
+        data_version: 0,
+        rows_ino: Ino(0),
+    };
+}
+
+/// Directories on a path at most; what is deeper, or in a loop, counts as not permitted.
+const DEPTH_MAX: usize = 1 << 12;
+
+/// The gate of one query (one thread of it).
+pub struct Gate<'a, P: PageStore> {
+    fs: &'a Fs<P>,
+    scope: Ino,
+    rows_ino: Ino,
+    who: Credentials<'a>,
+    files: &'a mut [Verdict],
+    dirs: &'a mut [Verdict],
+}
+
+impl<'a, P: PageStore> Gate<'a, P> {
+    /// A gate for rows of `rows_ino` whose files lie below `scope`. `memory` is for verdicts: 64
+    /// and more make it fast, none still right.
+    pub fn new(
+        fs: &'a Fs<P>,
+        scope: Ino,
+        rows_ino: Ino,
+        who: Credentials<'a>,
+        memory: &'a mut [Verdict],
+    ) -> Self {
+        memory.fill(Verdict::EMPTY);
+        let (dirs, files) = memory.split_at_mut(memory.len() / 4);
+        Gate { fs, scope, rows_ino, who, files, dirs }
+    }
+
+    /// The file system that it looks into.
+    pub fn fs(&self) -> &'a Fs<P> {
+        self.fs
+    }
+
+    /// Whether the row is alive and may be returned; if so, whether it is stale.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and [`Error::Io`]; what cannot be decided otherwise is not permitted.
+    pub fn admit(&mut self, row: &Row) -> Result<Option<Freshness>> {
+        let verdict = match recall(self.files, row.ino) {
+            Some(verdict) => verdict,
+            None => {
+                let verdict = self.judge_file(row.ino)?;
+                remember(self.files, verdict);
+                verdict
+            }
+        };
+        let alive = verdict.generation == row.generation && verdict.rows_ino == self.rows_ino;
+        Ok((alive && verdict.allowed).then_some(if verdict.data_version == row.data_version {
+            Freshness::Fresh
+        } else {
+            Freshness::Stale
+        }))
+    }
+
+    fn judge_file(&mut self, ino: Ino) -> Result<Verdict> {
+        let denied = Verdict { ino, ..Verdict::EMPTY };
+        let inode = match self.fs.inode(ino) {
+            Ok(inode) => inode,
+            Err(Error::NotFound) => return Ok(denied),
+            Err(error) => return Err(error),
+        };
+        if inode.kind != Kind::File || inode.nlink == 0 || !self.who.may(&inode, Access::Read) {
+            return Ok(denied);
+        }
+        let Some(dir) = self.fs.link_dir(&inode, self.scope)? else { return Ok(denied) };
+        let dir = self.judge_dir(dir)?;
+        Ok(Verdict {
+            ino,
+            generation: inode.generation,
+            allowed: dir.allowed && dir.below,
+            below: dir.below,
+            data_version: inode.data_version,
+            rows_ino: inode.rows_ino,
+        })
+    }
+
+    /// Climbs from a directory to the root, or to a directory with a verdict.
+    fn judge_dir(&mut self, dir: Ino) -> Result<Verdict> {
+        let mut verdict = Verdict { ino: dir, allowed: true, ..Verdict::EMPTY };
+        let mut at = dir;
+        for _ in 0..DEPTH_MAX {
+            if let Some(known) = recall(self.dirs, at) {
+                verdict.allowed &= known.allowed;
+                verdict.below |= known.below;
+                remember(self.dirs, verdict);
+                return Ok(verdict);
+            }
+            verdict.below |= at == self.scope;
+            let inode = match self.fs.inode(at) {
+                Ok(inode) => inode,
+                Err(Error::NotFound) => break,
+                Err(error) => return Err(error),
+            };
+            verdict.allowed &= inode.kind == Kind::Dir && self.who.may(&inode, Access::Search);
+            if at == ROOT_INO {
+                remember(self.dirs, verdict);
+                return Ok(verdict);
+            }
+            if inode.place_dir.0 == 0 {
+                break;
+            }
+            at = inode.place_dir;
+        }
+        // No way to the root: not decided, so denied.
+        verdict.allowed = false;
+        remember(self.dirs, verdict);
+        Ok(verdict)
+    }
+}
+
+/// Whether a row still fits its file's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Freshness {
+    /// The file is as it was when the row was put.
+    Fresh,
+    /// The file changed since.
+    Stale,
+}
+
+fn place(len: usize, ino: Ino) -> Option<usize> {
+    // Fibonacci hashing: neighbouring inode numbers spread over the places.
+    let hash = ino.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (hash as usize).checked_rem(len)
+}
+
+fn recall(memory: &[Verdict], ino: Ino) -> Option<Verdict> {
+    memory.get(place(memory.len(), ino)?).copied().filter(|verdict| verdict.ino == ino && ino.0 != 0)
+}
+
+fn remember(memory: &mut [Verdict], verdict: Verdict) {
+    if let Some(slot) = place(memory.len(), verdict.ino).and_then(|at| memory.get_mut(at)) {
+        *slot = verdict;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inode::Inode;
+    use crate::page_store::Timespec;
+
+    fn file(uid: u32, gid: u32, perm: u16) -> Inode {
+        let mut inode = Inode::new(Ino(9), 1, Kind::File, perm, Timespec::default());
+        (inode.uid, inode.gid) = (uid, gid);
+        inode
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        let who = Credentials { uid: 10, gid: 20, groups: &[30] };
+        for (inode, read) in [
+            (file(10, 1, 0o400), true),
+            (file(10, 20, 0o044), false),
+            (file(1, 20, 0o040), true),
+            (file(1, 20, 0o404), false),
+            (file(1, 30, 0o040), true),
+            (file(1, 2, 0o004), true),
+            (file(1, 2, 0o440), false),
+        ] {
+            assert_eq!(who.may(&inode, Access::Read), read, "{:o} {} {}", inode.perm, inode.uid, inode.gid);
+        }
+        let root = Credentials { uid: 0, gid: 0, groups: &[] };
+        assert!(root.may(&file(1, 1, 0), Access::Write));
+    }
+
+    #[test]
+    fn memory_of_any_size_remembers_or_forgets_but_never_mixes_up() {
+        let mut memory = [Verdict::EMPTY; 3];
+        for ino in 1..100 {
+            remember(&mut memory, Verdict { ino: Ino(ino), allowed: true, ..Verdict::EMPTY });
+            assert_eq!(recall(&memory, Ino(ino)).map(|verdict| verdict.ino), Some(Ino(ino)));
+            assert!(recall(&memory, Ino(ino + 100)).is_none());
+        }
+        remember(&mut [], Verdict::EMPTY);
+        assert!(recall(&[], Ino(1)).is_none());
+        assert!(recall(&[Verdict::EMPTY], Ino(0)).is_none());
+    }
+}

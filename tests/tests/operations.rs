@@ -1,0 +1,130 @@
+//! What programs rely on and copying does not show.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use vexfs_tests::stage::Stage;
+use vexfs_tests::{process, programs};
+
+#[test]
+fn fio_verifies_by_read_write_mmap_and_direct_io() {
+    let stage = Stage::vexfs(1024);
+    let mount = stage.mount();
+    for (engine, direct) in [("psync", "0"), ("mmap", "0"), ("libaio", "1")] {
+        let mut fio = programs::tool("fio");
+        fio.args(["--rw=randwrite", "--bsrange=4k-128k", "--size=64m", "--verify=crc32c", "--do_verify=1"]);
+        fio.args([
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+            "--fallocate=none",
+            "--iodepth=8",
+            "--end_fsync=1",
+            "--name=file",
+        ]);
+        fio.args([&format!("--ioengine={engine}"), &format!("--direct={direct}")]);
+        process::ok(fio.arg(format!("--filename={}", mount.join(engine).display())));
+    }
+    let read_all =
+        |root: &std::path::Path| ["psync", "mmap", "libaio"].map(|name| fs::read(root.join(name)).unwrap());
+    let before = read_all(mount.path());
+    mount.unmount();
+    let mount = stage.mount();
+    assert!(read_all(mount.path()) == before, "a remount shows something else");
+    mount.unmount();
+}
+
+#[test]
+fn an_unlinked_file_lives_until_it_is_closed() {
+    let stage = Stage::vexfs(128);
+    let mount = stage.mount();
+    let path = mount.join("file");
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.write_all(b"before").unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    file.write_all(b" and after").unwrap();
+    // A new file of the same name is another one.
+    fs::write(&path, b"new").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut content = String::new();
+    file.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "before and after");
+    drop(file);
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    mount.unmount();
+}
+
+#[test]
+fn space_comes_back_when_files_go() {
+    let stage = Stage::vexfs(256);
+    let mount = stage.mount();
+    let free = || {
+        File::open(mount.path()).unwrap().sync_all().unwrap();
+        let stat = rustix::fs::statvfs(mount.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let at_first = free();
+    assert!(at_first > 100 << 20, "an empty volume of 256 MiB has {at_first} bytes");
+    for _ in 0..6 {
+        fs::write(mount.join("file"), vec![1; 64 << 20]).unwrap();
+        let less = free();
+        assert!(at_first - less >= 60 << 20, "64 MiB written, but {} bytes less free", at_first - less);
+        fs::remove_file(mount.join("file")).unwrap();
+    }
+    let lost = at_first.saturating_sub(free());
+    assert!(lost < 16 << 20, "{lost} bytes did not come back");
+    mount.unmount();
+}
+
+#[test]
+fn a_directory_can_be_read_while_it_changes() {
+    let stage = Stage::vexfs(256);
+    let mount = stage.mount();
+    let directory = mount.join("wide");
+    fs::create_dir(&directory).unwrap();
+    let stay: BTreeSet<String> = (0..5000).map(|number| format!("stay-{number}")).collect();
+    for name in &stay {
+        File::create(directory.join(name)).unwrap();
+        File::create(directory.join(format!("go-{name}"))).unwrap();
+    }
+    let mut seen = BTreeSet::new();
+    for (number, entry) in fs::read_dir(&directory).unwrap().enumerate() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.starts_with("go-") {
+            let _ = fs::remove_file(directory.join(&name));
+        }
+        File::create(directory.join(format!("come-{number}"))).unwrap();
+        assert!(seen.insert(name.clone()), "{name} was given twice");
+        if number > 40_000 {
+            break; // new names may be given too, without end
+        }
+    }
+    let missed: Vec<_> = stay.difference(&seen).collect();
+    assert!(missed.is_empty(), "names that were there all the time were not given: {missed:?}");
+    mount.unmount();
+}
+
+#[test]
+fn holes_read_as_zeros_and_cost_nothing() {
+    let stage = Stage::vexfs(128);
+    let mount = stage.mount();
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(mount.join("sparse")).unwrap();
+    file.write_all_at(b"end", (5 << 40) + 10).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), (5 << 40) + 13);
+    let mut bytes = [1; 8192];
+    for offset in [0, 4 << 20, 3 << 30, (5 << 40) - 8192] {
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0), "not zeros at {offset}");
+    }
+    file.set_len((5 << 40) + 11).unwrap();
+    file.set_len((5 << 40) + 13).unwrap();
+    let mut tail = [1; 3];
+    file.read_exact_at(&mut tail, (5 << 40) + 10).unwrap();
+    assert_eq!(&tail, b"e\0\0", "what was cut off does not come back");
+    assert!(file.metadata().unwrap().blocks() < 1000, "{} sectors", file.metadata().unwrap().blocks());
+    drop(file);
+    mount.unmount();
+}
