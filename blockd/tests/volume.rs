@@ -181,3 +181,35 @@ fn a_raw_volume_is_rewritten_many_times_in_a_small_image() {
     let client = volume.connect();
     verify(&volume, client);
 }
+
+#[test]
+fn partial_pages_and_whole_ones_in_flight_together_all_come_back() {
+    let image = Image::raw(16 << 20, 64 << 20);
+    for io in [IoEngine::Auto, IoEngine::Sync] {
+        let volume = image.open(io);
+        let client = volume.connect();
+        // Neighbours share pages, so each request's bytes must survive the other's read-modify-write.
+        let len = |i: u64| 512 * (1 + (i * 7) % 40) as usize;
+        let mut expected = vec![0u8; 4 << 20];
+        for round in 0..20u64 {
+            let mut ops = Vec::new();
+            let mut at = 0usize;
+            while at + len(at as u64) < expected.len() && ops.len() < 64 {
+                let n = len(at as u64 + round);
+                let bytes = pattern(round * 100_000 + at as u64, n);
+                expected[at..at + n].copy_from_slice(&bytes);
+                ops.push(IoOp::Write {
+                    offset: at as u64,
+                    buf: AlignedBuf::from_slice(&bytes),
+                    fua: at % 5 == 0,
+                });
+                at += n;
+            }
+            for result in batch(&*volume, client, ops) {
+                result.expect("a write");
+            }
+        }
+        assert!(read(&volume, client, 0, expected.len()) == expected);
+        volume.shutdown().expect("a clean end");
+    }
+}

@@ -229,7 +229,13 @@ impl Worker {
     }
 
     fn anything_to_take(&self) -> bool {
-        !self.internal.is_empty() || (!self.requests.is_empty() && self.log.user_backlog() < BACKLOG_MAX)
+        if !self.internal.is_empty() {
+            return true;
+        }
+        match self.backlog.front() {
+            Some(request) => !needs_quiet(request) || self.log.is_idle(),
+            None => !self.requests.is_empty() && self.log.user_backlog() < BACKLOG_MAX,
+        }
     }
 
     /// The last checkpoint; whatever comes later is refused.

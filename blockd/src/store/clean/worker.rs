@@ -92,7 +92,7 @@ impl Cleaner {
         let mine = link.clone();
         let spawned = std::thread::Builder::new()
             .name("vexfs-clean".into())
-            .spawn(move || Cleaner { shared }.run(&mine, &log, bytes_per_s));
+            .spawn(move || Cleaner::new(shared).run(&mine, &log, bytes_per_s));
         match spawned {
             Ok(handle) => threads.push(handle),
             Err(e) => tracing::error!("cannot start the cleaner's thread: {e}"),
@@ -265,10 +265,12 @@ impl Cleaner {
                     Entry::Discard { .. } => Vec::new(),
                 };
                 for (page, crc) in pages {
-                    loc.offset += 1;
-                    if usize::from(loc.offset) * PAGE >= bytes.len() {
+                    let next =
+                        loc.offset.checked_add(1).filter(|&o| (usize::from(o) + 1) * PAGE <= bytes.len());
+                    let Some(next) = next else {
                         return Err(format!("page {at}: the record is longer than its segment"));
-                    }
+                    };
+                    loc.offset = next;
                     if self.is_live(page, loc)? {
                         live.push(Live { page, loc, crc });
                     }

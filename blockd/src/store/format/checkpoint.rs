@@ -331,3 +331,81 @@ impl Payload {
         Ok(payload)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests as common;
+    use super::*;
+
+    fn payload() -> Payload {
+        let leaf = |key| LeafRef {
+            key,
+            page: Mapping { loc: Loc { segment: 3, offset: key as u16 }, crc: 0xffff_0000 | key as u32 },
+            entries: 9,
+        };
+        let usage = SegmentUsage { stream: Some(Stream::Cold), used_pages: 30, live_pages: 12, use_seq: 6 };
+        Payload {
+            segments: vec![usage, SegmentUsage { stream: None, used_pages: 0, live_pages: 0, use_seq: 2 }],
+            base: vec![leaf(0), leaf(5), leaf(9)],
+            open: vec![leaf(4)],
+            discards: vec![(7, 1 << 40)],
+        }
+    }
+
+    fn root() -> (Root, Vec<u8>) {
+        let at = Loc { segment: 1, offset: 4 };
+        let root = Root {
+            uuid: [3; 16],
+            generation: 5,
+            next_seq: 100,
+            next_use_seq: 20,
+            epoch: 7,
+            payload_bytes: payload().encode().len() as u64,
+            segment_count: 2,
+            base_leaves: 3,
+            open_leaves: 1,
+            open_discards: 1,
+            positions: [
+                Position { at, use_seq: 8 },
+                Position { at: Loc { segment: 2, offset: 9 }, use_seq: 9 },
+            ],
+            session: SessionState::default(),
+            runs: vec![Run { at, pages: 1, crc: 5 }, Run { at, pages: 3, crc: 6 }],
+        };
+        let mut page = vec![0xff; PAGE];
+        root.encode_into(&mut page);
+        (root, page)
+    }
+
+    #[test]
+    fn a_root_comes_back_as_it_was_written() {
+        let (root, page) = root();
+        assert_eq!(Root::decode(&page), Ok(root));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        common::every_flip_is_noticed(&root().1, |page| Root::decode(page).is_ok());
+    }
+
+    #[test]
+    fn a_payload_comes_back_as_it_was_written() {
+        assert_eq!(Payload::decode(&root().0, &payload().encode()), Ok(payload()));
+    }
+
+    #[test]
+    fn a_payload_of_the_wrong_length_or_order_is_refused() {
+        let bytes = payload().encode();
+        assert!(Payload::decode(&root().0, &bytes[..bytes.len() - 1]).is_err());
+        assert!(Payload::decode(&root().0, &[bytes.clone(), vec![0]].concat()).is_err());
+        let mut disordered = payload();
+        disordered.base.swap(0, 1);
+        assert!(Payload::decode(&root().0, &disordered.encode()).is_err());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        common::golden(&root().1, 0x6597_3eb2);
+        common::golden(&payload().encode(), 0xfb73_7aeb);
+    }
+}

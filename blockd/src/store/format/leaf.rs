@@ -146,3 +146,65 @@ pub fn decode(uuid: [u8; 16], key: u64, page: &[u8]) -> Result<Vec<LeafEntry>, M
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests as common;
+    use super::*;
+
+    const KEY: u64 = (77 << 15) + 3;
+
+    fn entry(rel: u16, segment: u32, offset: u16) -> LeafEntry {
+        LeafEntry { rel, offset, segment, crc: u32::from(rel) * 7 }
+    }
+
+    fn sample() -> (Vec<LeafEntry>, Vec<u8>) {
+        let mut entries: Vec<_> = (3..40).map(|i| entry(i, 5, 100 + i)).collect();
+        entries.extend([entry(41, 5, 200), entry(1000, 4_000_000_000, 0), entry(32767, 0, 65535)]);
+        let mut page = vec![0xff; PAGE];
+        assert!(encode_into([3; 16], KEY, &entries, &mut page));
+        (entries, page)
+    }
+
+    #[test]
+    fn a_leaf_comes_back_as_it_was_written() {
+        let (entries, page) = sample();
+        assert_eq!(decode([3; 16], KEY, &page), Ok(entries));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        common::every_flip_is_noticed(&sample().1, |page| decode([3; 16], KEY, page).is_ok());
+    }
+
+    #[test]
+    fn a_leaf_of_another_key_or_volume_is_refused() {
+        let (_, page) = sample();
+        assert!(decode([3; 16], KEY + 1, &page).is_err());
+        assert!(decode([4; 16], KEY, &page).is_err());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        common::golden(&sample().1, 0xd7ad_fe1e);
+    }
+
+    #[test]
+    fn dense_leaves_cost_little_and_250_of_the_worst_entries_fit() {
+        let mut page = vec![0; PAGE];
+        let dense: Vec<_> = (0..1000).map(|i| entry(i, 5, i)).collect();
+        assert!(encode_into([3; 16], 0, &dense, &mut page), "about 4 bytes a page");
+        let worst: Vec<_> = (0..250).map(|i| entry(i * 130 + 129, u32::MAX, 65535 - i)).collect();
+        assert!(encode_into([3; 16], 0, &worst, &mut page));
+        assert_eq!(decode([3; 16], 0, &page), Ok(worst));
+        let too_many: Vec<_> = (0..300).map(|i| entry(i * 100, u32::MAX, 65535 - i)).collect();
+        assert!(!encode_into([3; 16], 0, &too_many, &mut page));
+    }
+
+    #[test]
+    fn an_empty_leaf_is_a_leaf() {
+        let mut page = vec![1; PAGE];
+        assert!(encode_into([3; 16], KEY, &[], &mut page));
+        assert_eq!(decode([3; 16], KEY, &page), Ok(Vec::new()));
+    }
+}

@@ -175,3 +175,61 @@ pub(crate) fn push_varint(out: &mut Vec<u8>, mut value: u32) {
     }
     out.push(value as u8);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No single changed byte may pass.
+    pub(super) fn every_flip_is_noticed(page: &[u8], accepts: impl Fn(&[u8]) -> bool) {
+        assert!(accepts(page), "the sample itself is good");
+        let mut page = page.to_vec();
+        for i in 0..page.len() {
+            for flip in [1, 0x80, 0xff] {
+                page[i] ^= flip;
+                assert!(!accepts(&page), "byte {i} flipped by {flip:#x}");
+                page[i] ^= flip;
+            }
+        }
+        assert!(!accepts(&vec![0; page.len()]), "zeros are never valid");
+        assert!(!accepts(&page[..page.len() - 1]), "nor is a short page");
+    }
+
+    /// The bytes are those that version 1 has always had: a change here is a change of the format.
+    pub(super) fn golden(bytes: &[u8], crc: u32) {
+        assert_eq!(
+            crc32c::crc32c(bytes),
+            crc,
+            "crc32c of the golden image is {:#010x}",
+            crc32c::crc32c(bytes)
+        );
+    }
+
+    #[test]
+    fn the_crc_of_a_page_depends_on_its_address() {
+        let bytes = [7; PAGE];
+        assert_ne!(page_crc(1, &bytes), page_crc(2, &bytes));
+        assert_eq!(page_crc(0, &[0; PAGE]), crc32c::crc32c(&[0; PAGE + 8]));
+    }
+
+    #[test]
+    fn varints_have_one_form_and_32_bits() {
+        for value in [0, 1, 127, 128, 16383, 16384, u32::MAX] {
+            let mut out = Vec::new();
+            push_varint(&mut out, value);
+            assert_eq!(Cursor::new(&out, "test").varint(), Ok(value));
+        }
+        for bad in [&[0x80, 0][..], &[0xff, 0xff, 0xff, 0xff, 0x7f], &[0x80; 6], &[0x80]] {
+            assert!(Cursor::new(bad, "test").varint().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn places_follow_the_geometry() {
+        let geometry = Geometry { segment_pages: 16, segments: 3 };
+        assert_eq!(geometry.byte(Loc { segment: 2, offset: 5 }), 65536 + 2 * 65536 + 5 * 4096);
+        assert!(geometry.contains(Loc { segment: 2, offset: 15 }));
+        assert!(!geometry.contains(Loc { segment: 3, offset: 0 }));
+        assert!(!geometry.contains(Loc { segment: 0, offset: 16 }));
+    }
+}

@@ -435,3 +435,95 @@ impl EntryList {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests as common;
+    use super::*;
+
+    fn sample() -> (Record, Vec<u8>) {
+        let mut session = SessionState::default();
+        session.set_session(0x4_0000_0002, [9; 16]);
+        session.set_last_command(
+            LastCommand { session: 0x4_0000_0002, id: 3, epoch: 8, op: 4, errno: 22 },
+            [b'x'; 216],
+        );
+        let record = Record {
+            uuid: [3; 16],
+            at: Loc { segment: 2, offset: 40 },
+            use_seq: 17,
+            seq: 1234,
+            epoch: 8,
+            incarnation: 4,
+            durable_seq: 1200,
+            written_seq: 1230,
+            flags: FLAG_COMMIT,
+            next: None,
+            session,
+            entries: vec![
+                Entry::Write { first: 1 << 40, crcs: vec![1, 2, 3] },
+                Entry::Discard { first: 5, count: 1 << 36 },
+                Entry::Relocate { page: 77, old: Loc { segment: 1, offset: 65535 }, crc: 0xabcd },
+            ],
+        };
+        let mut page = vec![0xff; PAGE];
+        record.encode_into(&mut page);
+        (record, page)
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let (record, page) = sample();
+        assert_eq!(record.page_count(), 4);
+        assert_eq!(Record::decode(&page), Ok(record));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        common::every_flip_is_noticed(&sample().1, |page| Record::decode(page).is_ok());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        common::golden(&sample().1, 0x47e3_8757);
+    }
+
+    #[test]
+    fn a_full_list_of_entries_fits_the_header_page() {
+        let mut list = EntryList::default();
+        let mut scattered = 0;
+        while list.push_write(scattered * 2, 1) {
+            scattered += 1;
+        }
+        assert_eq!(scattered as usize, ENTRY_BYTES_MAX / 20);
+        let record = Record { entries: list.take(), ..sample().0 };
+        let mut page = vec![0; PAGE];
+        record.encode_into(&mut page);
+        assert_eq!(Record::decode(&page), Ok(record));
+
+        let mut consecutive = 0;
+        while list.push_write(consecutive, 1) {
+            consecutive += 1;
+        }
+        assert_eq!(consecutive as usize, (ENTRY_BYTES_MAX - 16) / 4);
+        assert_eq!(list.take().len(), 1, "consecutive pages are one entry");
+    }
+
+    #[test]
+    fn hostile_entries_are_errors_even_with_a_right_checksum() {
+        let refused = |at: usize, bytes: &[u8]| {
+            let mut page = sample().1;
+            page[at..at + bytes.len()].copy_from_slice(bytes);
+            let crc = block_crc(&page, 8);
+            page[8..12].copy_from_slice(&crc.to_le_bytes());
+            assert!(Record::decode(&page).is_err(), "{bytes:?} at {at}");
+        };
+        refused(ENTRIES_AT, &[0, 0]); // a kind that is never valid
+        refused(ENTRIES_AT, &[9, 0]);
+        refused(ENTRIES_AT + 4, &[0xff; 4]); // more crcs than there are bytes
+        refused(ENTRIES_AT + 8, &[0xff; 8]); // pages past the end of all numbers
+        refused(104, &[0xff, 0xff]); // more entries than the page holds
+        refused(100, &[200]); // data pages that no entry names
+        refused(12, &[0x80]); // an unknown flag
+    }
+}

@@ -123,3 +123,33 @@ impl SegmentHeader {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests as common;
+    use super::*;
+
+    fn sample() -> (SegmentHeader, Vec<u8>) {
+        let header =
+            SegmentHeader { uuid: [3; 16], segment: 12, stream: Stream::Cold, use_seq: 99, incarnation: 4 };
+        let mut page = vec![0xff; PAGE];
+        header.encode_into(&mut page);
+        (header, page)
+    }
+
+    #[test]
+    fn a_header_comes_back_as_it_was_written() {
+        let (header, page) = sample();
+        assert_eq!(SegmentHeader::decode(&page), Ok(header));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        common::every_flip_is_noticed(&sample().1, |page| SegmentHeader::decode(page).is_ok());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        common::golden(&sample().1, 0x8892_355d);
+    }
+}

@@ -191,3 +191,69 @@ impl Superblock {
         self.ro_compat & !RO_COMPAT_KNOWN == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Loc, Mapping, tests as common};
+    use super::*;
+
+    fn sample() -> Superblock {
+        Superblock {
+            uuid: [3; 16],
+            generation: 9,
+            kind: VolumeKind::Raw,
+            geometry: Geometry { segment_pages: 4096, segments: 40 },
+            root: Mapping { loc: Loc { segment: 7, offset: 11 }, crc: 0xdead_beef },
+            backing_bytes: 1 << 30,
+            raw_bytes: 1 << 29,
+            compat: 1,
+            ro_compat: 0,
+            incarnation: 5,
+            session: 0x5_0000_0001,
+            boot_id: [8; 16],
+            next_seq: 77,
+        }
+    }
+
+    #[test]
+    fn a_slot_comes_back_as_it_was_written() {
+        assert_eq!(Superblock::decode(&sample().encode()), Ok(sample()));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        common::every_flip_is_noticed(&sample().encode(), |page| Superblock::decode(page).is_ok());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        common::golden(&sample().encode(), 0xd98e_9ac8);
+    }
+
+    /// Changes a field and makes the checksum right again.
+    fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut page = sample().encode();
+        page[at..at + bytes.len()].copy_from_slice(bytes);
+        let crc = block_crc(&page, 12);
+        page[12..16].copy_from_slice(&crc.to_le_bytes());
+        page
+    }
+
+    #[test]
+    fn unknown_versions_features_and_kinds_are_refused() {
+        for (at, what) in [(8, "store version"), (96, "unknown incompatible features"), (40, "volume kind")] {
+            let e = Superblock::decode(&patched(at, &[9, 0, 0, 0])).expect_err("a field of the future");
+            assert_eq!(e.what, what);
+        }
+        let ro = Superblock::decode(&patched(88, &[1])).expect("readable");
+        assert!(!ro.writable());
+        assert!(sample().writable());
+    }
+
+    #[test]
+    fn segments_past_the_end_and_a_checkpoint_outside_are_refused() {
+        assert!(Superblock::decode(&patched(48, &[0, 0, 1, 0])).is_err());
+        assert!(Superblock::decode(&patched(52, &[40, 0, 0, 0])).is_err());
+        assert!(Superblock::decode(&patched(44, &[1, 0, 0, 0])).is_err());
+    }
+}

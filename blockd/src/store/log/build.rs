@@ -1,0 +1,215 @@
+//! Cutting waiting jobs into records, and moving from segment to segment.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use layout::addr::PAGE;
+
+use super::job::{Job, JobDone, fill};
+use super::{Head, IN_FLIGHT_MAX, InFlight, Log, RECORD_PAGES_MAX};
+use crate::buf::AlignedBuf;
+use crate::storage::Chunk;
+use crate::store::format::Loc;
+use crate::store::format::record::{
+    Entry, EntryList, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, Record, SessionState,
+};
+use crate::store::format::segment::{SegmentHeader, Stream};
+use crate::store::space::CLEANER_SEGMENTS;
+
+impl Log {
+    fn lane(&mut self, stream: Stream) -> &mut VecDeque<Job> {
+        if stream == Stream::Cold { &mut self.cold } else { &mut self.user }
+    }
+
+    fn head(&mut self, stream: Stream) -> &mut Head {
+        &mut self.heads[usize::from(stream == Stream::Cold)]
+    }
+
+    /// Cuts waiting jobs of a lane into records; tells whether it did anything.
+    pub(super) fn build(&mut self, stream: Stream) -> bool {
+        let mut progress = false;
+        while self.in_flight.len() < IN_FLIGHT_MAX && !self.lane(stream).is_empty() {
+            progress |= self.finish_bare_jobs(stream);
+            let Some(job) = self.lane(stream).front() else { break };
+            let room_wanted = if job.ops.iter().any(|op| op.pages() > 0) { 2 } else { 1 };
+            // The last page of a segment is kept for the record that links to the next one.
+            let last = self.shared.geometry.segment_pages - 1;
+            if u32::from(self.head(stream).at.offset) + room_wanted > last {
+                let rolled = self.roll(stream);
+                if stream == Stream::Cold {
+                    self.cold_stalled = !rolled;
+                } else {
+                    self.user_stalled = !rolled;
+                }
+                if !rolled {
+                    return progress;
+                }
+            }
+            self.build_record(stream, last);
+            progress = true;
+        }
+        progress
+    }
+
+    /// Jobs that change nothing (a flush behind other jobs) need no record.
+    fn finish_bare_jobs(&mut self, stream: Stream) -> bool {
+        let mut progress = false;
+        while let Some(job) = self.lane(stream).front() {
+            if !job.ops.is_empty() || job.rollback || job.commit || job.session.is_some() {
+                break;
+            }
+            let Some(job) = self.lane(stream).pop_front() else { break };
+            progress = true;
+            if job.durable {
+                self.wait_durable(self.next_seq - 1, job.done);
+            } else if let Some(last) = self.in_flight.back_mut() {
+                last.acks.push((job.done, false));
+            } else {
+                (job.done)(Ok(()));
+            }
+        }
+        progress
+    }
+
+    fn build_record(&mut self, stream: Stream, last: u32) {
+        let head = *self.head(stream);
+        let pages_max = (last - u32::from(head.at.offset) - 1).min(RECORD_PAGES_MAX);
+        let mut list = EntryList::default();
+        let mut chunks = Vec::new();
+        let mut acks = Vec::new();
+        let mut flags = 0;
+        let mut session = None;
+        let mut zero_pages = 0;
+        while let Some(job) = self.lane(stream).front_mut() {
+            if job.rollback {
+                if !list.is_empty() || !acks.is_empty() {
+                    break;
+                }
+                flags |= FLAG_ROLLBACK;
+                job.rollback = false;
+            }
+            let (whole, zeros) = fill(job, &mut list, &mut chunks, pages_max);
+            zero_pages += zeros;
+            if !whole {
+                break;
+            }
+            let Some(mut job) = self.lane(stream).pop_front() else { break };
+            acks.push((job.done, job.durable));
+            if job.commit {
+                flags |= FLAG_COMMIT;
+            }
+            let state = job.session.take();
+            let ends = job.commit || state.is_some();
+            session = state.or(session);
+            if ends {
+                break;
+            }
+        }
+        self.pending_pages = self.pending_pages.saturating_sub(zero_pages);
+        let session = session.unwrap_or_else(|| self.record_session());
+        self.write_record(stream, flags, None, list.take(), session, chunks, acks);
+    }
+
+    /// The session state of the last record built.
+    fn record_session(&self) -> SessionState {
+        self.in_flight
+            .back()
+            .map_or_else(|| self.shared.maps.read().session.clone(), |f| f.record.session.clone())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a record, used in one place")]
+    fn write_record(
+        &mut self,
+        stream: Stream,
+        flags: u32,
+        next: Option<(u32, u64)>,
+        entries: Vec<Entry>,
+        session: SessionState,
+        data: Vec<Chunk>,
+        acks: Vec<(JobDone, bool)>,
+    ) {
+        let head = *self.head(stream);
+        let seq = self.next_seq;
+        let record = Record {
+            uuid: self.shared.uuid,
+            at: head.at,
+            use_seq: head.use_seq,
+            seq,
+            epoch: self.built_epoch,
+            incarnation: self.superblock.incarnation,
+            durable_seq: self.durable_seq,
+            written_seq: self.applied_seq,
+            flags,
+            next,
+            session,
+            entries,
+        };
+        let header_pages = 1 + usize::from(head.fresh);
+        let mut header = AlignedBuf::zeroed(header_pages * PAGE);
+        record.encode_into(&mut header[(header_pages - 1) * PAGE..]);
+        let mut start = head.at;
+        if head.fresh {
+            self.segment_header(head.at.segment, stream, head.use_seq).encode_into(&mut header[..PAGE]);
+            start.offset = 0;
+        }
+        let pages = 1 + record.page_count();
+        let mut chunks = Vec::with_capacity(1 + data.len());
+        chunks.push(Chunk::new(Arc::new(header), 0, header_pages * PAGE));
+        chunks.extend(data);
+        self.queue.write(seq, self.shared.geometry.byte(start), chunks);
+        let head = self.head(stream);
+        head.fresh = false;
+        // A link in the very last page of the largest segments ends at 65536; the head moves on then.
+        head.at.offset = head.at.offset.wrapping_add(pages as u16);
+        self.next_seq += 1;
+        if flags & FLAG_COMMIT != 0 {
+            self.built_epoch += 1;
+        }
+        self.pages_since_checkpoint += u64::from(pages);
+        self.in_flight.push_back(InFlight { record, complete: false, acks });
+    }
+
+    pub(in crate::store) fn segment_header(
+        &self,
+        segment: u32,
+        stream: Stream,
+        use_seq: u64,
+    ) -> SegmentHeader {
+        SegmentHeader {
+            uuid: self.shared.uuid,
+            segment,
+            stream,
+            use_seq,
+            incarnation: self.superblock.incarnation,
+        }
+    }
+
+    /// Ends the stream's segment with a link to a new one; false if there is none to be had.
+    fn roll(&mut self, stream: Stream) -> bool {
+        let session = self.record_session();
+        let use_seq = self.next_use_seq;
+        let taken = {
+            let mut maps = self.shared.maps.write();
+            let mut keep = self.shared.checkpoint_segments(&maps);
+            if stream == Stream::User {
+                keep += CLEANER_SEGMENTS;
+            }
+            if maps.segments.free_count() > keep { maps.segments.take(stream, use_seq) } else { None }
+        };
+        let Some(segment) = taken else { return false };
+        self.next_use_seq += 1;
+        let old = self.head(stream).at.segment;
+        self.write_record(
+            stream,
+            FLAG_LINK,
+            Some((segment, use_seq)),
+            Vec::new(),
+            session,
+            Vec::new(),
+            Vec::new(),
+        );
+        self.shared.maps.write().segments.close(old);
+        *self.head(stream) = Head { at: Loc { segment, offset: 1 }, use_seq, fresh: true };
+        true
+    }
+}

@@ -1,0 +1,138 @@
+//! What happens to records once they are written: applied and acknowledged in order, made durable,
+//! or, when the backing fails, the end of all writing.
+
+use std::io;
+
+use super::job::JobDone;
+use super::{InFlight, Log, SYNC_TOKEN};
+use crate::device::IoError;
+use crate::storage::Completion;
+use crate::store::Shared;
+use crate::store::format::record::Record;
+
+impl Log {
+    /// Takes completions in; applies and acknowledges in log order.
+    pub(super) fn reap(&mut self) -> bool {
+        let mut completions: Vec<Completion> = Vec::new();
+        self.queue.reap(&mut completions);
+        let progress = !completions.is_empty();
+        for completion in completions {
+            if completion.token == SYNC_TOKEN {
+                self.sync_finished(completion.result);
+                continue;
+            }
+            if let Err(e) = completion.result {
+                self.fail(&format!(
+                    "writing record {} to the image failed: {}",
+                    completion.token,
+                    explain(&e)
+                ));
+                continue;
+            }
+            if let Some(f) = self.in_flight.iter_mut().find(|f| f.record.seq == completion.token) {
+                f.complete = true;
+            }
+        }
+        while self.failed.is_none() && self.in_flight.front().is_some_and(|f| f.complete) {
+            let Some(done) = self.in_flight.pop_front() else { break };
+            self.apply(done);
+        }
+        progress
+    }
+
+    fn apply(&mut self, f: InFlight) {
+        if let Err(e) = apply_record(&self.shared, &f.record) {
+            self.fail(&format!("the map cannot be read: {e}"));
+            f.acks.into_iter().for_each(|(done, _)| done(Err(e.clone())));
+            return;
+        }
+        self.applied_seq = f.record.seq;
+        for (done, durable) in f.acks {
+            if durable { self.wait_durable(f.record.seq, done) } else { done(Ok(())) }
+        }
+        let pages: u64 = f.record.entries.iter().map(|e| u64::from(e.pages())).sum();
+        self.pending_pages = self.pending_pages.saturating_sub(pages);
+    }
+
+    pub(super) fn wait_durable(&mut self, seq: u64, done: JobDone) {
+        if seq <= self.durable_seq { done(Ok(())) } else { self.waiters.push_back((seq, done)) }
+    }
+
+    /// One sync for all that wait and whose records are applied.
+    pub(super) fn start_sync(&mut self) -> bool {
+        let wanted = self.waiters.iter().any(|(seq, _)| *seq <= self.applied_seq);
+        if self.syncing.is_some() || !wanted || self.failed.is_some() {
+            return false;
+        }
+        self.syncing = Some(self.applied_seq);
+        self.queue.sync(SYNC_TOKEN);
+        self.queue.submit();
+        true
+    }
+
+    fn sync_finished(&mut self, result: io::Result<()>) {
+        let upto = self.syncing.take().unwrap_or(self.durable_seq);
+        match result {
+            Ok(()) => self.now_durable(upto),
+            Err(e) => self.fail(&format!("making the image durable failed: {}", explain(&e))),
+        }
+    }
+
+    pub(super) fn now_durable(&mut self, upto: u64) {
+        self.durable_seq = self.durable_seq.max(upto);
+        for (seq, done) in std::mem::take(&mut self.waiters) {
+            self.wait_durable(seq, done);
+        }
+    }
+
+    /// From now on nothing is written: what is on the backing is no longer known. Reads go on.
+    pub(super) fn fail(&mut self, why: &str) {
+        if self.failed.is_none() {
+            tracing::error!("{why}; nothing more is written, restart when the cause is mended");
+            self.failed =
+                Some(format!("{why}; the store stopped writing, restart it when the cause is mended"));
+        }
+    }
+
+    pub(super) fn fail_all(&mut self) {
+        let error = || IoError::Io(self.failed.clone().unwrap_or_default());
+        for f in std::mem::take(&mut self.in_flight) {
+            f.acks.into_iter().for_each(|(done, _)| done(Err(error())));
+        }
+        for job in self.user.drain(..).chain(self.cold.drain(..)) {
+            (job.done)(Err(error()));
+        }
+        for (_, done) in std::mem::take(&mut self.waiters) {
+            done(Err(error()));
+        }
+        for done in std::mem::take(&mut self.checkpoint_waiters) {
+            done(Err(error()));
+        }
+        self.checkpoint_wanted = false;
+        self.user_stalled = false;
+        self.cold_stalled = false;
+        self.pending_pages = 0;
+    }
+}
+
+/// Loads the leaves a record needs and applies it.
+pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), IoError> {
+    loop {
+        let missing = shared.maps.read().leaves_missing(record);
+        for key in &missing {
+            shared.load_leaf(*key)?;
+        }
+        if missing.is_empty() {
+            break;
+        }
+    }
+    shared.maps.write().apply(record);
+    Ok(())
+}
+
+fn explain(e: &io::Error) -> String {
+    if e.kind() == io::ErrorKind::StorageFull {
+        return format!("{e} (the file system that holds the image is full: free space there)");
+    }
+    e.to_string()
+}

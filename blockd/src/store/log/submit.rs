@@ -1,0 +1,134 @@
+//! Taking jobs in, or refusing them for want of space.
+
+use super::Log;
+use super::job::{Job, JobDone, Op};
+use crate::device::{IoError, VolumeKind};
+use crate::store::map::Lookup;
+use crate::store::space::Class;
+
+impl Log {
+    /// Takes a job of a user. One that does not fit is refused at once.
+    pub fn submit_user(&mut self, job: Job) {
+        if let Some(why) = &self.failed {
+            return (job.done)(Err(IoError::Io(why.clone())));
+        }
+        let pages: u64 = job.ops.iter().map(Op::pages).sum();
+        if pages > 0 && !self.admit(&job, pages) {
+            return (job.done)(Err(IoError::NoSpace));
+        }
+        self.pending_pages += pages;
+        if let Some(session) = &job.session {
+            self.session = session.clone();
+        }
+        self.given_epoch += u64::from(job.commit);
+        self.user.push_back(job);
+    }
+
+    /// Takes a job of the cleaner.
+    pub fn submit_cold(&mut self, job: Job) {
+        if let Some(why) = &self.failed {
+            return (job.done)(Err(IoError::Io(why.clone())));
+        }
+        self.pending_pages += job.ops.iter().map(Op::pages).sum::<u64>();
+        self.cold.push_back(job);
+    }
+
+    /// Acknowledges when everything acknowledged before is durable.
+    pub fn submit_flush(&mut self, done: JobDone) {
+        if self.user.is_empty() {
+            match &self.failed {
+                Some(why) => done(Err(IoError::Io(why.clone()))),
+                None => self.wait_durable(self.next_seq - 1, done),
+            }
+        } else {
+            let mut job = Job::new([], done);
+            job.durable = true;
+            self.user.push_back(job);
+        }
+    }
+
+    /// Wants a checkpoint; told when it is durable.
+    pub fn submit_checkpoint(&mut self, done: JobDone) {
+        match &self.failed {
+            Some(why) => done(Err(IoError::Io(why.clone()))),
+            None => {
+                self.checkpoint_wanted = true;
+                self.checkpoint_waiters.push(done);
+            }
+        }
+    }
+
+    /// The cleaner found nothing to gain: users' jobs that wait for space can't have it.
+    pub fn refuse_stalled(&mut self) {
+        if !self.user_stalled {
+            return;
+        }
+        tracing::warn!("no space left in the image, and nothing to clean");
+        for job in std::mem::take(&mut self.user) {
+            let pages = job.ops.iter().map(Op::pages).sum::<u64>();
+            if pages == 0 {
+                self.user.push_back(job);
+                continue;
+            }
+            self.pending_pages -= pages;
+            (job.done)(Err(IoError::NoSpace));
+        }
+        self.user_stalled = false;
+    }
+
+    /// Whether a user's pages may be taken in.
+    fn admit(&self, job: &Job, pages: u64) -> bool {
+        let new_pages = {
+            let maps = self.shared.maps.read();
+            if pages <= self.shared.available_pages(&maps, self.pending_pages, job.class) {
+                return true;
+            }
+            let used = maps.segments.data_live() + 2 * maps.segments.meta_live();
+            tracing::debug!(pages, used, pending = self.pending_pages, "no room for new pages");
+            drop(maps);
+            self.count_new_pages(job)
+        };
+        let maps = self.shared.maps.read();
+        match self.shared.kind {
+            // Replacing a page frees the old one as soon as the record is applied.
+            VolumeKind::Raw => new_pages == 0,
+            VolumeKind::VexFs => {
+                new_pages == 0
+                    && pages <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
+            }
+        }
+    }
+
+    /// Pages of a job that are not mapped yet; on doubt they count as new.
+    fn count_new_pages(&self, job: &Job) -> u64 {
+        let mut new_pages = 0;
+        for op in &job.ops {
+            let Op::Write { first, pages, .. } = op else { continue };
+            for page in *first..*first + *pages as u64 {
+                let mut found = self.shared.maps.read().lookup(page);
+                if let Lookup::Leaf(key) = found {
+                    if self.shared.load_leaf(key).is_err() {
+                        return u64::MAX;
+                    }
+                    found = self.shared.maps.read().lookup(page);
+                }
+                new_pages += u64::from(!matches!(found, Lookup::Mapped(_)));
+            }
+        }
+        new_pages
+    }
+
+    /// The cleaner itself has no room left: it is told so, rather than left waiting.
+    pub(super) fn refuse_cold(&mut self) -> bool {
+        if !self.cold_stalled || !self.in_flight.is_empty() || self.checkpoint_due() {
+            return false;
+        }
+        self.cold_stalled = false;
+        for job in std::mem::take(&mut self.cold) {
+            self.pending_pages =
+                self.pending_pages.saturating_sub(job.ops.iter().map(Op::pages).sum::<u64>());
+            (job.done)(Err(IoError::NoSpace));
+        }
+        true
+    }
+}
