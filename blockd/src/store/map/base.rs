@@ -136,13 +136,14 @@ impl BaseMap {
         old
     }
 
-    /// Replaces a page's place if it is still `old`; tells whether it did.
+    /// Replaces a page's place if it is still `old`, with the same crc (the segment may have been used
+    /// again meanwhile, for other bytes of the same page); tells whether it did.
     ///
     /// # Panics
     /// If its leaf is not loaded.
     pub fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
         match self.lookup(page) {
-            Lookup::Mapped(found) if found.loc == old => {
+            Lookup::Mapped(found) if found.loc == old && found.crc == new.crc => {
                 self.set(page, new);
                 true
             }

@@ -42,11 +42,12 @@ impl Overlay {
         old
     }
 
-    /// Replaces a page's place if it is still `old`; tells whether it did.
+    /// Replaces a page's place if it is still `old`, with the same crc (the segment may have been used
+    /// again meanwhile, for other bytes of the same page); tells whether it did.
     pub fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
         let (unit, rel) = split(page);
         match self.units.get_mut(&unit).and_then(|u| u.get_mut(&rel)) {
-            Some(mapping) if mapping.loc == old => {
+            Some(mapping) if mapping.loc == old && mapping.crc == new.crc => {
                 *mapping = new;
                 true
             }
