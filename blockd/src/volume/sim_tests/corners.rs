@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::driver::{Driver, Ticket, new_image};
 use super::{content, for_seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
-use crate::storage::sim::SimStorage;
+use crate::storage::sim::{Crash, SimStorage};
 use crate::store::map::Lookup;
 use crate::store::map::segments::State;
 
@@ -114,4 +114,20 @@ fn an_empty_write_at_the_superblock_is_no_commit() {
     driver.settle();
     Driver::outcome(&ticket).expect("nothing to do");
     assert_eq!(driver.store().maps.read().epoch, epoch);
+}
+
+#[test]
+fn without_a_boot_id_no_session_survives() {
+    let image = new_image(VolumeKind::VexFs, 4 << 20, 0);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 0).expect("a new store opens");
+    let mut command = Command::new_zeroed();
+    command.magic = COMMAND_MAGIC;
+    command.op = CMD_OPEN.into();
+    command.id = 1.into();
+    let ticket = driver.write(CLIENT, COMMAND_PAGE.byte(), command.as_bytes(), false);
+    driver.settle();
+    Driver::outcome(&ticket).expect("OPEN is carried out");
+    let image = driver.disk.image_after(Crash::PowerCut);
+    let driver = Driver::open(SimStorage::new(image, 1), 0).expect("the store opens");
+    assert_eq!(driver.store().maps.read().session.session(), 0);
 }
