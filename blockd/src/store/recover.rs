@@ -166,7 +166,9 @@ fn settle_session(shared: &Shared, options: &RecoverOptions, head_lost: bool) ->
         maps.rollback();
         return None;
     }
-    if session == 0 || (maps.session.boot_id == options.boot_id && !head_lost) {
+    // Zeros are no boot id: nobody knows whether this is the same boot.
+    let same_boot = maps.session.boot_id == options.boot_id && options.boot_id != [0; 16];
+    if session == 0 || (same_boot && !head_lost) {
         if session == 0 && maps.kind == VolumeKind::VexFs {
             maps.rollback();
         }

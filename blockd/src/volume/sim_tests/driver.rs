@@ -12,7 +12,7 @@ use crate::store::clean::Cleaner;
 use crate::store::clean::policy::Choice;
 use crate::store::clean::worker::Work;
 use crate::store::create::{NewStore, create};
-use crate::store::log::Job;
+use crate::store::log::{Job, Op};
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
@@ -151,6 +151,24 @@ impl Driver {
     /// Moves what [`Driver::read_live`] read, where it still stands.
     pub(super) fn move_pages(&mut self, work: Work) {
         self.finish(work);
+    }
+
+    /// The copies that would empty a segment, read but not given to the log yet.
+    pub(super) fn copies_of(&self, segment: u32) -> Vec<Vec<Op>> {
+        match Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment)) {
+            Work::Jobs(jobs) => jobs.into_iter().map(|(ops, _)| ops).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Gives copies to the log and waits.
+    pub(super) fn relocate(&mut self, copies: Vec<Vec<Op>>) {
+        for ops in copies {
+            let (ticket, done) = Self::ticket();
+            self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
+            self.settle();
+            Self::outcome(&ticket).expect("a relocation");
+        }
     }
 
     fn carry_out(&mut self, cleaner: &Cleaner, choice: Choice) -> bool {
