@@ -325,6 +325,12 @@ impl<'a> Checkpointer<'a> {
             maps.segments.release(&empty);
             empty
         };
+        if self.log.discard {
+            let geometry = self.shared.geometry;
+            for &segment in &released {
+                self.shared.storage.discard(geometry.segment_byte(segment), geometry.segment_bytes());
+            }
+        }
         let root = &self.log.superblock;
         tracing::debug!(
             generation = root.generation,

@@ -37,6 +37,8 @@ pub struct RecoverOptions {
     pub checkpoint_pages: u64,
     /// Map leaves kept in memory; 0 = no limit.
     pub leaves_max: usize,
+    /// Give the space of freed segments back to the backing.
+    pub discard: bool,
 }
 
 /// Where the log goes on.
@@ -138,7 +140,7 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         offset: 0,
         source,
     })?;
-    let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options.checkpoint_pages);
+    let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options);
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
     Checkpointer::new(&mut log).run().map_err(start_error)?;
     Ok(Opened { shared, log: Some(log), incarnation, lost_session })
@@ -164,7 +166,9 @@ fn settle_session(shared: &Shared, options: &RecoverOptions, head_lost: bool) ->
         maps.rollback();
         return None;
     }
-    if session == 0 || (maps.session.boot_id == options.boot_id && !head_lost) {
+    // Zeros are no boot id: nobody knows whether this is the same boot.
+    let same_boot = maps.session.boot_id == options.boot_id && options.boot_id != [0; 16];
+    if session == 0 || (same_boot && !head_lost) {
         if session == 0 && maps.kind == VolumeKind::VexFs {
             maps.rollback();
         }

@@ -89,6 +89,7 @@ impl Volume {
             boot_id: options.boot_id,
             checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
             leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+            discard: options.discard,
         };
         let opened = recover::open(storage, &recover)?;
         let store = opened.shared;

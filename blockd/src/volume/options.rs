@@ -44,6 +44,8 @@ pub struct OpenOptions {
     pub checkpoint_bytes: u64,
     /// Memory for the map, about; what is not kept is read again when it is needed.
     pub map_bytes_max: u64,
+    /// Give the space of freed segments back to the file system or device (slower writes, smaller files).
+    pub discard: bool,
     /// Whether the cleaner runs.
     pub cleaner: bool,
     /// Most bytes a second the cleaner moves while there is still free space; 0 = no limit.
@@ -58,6 +60,7 @@ impl Default for OpenOptions {
             boot_id: boot_id(),
             checkpoint_bytes: 256 << 20,
             map_bytes_max: 1 << 30,
+            discard: false,
             cleaner: true,
             cleaner_bytes_per_s: 200 << 20,
         }

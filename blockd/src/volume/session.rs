@@ -46,6 +46,8 @@ pub struct Action {
     pub session: Option<SessionState>,
     /// Acknowledge when durable.
     pub durable: bool,
+    /// Done before: acknowledge when that is written, which it may not be yet.
+    pub repeated: bool,
 }
 
 fn text(message: &str) -> [u8; 216] {
@@ -124,7 +126,7 @@ impl Sessions {
         match outcome {
             Ok(Outcome::Kept) => {
                 self.replies.insert(client, Reply { last: state.last_command(), message: state.message });
-                Ok(Action::default())
+                Ok(Action { repeated: true, durable: op == CMD_CLOSE, ..Action::default() })
             }
             Ok(Outcome::Refused(errno, message)) => {
                 last.errno = errno;
@@ -168,7 +170,7 @@ impl Sessions {
         let last = LastCommand { session, id: 0, epoch, op: CMD_OPEN, errno: 0 };
         state.set_last_command(last, [0; 216]);
         self.replies.insert(client, Reply { last: LastCommand { id, ..last }, message: [0; 216] });
-        Action { rollback: true, discards: Vec::new(), session: Some(state), durable: true }
+        Action { rollback: true, session: Some(state), durable: true, ..Action::default() }
     }
 
     fn attach(&mut self, client: ClientId, command: &Command, state: &SessionState) -> Outcome {

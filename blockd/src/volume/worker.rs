@@ -316,6 +316,10 @@ impl Worker {
         if vexfs && let Err(e) = self.core.sessions.lock().check(client, self.log.session().session()) {
             return done(Err(e));
         }
+        if buf.is_empty() {
+            // Not a write of page 0 either, which would be a commit.
+            return done(Ok(None));
+        }
         if !offset.is_multiple_of(PAGE as u64) || !buf.len().is_multiple_of(PAGE) {
             return self.write_part(offset, &buf, fua, done);
         }
@@ -338,9 +342,6 @@ impl Worker {
     /// A write that is not whole pages (raw volumes): the pages around it are read first. The log
     /// is idle, so the map is up to date.
     fn write_part(&mut self, offset: u64, bytes: &[u8], fua: bool, done: Done) {
-        if bytes.is_empty() {
-            return done(Ok(None));
-        }
         let first = offset / PAGE as u64;
         let skip = (offset % PAGE as u64) as usize;
         let len = (skip + bytes.len()).next_multiple_of(PAGE);
@@ -415,7 +416,7 @@ impl Worker {
         let outcome = self.core.sessions.lock().command(client, page, self.log.session(), self.log.epoch());
         match outcome {
             Err(e) => done(Err(e)),
-            Ok(Action { session: None, .. }) => done(Ok(None)),
+            Ok(Action { session: None, repeated: false, .. }) => done(Ok(None)),
             Ok(action) => {
                 let ops: VecDeque<Op> =
                     action.discards.into_iter().map(|(first, count)| Op::Discard { first, count }).collect();

@@ -72,6 +72,8 @@ pub struct Log {
     failed: Option<String>,
     pages_since_checkpoint: u64,
     checkpoint_pages: u64,
+    /// Give the space of freed segments back.
+    pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
     user_stalled: bool,
@@ -85,7 +87,7 @@ impl Log {
         queue: Box<dyn WriteQueue>,
         superblock: Superblock,
         start: super::recover::LogStart,
-        checkpoint_pages: u64,
+        options: &super::recover::RecoverOptions,
     ) -> Self {
         let (built_epoch, session) = {
             let maps = shared.maps.read();
@@ -112,7 +114,8 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages,
+            checkpoint_pages: options.checkpoint_pages,
+            discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
             user_stalled: false,

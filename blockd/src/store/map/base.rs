@@ -177,13 +177,14 @@ impl BaseMap {
         old
     }
 
-    /// Replaces a page's place if it is still `old`; tells whether it did.
+    /// Replaces a page's place if it is still `old`, with the same content (the place may have been used
+    /// again meanwhile, for this very page); tells whether it did.
     ///
     /// # Panics
     /// If its leaf is not loaded.
     pub fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
         match self.lookup(page) {
-            Lookup::Mapped(found) if found.loc == old => {
+            Lookup::Mapped(found) if found.loc == old && found.crc == new.crc => {
                 self.set(page, new);
                 true
             }
@@ -323,7 +324,77 @@ fn loaded(entries: &mut Option<Vec<LeafEntry>>) -> &mut Vec<LeafEntry> {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
     use super::*;
+
+    fn at(i: u32) -> Mapping {
+        Mapping { loc: Loc { segment: i, offset: (i % 60_000) as u16 }, crc: i }
+    }
+
+    #[test]
+    fn a_map_agrees_with_a_plain_tree_under_random_changes() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let (mut map, mut model) = (BaseMap::default(), BTreeMap::<u64, Mapping>::new());
+        for i in 0..60_000u32 {
+            // Dense in three units, so that leaves split; a few pages far away.
+            let page = match rng.random_range(0..10) {
+                0 => rng.random_range(0..1u64 << 50),
+                _ => rng.random_range(0..3 * MAP_UNIT_PAGES / 16) * 5 + (1 << 40),
+            };
+            if rng.random_ratio(1, 500) {
+                let count = rng.random_range(1..20_000);
+                let mut dropped = 0;
+                map.remove(page, count, |_| dropped += 1);
+                assert_eq!(dropped, model.range(page..page + count).count());
+                model.retain(|p, _| !(page..page + count).contains(p));
+            } else {
+                assert_eq!(map.set(page, at(i)), model.insert(page, at(i)));
+            }
+        }
+        for (&page, &mapping) in &model {
+            assert_eq!(map.lookup(page), Lookup::Mapped(mapping));
+            if !model.contains_key(&(page + 1)) {
+                assert_eq!(map.lookup(page + 1), Lookup::Unmapped);
+            }
+        }
+        map.drop_empty();
+        let total: u64 = map.leaves().map(|(_, count, _)| u64::from(count)).sum();
+        assert_eq!(total, model.len() as u64);
+        for (key, count, _) in map.leaves() {
+            assert!(usize::from(count) <= LEAF_ENTRIES_MAX && count > 0);
+            let entries = map.entries(key).expect("all is in memory");
+            assert!(entries.windows(2).all(|w| w[0].rel < w[1].rel));
+        }
+        let unit = (1u64 << 40) / MAP_UNIT_PAGES * MAP_UNIT_PAGES;
+        let counted = map.count_units(unit, unit + MAP_UNIT_PAGES);
+        assert_eq!(counted, model.range(unit..unit + MAP_UNIT_PAGES).count() as u64);
+    }
+
+    #[test]
+    fn unloaded_leaves_are_named_and_clean_ones_evicted() {
+        let leaf = |key: u64| LeafRef { key: key * MAP_UNIT_PAGES, page: at(key as u32), entries: 1 };
+        let mut map = BaseMap::from_directory(&(0..20).map(leaf).collect::<Vec<_>>());
+        map.set_loaded_max(8);
+        assert_eq!(map.lookup(5), Lookup::Leaf(0));
+        let mut missing = Vec::new();
+        map.missing(MAP_UNIT_PAGES + 7, MAP_UNIT_PAGES, &mut missing);
+        assert_eq!(missing, [MAP_UNIT_PAGES, 2 * MAP_UNIT_PAGES]);
+        let entry = LeafEntry { rel: 1, offset: 2, segment: 3, crc: 4 };
+        map.hold(true);
+        for key in 0..20 {
+            map.load(key * MAP_UNIT_PAGES, at(key as u32), vec![entry]);
+        }
+        assert!(map.leaves().all(|(key, _, _)| map.entries(key).is_some()), "none goes while they are held");
+        map.set(MAP_UNIT_PAGES * 19 + 5, at(1));
+        map.hold(false);
+        let loaded = map.leaves().filter(|(key, _, _)| map.entries(*key).is_some()).count();
+        assert_eq!(loaded, 7);
+        assert!(map.entries(MAP_UNIT_PAGES * 19).is_some(), "a dirty leaf stays");
+        map.load(0, at(9), vec![entry]);
+        assert_eq!(map.lookup(1), Lookup::Leaf(0), "a leaf read from an old place is not taken");
+    }
 
     fn mapping(segment: u32) -> Mapping {
         Mapping { loc: Loc { segment, offset: 1 }, crc: segment }

@@ -144,7 +144,7 @@ impl Maps {
         }
     }
 
-    /// Compare-and-swap on the old place, in both layers: only one of them can refer to it.
+    /// Compare-and-swap on the old place and the crc, in both layers: only one of them can refer to it.
     fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
         if self.overlay.replace(page, old, new) {
             self.segments.add_open(new.loc);

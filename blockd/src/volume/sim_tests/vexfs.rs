@@ -333,13 +333,17 @@ impl Run {
             }
             8 => {
                 let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-                let closed = self.driver.store().maps.read().segments.get(segment).is_some_and(|s| {
-                    s.state == crate::store::map::segments::State::Closed
-                        && s.stream != crate::store::format::segment::Stream::Meta
-                });
-                if closed {
-                    self.driver.clean_segment(segment);
+                let work = self.driver.read_live(segment);
+                // Pages that are overwritten meanwhile must not come back.
+                for _ in 0..self.rng.random_range(0..4) {
+                    let batch = self.batch();
+                    self.driver.settle();
+                    self.account(batch);
                 }
+                if once_in(&mut self.rng, 2) {
+                    self.commit();
+                }
+                self.driver.move_pages(work);
             }
             9 => self.check_all(),
             10 => {

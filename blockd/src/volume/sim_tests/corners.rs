@@ -1,0 +1,133 @@
+//! Corners that random lives seldom reach: late copies, images full to the brim, commands sent again.
+
+use layout::addr::{CLASS0_BASE, COMMAND_PAGE};
+use layout::command::{CMD_ATTACH, CMD_FREE_RANGES, CMD_OPEN, COMMAND_MAGIC, Command, CommandReply};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::driver::{Driver, Ticket, new_image};
+use super::{content, for_seeds, tag_of};
+use crate::device::{ClientId, IoError, VolumeKind};
+use crate::storage::sim::{Crash, SimStorage};
+use crate::store::map::Lookup;
+use crate::store::map::segments::State;
+
+const CLIENT: ClientId = ClientId(1);
+
+/// Sends a command without waiting for it.
+fn send(
+    driver: &mut Driver,
+    client: ClientId,
+    op: u32,
+    session: u64,
+    id: u64,
+    ranges: &[(u64, u64)],
+) -> Ticket {
+    let mut command = Command::new_zeroed();
+    command.magic = COMMAND_MAGIC;
+    command.op = op.into();
+    command.session = session.into();
+    command.id = id.into();
+    command.boot_id = [1; 16];
+    command.range_count = (ranges.len() as u32).into();
+    for (to, (first, count)) in command.ranges.iter_mut().zip(ranges) {
+        to.first_page = (*first).into();
+        to.page_count = (*count).into();
+    }
+    driver.write(client, COMMAND_PAGE.byte(), command.as_bytes(), false)
+}
+
+/// A VexFS volume with a session.
+fn mounted(seed: u64, image_bytes: usize) -> (Driver, u64) {
+    let image = new_image(VolumeKind::VexFs, image_bytes, 0);
+    let mut driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
+    let ticket = send(&mut driver, CLIENT, CMD_OPEN, 0, 1, &[]);
+    driver.settle();
+    Driver::outcome(&ticket).expect("OPEN is carried out");
+    let page = driver.read(CLIENT, COMMAND_PAGE.byte(), 4096).expect("the reply");
+    let session = CommandReply::read_from_bytes(&page).expect("a reply").session.get();
+    (driver, session)
+}
+
+fn write(driver: &mut Driver, page: u64, tag: u64) -> Result<(), IoError> {
+    let ticket = driver.write(CLIENT, page * 4096, &content(page, tag), false);
+    driver.settle();
+    Driver::outcome(&ticket)
+}
+
+#[test]
+fn a_copy_that_comes_late_does_not_bring_old_bytes_back() {
+    let image = new_image(VolumeKind::Raw, 2 << 20, 64 * 4096);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("a new store opens");
+    write(&mut driver, 0, 1).expect("a write");
+    for tag in 1..20 {
+        write(&mut driver, 1, tag).expect("a write");
+    }
+    let Lookup::Mapped(old) = driver.store().maps.read().lookup(0) else { panic!("page 0 is mapped") };
+    let state = driver.store().maps.read().segments.get(old.loc.segment).map(|s| s.state);
+    assert_eq!(state, Some(State::Closed));
+    // The cleaner reads the segment, and is slow to hand the copies over. Meanwhile the segment dies,
+    // is used again, and the same page comes to stand at the same place with other bytes.
+    let late = driver.copies_of(old.loc.segment);
+    assert!(!late.is_empty());
+    let newest = (2..5000).find(|&tag| {
+        write(&mut driver, 0, tag).expect("a write");
+        driver.checkpoint();
+        driver.settle();
+        let found = driver.store().maps.read().lookup(0);
+        matches!(found, Lookup::Mapped(m) if m.loc == old.loc)
+    });
+    let newest = newest.expect("the place is used again");
+    driver.relocate(late);
+    let bytes = driver.read(CLIENT, 0, 4096).expect("a page");
+    assert_eq!(tag_of(0, &bytes), Some(newest));
+    driver.check_usage();
+}
+
+#[test]
+fn a_command_sent_again_is_not_acknowledged_before_it_is_written() {
+    for_seeds(20, |seed| {
+        let (mut driver, session) = mounted(seed, 4 << 20);
+        let again = ClientId(2);
+        let ranges = [(CLASS0_BASE >> 12, 10)];
+        let first = send(&mut driver, CLIENT, CMD_FREE_RANGES, session, 2, &ranges);
+        // The connection breaks, the next one attaches and repeats the command.
+        send(&mut driver, again, CMD_ATTACH, session, 0, &[]);
+        let second = send(&mut driver, again, CMD_FREE_RANGES, session, 2, &ranges);
+        for _ in 0..20 {
+            driver.steps(0);
+            assert!(second.lock().is_none() || first.lock().is_some(), "acknowledged, and not written yet");
+            driver.steps(1);
+        }
+        driver.settle();
+        Driver::outcome(&first).expect("the command");
+        Driver::outcome(&second).expect("its repetition");
+    });
+}
+
+#[test]
+fn an_empty_write_at_the_superblock_is_no_commit() {
+    let (mut driver, _) = mounted(1, 4 << 20);
+    let page = CLASS0_BASE >> 12;
+    write(&mut driver, page, 7).expect("a write");
+    let epoch = driver.store().maps.read().epoch;
+    let ticket = driver.write(CLIENT, 0, &[], false);
+    driver.settle();
+    Driver::outcome(&ticket).expect("nothing to do");
+    assert_eq!(driver.store().maps.read().epoch, epoch);
+}
+
+#[test]
+fn without_a_boot_id_no_session_survives() {
+    let image = new_image(VolumeKind::VexFs, 4 << 20, 0);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 0).expect("a new store opens");
+    let mut command = Command::new_zeroed();
+    command.magic = COMMAND_MAGIC;
+    command.op = CMD_OPEN.into();
+    command.id = 1.into();
+    let ticket = driver.write(CLIENT, COMMAND_PAGE.byte(), command.as_bytes(), false);
+    driver.settle();
+    Driver::outcome(&ticket).expect("OPEN is carried out");
+    let image = driver.disk.image_after(Crash::PowerCut);
+    let driver = Driver::open(SimStorage::new(image, 1), 0).expect("the store opens");
+    assert_eq!(driver.store().maps.read().session.session(), 0);
+}
