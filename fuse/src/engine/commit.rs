@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use blockd::device::IoError;
 use blockd::session::SessionError;
 use layout::addr::PageNo;
 use layout::error::{Error, Result};
@@ -42,6 +43,17 @@ struct TicketState {
     /// Someone is carrying out a commit.
     leading: bool,
     failed: Option<Error>,
+}
+
+/// Waits a while at each call, and says whether to try again. Credits were given for all that is
+/// sent, so that the cleaner is only late.
+fn waits_for_space() -> impl FnMut() -> bool {
+    let mut tries = 0;
+    move || {
+        tries += 1;
+        std::thread::sleep(NO_SPACE_WAIT);
+        tries <= NO_SPACE_TRIES_MAX
+    }
 }
 
 impl Engine {
@@ -125,7 +137,14 @@ impl Engine {
         };
         let Some((batch, superblock)) = frozen else { return Ok(()) };
         self.send(&batch)?;
-        if let Err(error) = write_superblock(&*self.device, self.client, &superblock) {
+        let mut wait_for_space = waits_for_space();
+        let written = loop {
+            match write_superblock(&*self.device, self.client, &superblock) {
+                Err(IoError::NoSpace) if wait_for_space() => {}
+                written => break written,
+            }
+        };
+        if let Err(error) = written {
             return Err(self.write_failed("the commit", PageNo(0), &SessionError::Device(error)));
         }
         let available = self.status().map(|s| s.available_pages.get());
@@ -159,14 +178,7 @@ impl Engine {
             self.free_ranges(&batch.frees)
                 .map_err(|e| self.write_failed("freeing space", batch.frees[0].first, &e))?;
         }
-        let mut tries = 0;
-        // Credits were given for these pages, so the cleaner is only late.
-        let wait_for_space = || {
-            tries += 1;
-            std::thread::sleep(NO_SPACE_WAIT);
-            tries <= NO_SPACE_TRIES_MAX
-        };
-        write_pages(&*self.device, self.client, &batch.pages, wait_for_space)
+        write_pages(&*self.device, self.client, &batch.pages, waits_for_space())
             .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }
 

@@ -310,6 +310,15 @@ fn what_found_space_is_not_written_again_for_what_did_not() {
 }
 
 #[test]
+fn a_commit_waits_for_the_cleaner_too() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    device.no_space_for(2);
+    engine.commit_clean(&Epochs::default()).unwrap();
+    assert_eq!(device.commits(), 1);
+}
+
+#[test]
 fn a_full_volume_fails_the_write_and_never_the_commit() {
     let device = RamDevice::new(1000);
     let (engine, pages) = engine(&device);
