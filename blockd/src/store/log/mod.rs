@@ -74,6 +74,8 @@ pub struct Log {
     checkpoint_pages: u64,
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
+    /// The users' head was begun with enough segments left.
+    user_takes_data: bool,
     user_stalled: bool,
     cold_stalled: bool,
     reclaim_tried: u64,
@@ -115,6 +117,7 @@ impl Log {
             checkpoint_pages,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
+            user_takes_data: false,
             user_stalled: false,
             cold_stalled: false,
             reclaim_tried: 0,
@@ -193,7 +196,14 @@ impl Log {
                 progress |= self.build(Stream::User);
                 self.queue.submit();
             }
-            if !progress && !self.refuse_cold() {
+            if progress {
+                continue;
+            }
+            // A lane that just found no room first has what is dead reclaimed.
+            if self.failed.is_none() && self.in_flight.is_empty() && self.checkpoint_due() {
+                continue;
+            }
+            if !self.refuse_cold() {
                 return;
             }
         }
@@ -211,9 +221,9 @@ impl Log {
         let reclaimable = self.shared.maps.read().segments.empty().next().is_some();
         if reclaimable && self.reclaim_tried != self.next_seq {
             self.reclaim_tried = self.next_seq;
-            return true;
+            self.checkpoint_wanted = true;
         }
-        false
+        self.checkpoint_wanted
     }
 
     fn run_checkpoint(&mut self) {

@@ -130,6 +130,13 @@ impl SegmentTable {
         }
     }
 
+    /// The segment is the head of its stream again.
+    pub fn reopen(&mut self, segment: u32) {
+        if let Some(s) = self.segments.get_mut(segment as usize) {
+            s.state = State::Open;
+        }
+    }
+
     /// Never to be cleaned.
     pub fn mark_damaged(&mut self, segment: u32) {
         if let Some(s) = self.segments.get_mut(segment as usize) {

@@ -1,11 +1,13 @@
 //! Corners that random lives seldom reach: late copies, images full to the brim, commands sent again.
 
-use layout::addr::{CLASS0_BASE, COMMAND_PAGE};
+use layout::addr::{CLASS0_BASE, COMMAND_PAGE, MAP_UNIT_PAGES};
 use layout::command::{CMD_ATTACH, CMD_FREE_RANGES, CMD_OPEN, COMMAND_MAGIC, Command, CommandReply};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::driver::{Driver, Ticket, new_image};
-use super::{content, for_seeds, tag_of};
+use super::{content, for_seeds, once_in, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::{Crash, SimStorage};
 use crate::store::map::Lookup;
@@ -81,6 +83,79 @@ fn a_copy_that_comes_late_does_not_bring_old_bytes_back() {
     let bytes = driver.read(CLIENT, 0, 4096).expect("a page");
     assert_eq!(tag_of(0, &bytes), Some(newest));
     driver.check_usage();
+}
+
+#[test]
+fn a_full_thin_volume_of_scattered_pages_goes_on() {
+    // A leaf of the map for each page: the store's own pages take most of the room.
+    let place = |i: u64| i * MAP_UNIT_PAGES;
+    for_seeds(8, |seed| {
+        let count = 600;
+        let image = new_image(VolumeKind::Raw, 2 << 20, place(count) * 4096);
+        let mut driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut tags = vec![0; count as usize];
+        let mut refused = 0;
+        for tag in 1..1500 {
+            let i = if tag < 600 { tag } else { rng.random_range(0..count) };
+            let at = i as usize;
+            if tag > 600 && once_in(&mut rng, 4) {
+                let ticket = driver.zero(CLIENT, place(i) * 4096, 4096, false);
+                driver.settle();
+                Driver::outcome(&ticket).expect("a discard needs no room");
+                tags[at] = 0;
+            } else {
+                match write(&mut driver, place(i), tag) {
+                    Ok(()) => tags[at] = tag,
+                    Err(IoError::NoSpace) => refused += 1,
+                    Err(e) => panic!("write {tag}: {e}"),
+                }
+            }
+            if once_in(&mut rng, 100) {
+                let image = driver.disk.image_after(Crash::ProcessDeath);
+                driver = Driver::open(SimStorage::new(image, seed + tag), 1).expect("a full store opens");
+            }
+        }
+        assert!(refused > 0, "the image is full at some time");
+        for (i, tag) in (0..).zip(&tags) {
+            let bytes = driver.read(CLIENT, place(i) * 4096, 4096).expect("a page");
+            assert_eq!(tag_of(place(i), &bytes), Some(*tag), "page {i}");
+        }
+        driver.check_usage();
+    });
+}
+
+#[test]
+fn a_full_file_system_takes_frees_and_commits() {
+    for_seeds(4, |seed| {
+        let (mut driver, session) = mounted(seed, 2 << 20);
+        // Files far apart: a leaf each.
+        let place = |i: u64| (CLASS0_BASE >> 12) + i * MAP_UNIT_PAGES;
+        let mut id = 1;
+        let mut tag = 0;
+        for round in 0..4 {
+            let mut written = 0;
+            loop {
+                tag += 1;
+                match write(&mut driver, place(written), tag) {
+                    Ok(()) => written += 1,
+                    Err(IoError::NoSpace) => break,
+                    Err(e) => panic!("round {round}, write {written}: {e}"),
+                }
+                if written % 37 == 0 {
+                    write(&mut driver, 0, tag).unwrap_or_else(|e| panic!("round {round}, a commit: {e}"));
+                }
+            }
+            assert!(written > 20, "only {written} scattered pages fit 2 MiB in round {round}");
+            write(&mut driver, 0, tag).unwrap_or_else(|e| panic!("round {round}, the commit: {e}"));
+            id += 1;
+            let ticket = send(&mut driver, CLIENT, CMD_FREE_RANGES, session, id, &[(place(0), 1 << 36)]);
+            driver.settle();
+            Driver::outcome(&ticket).expect("a full file system can be emptied");
+            write(&mut driver, 0, tag).unwrap_or_else(|e| panic!("round {round}, the commit of a free: {e}"));
+            driver.check_usage();
+        }
+    });
 }
 
 #[test]
