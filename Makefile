@@ -35,6 +35,8 @@ lint: ## formatting and lints, warnings are errors
 
 test: deps lint e2e ## everything that CI runs
 
+# One seed for all, so that CI is the same everywhere; crash-test draws its own.
+e2e: export VEXFS_TEST_SEED ?= 20261122
 e2e: ## every test, unit and end to end, without lints
 	$(CARGO) build --workspace --bins
 ifeq ($(NEXTEST),nextest)

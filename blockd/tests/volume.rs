@@ -169,6 +169,26 @@ fn a_raw_volume_is_rewritten_many_times_in_a_small_image() {
             result.expect("a full raw volume takes overwrites for ever");
         }
     }
+    // Page by page at random, then whole again: no request may be refused, however full the image is.
+    let mut state = 1u64;
+    for _ in 0..40 {
+        let ops = (0..256).map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let offset = (state >> 20) % (raw / 4096) * 4096;
+            IoOp::Write { offset, buf: AlignedBuf::from_slice(&pattern(state, 4096)), fua: false }
+        });
+        for result in batch(&*volume, client, ops.collect::<Vec<_>>()) {
+            result.expect("a full raw volume takes random overwrites for ever");
+        }
+    }
+    let ops = (0..raw / 65536).map(|i| IoOp::Write {
+        offset: i * 65536,
+        buf: AlignedBuf::from_slice(&pattern(11_000 + i, 65536)),
+        fua: false,
+    });
+    for result in batch(&*volume, client, ops.collect::<Vec<_>>()) {
+        result.expect("a write");
+    }
     let verify = |volume: &Volume, client| {
         for i in 0..raw / 65536 {
             assert!(read(volume, client, i * 65536, 65536) == pattern(11_000 + i, 65536), "block {i}");
@@ -201,7 +221,7 @@ fn partial_pages_and_whole_ones_in_flight_together_all_come_back() {
                 ops.push(IoOp::Write {
                     offset: at as u64,
                     buf: AlignedBuf::from_slice(&bytes),
-                    fua: at % 5 == 0,
+                    fua: at.is_multiple_of(5),
                 });
                 at += n;
             }
@@ -212,4 +232,47 @@ fn partial_pages_and_whole_ones_in_flight_together_all_come_back() {
         assert!(read(&volume, client, 0, expected.len()) == expected);
         volume.shutdown().expect("a clean end");
     }
+}
+
+#[test]
+fn a_read_only_volume_reads_and_is_not_changed() {
+    let image = Image::raw(4 << 20, 16 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let client = volume.connect();
+    write(&volume, client, 8192, &pattern(5, 4096), true).expect("a write");
+    drop(volume);
+    let before = std::fs::read(image.path()).expect("the image");
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let first = Volume::open(&image.path(), &options).expect("it opens read-only");
+    let second = Volume::open(&image.path(), &options).expect("and again, beside the first");
+    for volume in [&first, &second] {
+        let client = volume.connect();
+        assert!(volume.info().read_only);
+        assert!(read(volume, client, 8192, 4096) == pattern(5, 4096));
+        assert!(matches!(write(volume, client, 0, b"x", false), Err(IoError::ReadOnly)));
+        blocking(&**volume, client, IoOp::Flush).expect("nothing to flush");
+    }
+    assert!(Volume::open(&image.path(), &OpenOptions::default()).is_err(), "no writer beside readers");
+    drop((first, second));
+    assert!(std::fs::read(image.path()).expect("the image") == before);
+}
+
+#[test]
+fn wrong_images_are_refused_with_a_reason() {
+    let image = Image::raw(4 << 20, 16 << 20);
+    let open =
+        || Volume::open(&image.path(), &OpenOptions::default()).map(|_| ()).expect_err("refused").to_string();
+    let file = std::fs::OpenOptions::new().write(true).open(image.path()).expect("the image");
+    file.set_len(8 << 20).expect("cut short");
+    assert!(open().contains("cut short"), "{}", open());
+    file.set_len(16 << 20).expect("long again");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 65536], 0).expect("no superblock");
+    assert!(open().contains("mkfs.vexfs"), "{}", open());
+    file.set_len(100).expect("tiny");
+    assert!(open().contains("mkfs.vexfs"), "{}", open());
+    let nothing = Volume::open(&image.dir.path().join("nothing"), &OpenOptions::default()).map(|_| ());
+    assert!(nothing.expect_err("no such file").to_string().contains("cannot open"));
+    let dir = Volume::open(image.dir.path(), &OpenOptions { read_only: true, ..OpenOptions::default() })
+        .map(|_| ());
+    assert!(dir.expect_err("a directory").to_string().contains("neither"));
 }

@@ -43,6 +43,35 @@ fn signals_unmount_and_commit() {
 }
 
 #[test]
+fn a_signal_leaves_alone_what_was_mounted_over_a_detached_mount() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let at = bench.mountpoint();
+    let mount = bench.mount("");
+    let held = File::create(bench.path("held")).unwrap();
+    assert!(Command::new("umount").arg("-l").arg(&at).status().unwrap().success());
+    assert!(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at).status().unwrap().success());
+    rustix::process::kill_process(mount.pid(), Signal::TERM).unwrap();
+    wait_for("it ends", || {
+        rustix::process::waitid(
+            rustix::process::WaitId::Pid(mount.pid()),
+            rustix::process::WaitIdOptions::EXITED
+                | rustix::process::WaitIdOptions::NOHANG
+                | rustix::process::WaitIdOptions::NOWAIT,
+        )
+        .unwrap()
+        .is_some()
+    });
+    assert!(is_mounted(&at), "the other mount is still there");
+    drop(held);
+    // Takes the other mount away.
+    drop(mount);
+    assert!(!is_mounted(&at));
+}
+
+#[test]
 fn it_goes_to_the_background_when_the_mount_is_live() {
     if !can_mount() {
         return;
@@ -63,6 +92,43 @@ fn it_goes_to_the_background_when_the_mount_is_live() {
     let output = run(program().arg(bench.image()).arg(bench.beside("missing")));
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("create the mount point"), "{output:?}");
+}
+
+#[test]
+fn a_signal_unmounts_in_the_background_also_by_a_relative_path() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let output = run(program().current_dir(bench.beside("")).args(["image", "mnt", "--log", "log"]));
+    assert!(output.status.success(), "{output:?}");
+    assert!(is_mounted(&bench.mountpoint()));
+    let in_background = fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let pid = entry.unwrap().file_name().to_str()?.parse().ok()?;
+        let works_here = fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(18).any(|part| part == b"--background-child"))
+            && fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut fds| {
+                fds.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == bench.image()))
+            });
+        works_here.then_some(pid)
+    });
+    let pid = rustix::process::Pid::from_raw(in_background.expect("it runs")).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    wait_for("it is unmounted", || !is_mounted(&bench.mountpoint()));
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_is_told_before_the_mount_is() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let log = bench.beside("no-such-directory/log");
+    let output = run(program().arg(bench.image()).arg(bench.mountpoint()).arg("--log").arg(&log));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-directory"), "{output:?}");
+    assert!(!is_mounted(&bench.mountpoint()), "no dead mount stays behind");
+    bench.mount("").unmount();
 }
 
 #[test]

@@ -364,6 +364,39 @@ fn only_the_owner_keeps_suid_bits_through_a_write() {
 }
 
 #[test]
+fn a_search_has_the_rights_of_who_opened_the_session_file() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    fs::set_permissions(bench.beside(""), fs::Permissions::from_mode(0o755)).unwrap();
+    // A program with the rights of root that reads its standard input, as su and sudo do.
+    let set_uid = bench.beside("cat");
+    fs::copy("/bin/cat", &set_uid).unwrap();
+    fs::set_permissions(&set_uid, fs::Permissions::from_mode(0o4755)).unwrap();
+    let mount = bench.mount("");
+    fs::set_permissions(bench.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(bench.path(".vexfs/schema"), r#"{"dim":2,"element":"f32","metric":"l2"}"#).unwrap();
+    fs::write(bench.path("secret-name"), "x").unwrap();
+    fs::set_permissions(bench.path("secret-name"), fs::Permissions::from_mode(0o600)).unwrap();
+    let mut put = OpenOptions::new().read(true).write(true).open(bench.path(".vexfs/put")).unwrap();
+    put.write_all(br#"{"file":"secret-name","rows":[{"vector":[0,0],"length":1}]}"#).unwrap();
+    let mut reply = String::new();
+    put.read_to_string(&mut reply).unwrap();
+    assert!(reply.contains("first_row"), "{reply}");
+    drop(put);
+
+    let script = r#"exec 3<>"$1"; printf '{"vector":[0,0]}' >&3; "$2" <&3"#;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script, "sh"]);
+    let output = command.arg(bench.path(".vexfs/search")).arg(&set_uid).output().unwrap();
+    let reply = String::from_utf8(output.stdout).unwrap();
+    assert!(reply.contains("results"), "{reply} {:?}", output.stderr);
+    assert!(!reply.contains("secret-name"), "the request of nobody was answered as root: {reply}");
+    mount.unmount();
+}
+
+#[test]
 fn a_full_volume_says_so_at_write_and_deletes_still_work() {
     if !can_mount() {
         return;

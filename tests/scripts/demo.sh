@@ -16,8 +16,8 @@ ln -s "$bin/mkfs-vexfs" "$work/bin/mkfs.vexfs" # cargo allows no dot in a binary
 PATH=$work/bin:$bin:$PATH
 summary=()
 
-bold=$(tput bold 2>/dev/null || true)
-plain=$(tput sgr0 2>/dev/null || true)
+bold= plain=
+[ -t 1 ] && bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
 step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 note() { summary+=("$*"); printf '%s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
@@ -101,7 +101,7 @@ file_system_part() {
     mkfs.vexfs "$work/docs.vexfs" --size 8G
     serve docs
     mount_from "$(uri docs)"
-    df -h "$mnt"
+    df -h --output=size,used,avail "$mnt"
 
     step "Ingesting $documents"
     local start took
@@ -109,7 +109,7 @@ file_system_part() {
     vexctl ingest "$documents" --into "$mnt/docs" || [ $? -eq 3 ] || fail "ingest failed"
     took=$(($(milliseconds) - start))
     local files rows size
-    files=$(find "$mnt/docs" -type f | wc -l)
+    files=$(find "$mnt/docs" -type f ! -name ".vexfs*" | wc -l)
     rows=$(vexctl stats "$mnt/docs" --json | jq .rows_live)
     size=$(du -sm --apparent-size "$mnt/docs" | cut -f1)
     note "ingested: $files files, $size MiB, $rows passages in $((took / 1000)).$((took % 1000 / 100)) s (built-in lexical embedder)"

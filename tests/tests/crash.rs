@@ -14,7 +14,7 @@ use vexfs_tests::stage::{Mount, Stage};
 use vexfs_tests::{settings, tree, wait};
 
 const WORKERS: u64 = 3;
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 10;
 
 /// Rounds on one volume, which grows old under them.
 struct Rounds {

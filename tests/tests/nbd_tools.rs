@@ -23,7 +23,13 @@ fn fio_verifies_random_writes_also_after_a_restart_and_a_kill() {
     let fio = |name: &str, extra: &[&str]| {
         let mut command = programs::tool("fio");
         command.args(["--ioengine=nbd", "--rw=randwrite", "--iodepth=32", "--size=96m", "--verify=crc32c"]);
-        command.args(["--verify_fatal=1", "--randrepeat=1", "--end_fsync=1", "--bs=4k"]);
+        command.args([
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+            "--randrepeat=1",
+            "--end_fsync=1",
+            "--bs=4k",
+        ]);
         command.args([&format!("--name={name}"), &format!("--uri={}", stage.uri())]).args(extra);
         command.current_dir(stage.path(""));
         process::ok(&mut command);

@@ -15,7 +15,14 @@ fn fio_verifies_by_read_write_mmap_and_direct_io() {
     for (engine, direct) in [("psync", "0"), ("mmap", "0"), ("libaio", "1")] {
         let mut fio = programs::tool("fio");
         fio.args(["--rw=randwrite", "--bsrange=4k-128k", "--size=64m", "--verify=crc32c", "--do_verify=1"]);
-        fio.args(["--verify_fatal=1", "--fallocate=none", "--iodepth=8", "--end_fsync=1", "--name=file"]);
+        fio.args([
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+            "--fallocate=none",
+            "--iodepth=8",
+            "--end_fsync=1",
+            "--name=file",
+        ]);
         fio.args([&format!("--ioengine={engine}"), &format!("--direct={direct}")]);
         process::ok(fio.arg(format!("--filename={}", mount.join(engine).display())));
     }

@@ -84,7 +84,7 @@ impl ReadRings {
 fn read_part(ring: &mut IoUring, file: &File, reads: &mut [Read<'_>]) {
     let fd = types::Fd(file.as_raw_fd());
     for (i, read) in reads.iter_mut().enumerate() {
-        let len = u32::try_from(read.buf.len()).unwrap_or(u32::MAX & !4095);
+        let len = u32::try_from(read.buf.len()).unwrap_or(!4095);
         let entry =
             opcode::Read::new(fd, read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(i as u64);
         // SAFETY: the buffer is borrowed for the whole of this function, which returns only after

@@ -168,7 +168,11 @@ impl<'a> Checkpointer<'a> {
 
     /// Writes the changed leaves of the committed map; gives where they stand now.
     fn write_dirty_leaves(&mut self) -> Result<Vec<(u64, Mapping)>, IoError> {
-        let mut keys = self.shared.maps.read().base.dirty_keys();
+        let mut keys = {
+            let mut maps = self.shared.maps.write();
+            maps.base.drop_empty();
+            maps.base.dirty_keys()
+        };
         keys.reverse();
         let mut out = Vec::with_capacity(keys.len());
         let mut pending = Pending { keys: Vec::new(), buf: AlignedBuf::zeroed(WRITE_PAGES * PAGE) };
@@ -346,6 +350,12 @@ impl<'a> Checkpointer<'a> {
             maps.segments.release(&empty);
             empty
         };
+        if self.log.discard {
+            let geometry = self.shared.geometry;
+            for &segment in &released {
+                self.shared.storage.discard(geometry.segment_byte(segment), geometry.segment_bytes());
+            }
+        }
         let root = &self.log.superblock;
         tracing::debug!(
             generation = root.generation,

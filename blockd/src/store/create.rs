@@ -73,10 +73,11 @@ pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, Stor
     Ok(Geometry { segment_pages: (segment_bytes / PAGE as u64) as u32, segments })
 }
 
-/// Bytes of a backing that holds a raw volume of `raw_bytes` whole.
+/// Bytes of a backing that holds a raw volume of `raw_bytes` whole, with a quarter to spare: the fuller a
+/// log, the more has to be moved to clean a segment (at 80 % about as much as is gained twice over).
 pub fn backing_for_raw(raw_bytes: u64) -> u64 {
     let pages = raw_bytes.div_ceil(PAGE as u64);
-    let mut backing = (raw_bytes + raw_bytes / 16).max(BACKING_BYTES_MIN);
+    let mut backing = (raw_bytes + raw_bytes / 4).max(BACKING_BYTES_MIN);
     // Leaves of the map take at most a page for each 128 pages, twice while a checkpoint is written.
     let wanted = pages + pages / 32 + 64;
     while geometry(backing, 0).map_or(0, space::capacity_pages) < wanted {

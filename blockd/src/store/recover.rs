@@ -35,6 +35,10 @@ pub struct RecoverOptions {
     pub boot_id: [u8; 16],
     /// Pages of log between checkpoints.
     pub checkpoint_pages: u64,
+    /// Map leaves kept in memory; 0 = no limit.
+    pub leaves_max: usize,
+    /// Give the space of freed segments back to the backing.
+    pub discard: bool,
 }
 
 /// Where the log goes on.
@@ -107,6 +111,7 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         return Err(StoreError::Unusable(Malformed { what, expected: 0, found }));
     }
     let (shared, root) = load_checkpoint(storage, &superblock)?;
+    shared.maps.write().base.set_loaded_max(options.leaves_max);
     let replayed = replay(&shared, &superblock, &root, options)?;
     let lost_session = settle_session(&shared, options, replayed.head_lost);
     if options.read_only {
@@ -135,7 +140,7 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         offset: 0,
         source,
     })?;
-    let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options.checkpoint_pages);
+    let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options);
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
     Checkpointer::new(&mut log).run().map_err(start_error)?;
     Ok(Opened { shared, log: Some(log), incarnation, lost_session })

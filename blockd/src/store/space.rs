@@ -38,8 +38,8 @@ pub enum Taker {
     Users,
     /// The cleaner's copies.
     Cleaner,
-    /// Records without data: they are what gives space back.
-    Bare,
+    /// Records that give space back: discards, commits, sessions.
+    Freeing,
 }
 
 /// Pages that live data and metadata of the store may fill together.
@@ -87,7 +87,7 @@ impl Shared {
         // Each page of users' data may be the first of its leaf, in the open epoch and when it is committed;
         // each page of the cleaner's may make another leaf dirty.
         let growth = match (taker, maps.kind) {
-            (Taker::Bare, _) => 0,
+            (Taker::Freeing, _) => 0,
             (Taker::Cleaner, _) => 1,
             (Taker::Users, VolumeKind::Raw) => 2 + CLEANER_SEGMENTS,
             (Taker::Users, VolumeKind::VexFs) => 3 + CLEANER_SEGMENTS,

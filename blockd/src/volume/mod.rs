@@ -34,6 +34,11 @@ use worker::{Request, Worker, WorkerHandle};
 /// Threads that read; each keeps many reads in flight.
 const READ_THREADS: usize = 2;
 
+/// Most bytes of a map leaf in memory.
+const LEAF_BYTES: u64 = 512 * 12 + 64;
+/// Leaves kept in any case: as many as one read of the allocation map may need at once, and some.
+const LEAVES_MIN: u64 = 2048;
+
 /// What requests, readers and the worker share.
 pub(crate) struct Core {
     pub(crate) store: Arc<Shared>,
@@ -83,6 +88,8 @@ impl Volume {
             read_only: options.read_only,
             boot_id: options.boot_id,
             checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
+            leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+            discard: options.discard,
         };
         let opened = recover::open(storage, &recover)?;
         let store = opened.shared;
@@ -168,7 +175,7 @@ impl Volume {
             let size = self.info.size_bytes;
             return Err(IoError::Invalid(format!("{len_bytes} bytes at {offset} are past the end ({size})")));
         }
-        if self.info.kind == VolumeKind::VexFs && (offset | len_bytes) % PAGE as u64 != 0 {
+        if self.info.kind == VolumeKind::VexFs && !(offset | len_bytes).is_multiple_of(PAGE as u64) {
             return Err(IoError::Invalid(format!(
                 "{len_bytes} bytes at {offset} are not whole pages of {PAGE} bytes"
             )));

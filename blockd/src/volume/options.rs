@@ -42,6 +42,10 @@ pub struct OpenOptions {
     pub boot_id: [u8; 16],
     /// Bytes of log between checkpoints: bounds the time of recovery.
     pub checkpoint_bytes: u64,
+    /// Memory for the map, about; what is not kept is read again when it is needed.
+    pub map_bytes_max: u64,
+    /// Give the space of freed segments back to the file system or device (slower writes, smaller files).
+    pub discard: bool,
     /// Whether the cleaner runs.
     pub cleaner: bool,
     /// Most bytes a second the cleaner moves while there is still free space; 0 = no limit.
@@ -55,6 +59,8 @@ impl Default for OpenOptions {
             io: IoEngine::Auto,
             boot_id: boot_id(),
             checkpoint_bytes: 256 << 20,
+            map_bytes_max: 1 << 30,
+            discard: false,
             cleaner: true,
             cleaner_bytes_per_s: 200 << 20,
         }
@@ -154,7 +160,7 @@ fn refuse_used(path: &Path, len_bytes: u64, is_device: bool) -> Result<(), Store
     if head.get(510..512) == Some(&[0x55, 0xaa]) {
         return in_use("a partition table or boot sector");
     }
-    if head.iter().any(|&b| b != 0) || (!is_device && len_bytes % PAGE as u64 != 0) {
+    if head.iter().any(|&b| b != 0) || (!is_device && !len_bytes.is_multiple_of(PAGE as u64)) {
         return in_use("data that is not zeros");
     }
     Ok(())

@@ -146,7 +146,7 @@ impl Sessions {
                     action.session = Some(state);
                 }
                 self.replies.insert(client, Reply { last, message });
-                Ok(action)
+                Ok(*action)
             }
             Err(e) => Err(e),
         }
@@ -185,7 +185,7 @@ impl Sessions {
             return Outcome::Refused(libc::ESHUTDOWN as u32, message.into());
         }
         self.attached.insert(client, session);
-        Outcome::Done(Action::default(), 0, String::new())
+        Outcome::Done(Box::default(), 0, String::new())
     }
 
     /// Commands with an id of their session.
@@ -209,14 +209,18 @@ impl Sessions {
             return Ok(Outcome::Refused(libc::EINVAL as u32, message));
         }
         Ok(match op {
-            CMD_CLOSE => {
-                Outcome::Done(Action { rollback: true, durable: true, ..Action::default() }, 0, String::new())
-            }
+            CMD_CLOSE => Outcome::Done(
+                Box::new(Action { rollback: true, durable: true, ..Action::default() }),
+                0,
+                String::new(),
+            ),
             CMD_FREE_RANGES => match ranges(command) {
-                Ok(discards) => Outcome::Done(Action { discards, ..Action::default() }, 0, String::new()),
-                Err(message) => Outcome::Done(Action::default(), libc::EINVAL as u32, message),
+                Ok(discards) => {
+                    Outcome::Done(Box::new(Action { discards, ..Action::default() }), 0, String::new())
+                }
+                Err(message) => Outcome::Done(Box::default(), libc::EINVAL as u32, message),
             },
-            _ => Outcome::Done(Action::default(), libc::EOPNOTSUPP as u32, "not in this version".into()),
+            _ => Outcome::Done(Box::default(), libc::EOPNOTSUPP as u32, "not in this version".into()),
         })
     }
 }
@@ -227,7 +231,7 @@ enum Outcome {
     /// Not done, and not noted as the session's last command.
     Refused(u32, String),
     /// Done (or failed for good): errno and message are kept with the session.
-    Done(Action, u32, String),
+    Done(Box<Action>, u32, String),
 }
 
 /// The page ranges of a `FREE_RANGES`.

@@ -38,7 +38,7 @@ pub(super) enum Request {
 /// From the cleaner or the volume itself.
 pub(crate) enum Internal {
     /// Copies of pages.
-    Relocate(Job),
+    Relocate(Box<Job>),
     /// A checkpoint now.
     Checkpoint(JobDone),
     /// There is nothing to clean: who waits for space can't have it.
@@ -275,7 +275,7 @@ impl Worker {
         while let Ok(message) = self.internal.try_recv() {
             took = true;
             match message {
-                Internal::Relocate(job) => self.log.submit_cold(job),
+                Internal::Relocate(job) => self.log.submit_cold(*job),
                 Internal::Checkpoint(done) => self.log.submit_checkpoint(done),
                 Internal::NothingToClean => self.log.refuse_stalled(),
                 Internal::Shutdown(done) => self.shutdown = Some(done),
@@ -320,7 +320,7 @@ impl Worker {
             // Not a write of page 0 either, which would be a commit.
             return done(Ok(None));
         }
-        if offset % PAGE as u64 != 0 || buf.len() % PAGE != 0 {
+        if !offset.is_multiple_of(PAGE as u64) || !buf.len().is_multiple_of(PAGE) {
             return self.write_part(offset, &buf, fua, done);
         }
         let pages = buf.len() / PAGE;
@@ -400,10 +400,10 @@ impl Worker {
             edge(end_whole, offset, end)?;
             return Ok(ops);
         }
-        if offset % size != 0 && offset < end {
+        if !offset.is_multiple_of(size) && offset < end {
             edge(offset / size, offset, first_whole * size)?;
         }
-        if end % size != 0 && offset < end {
+        if !end.is_multiple_of(size) && offset < end {
             edge(end_whole, end_whole * size, end)?;
         }
         if end_whole > first_whole {
@@ -434,7 +434,7 @@ impl Worker {
 fn needs_quiet(request: &Request) -> bool {
     let size = PAGE as u64;
     match request {
-        Request::Write { offset, buf, .. } => (offset | buf.len() as u64) % size != 0,
+        Request::Write { offset, buf, .. } => !(offset | buf.len() as u64).is_multiple_of(size),
         Request::Zero { offset, len_bytes, .. } => (offset | len_bytes) % size != 0,
         Request::Flush { .. } | Request::Disconnect { .. } => false,
     }

@@ -1,5 +1,8 @@
 //! Commits and early write-out: the two ways in which dirty pages reach the device.
 
+use std::time::Duration;
+
+use blockd::device::IoError;
 use blockd::session::SessionError;
 use layout::addr::PageNo;
 use layout::error::{Error, Result};
@@ -9,6 +12,10 @@ use parking_lot::{Condvar, Mutex};
 use super::cache::Batch;
 use super::pager::Engine;
 use super::transfer::{write_pages, write_superblock};
+
+/// How often, and after what time, pages are sent again that found no space.
+const NO_SPACE_TRIES_MAX: u32 = 50;
+const NO_SPACE_WAIT: Duration = Duration::from_millis(100);
 
 /// Gives the page-0 image of the epoch being closed. Called with all operations excluded.
 pub trait EpochSource {
@@ -153,8 +160,20 @@ impl Engine {
             self.free_ranges(&batch.frees)
                 .map_err(|e| self.write_failed("freeing space", batch.frees[0].first, &e))?;
         }
-        write_pages(&*self.device, self.client, &batch.pages)
-            .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
+        let mut tries = 0;
+        loop {
+            match write_pages(&*self.device, self.client, &batch.pages) {
+                Ok(()) => return Ok(()),
+                // Credits were given for these pages, so the cleaner is only late.
+                Err((_, IoError::NoSpace)) if tries < NO_SPACE_TRIES_MAX => {
+                    tries += 1;
+                    std::thread::sleep(NO_SPACE_WAIT);
+                }
+                Err((page, error)) => {
+                    return Err(self.write_failed("writing pages", page, &SessionError::Device(error)));
+                }
+            }
+        }
     }
 
     fn land(&self, batch: &Batch) {
@@ -168,7 +187,10 @@ impl Engine {
             self.health.lose_session(&error.to_string());
             Error::Fenced
         } else {
-            self.health.stop_writes(&format!("{doing} failed at page {:#x}: {error}", page.0));
+            self.health.stop_writes(&format!(
+                "{doing} failed at page {:#x}: {error} (space counted here, in pages: {})",
+                page.0, self.credits
+            ));
             if error.is_no_space() { Error::NoSpace } else { Error::Io(page) }
         };
         // Under the cache lock, so that no writer misses it between its check and its wait.

@@ -23,8 +23,9 @@ pub enum Cost {
 /// Pages that a metadata change may make dirty (path of a directory tree with splits, inodes,
 /// stacks, xattr area); an upper bound with room.
 const METADATA_PAGES: u64 = 40;
-/// Most pages held back for operations that free space.
-const RESERVE_PAGES_MAX: u64 = 2048;
+/// Most pages held back for operations that free space, and for what the log adds (record headers,
+/// segments that are not quite full).
+const RESERVE_PAGES_MAX: u64 = 4096;
 
 struct State {
     available: u64,
@@ -40,7 +41,7 @@ pub struct Credits(Mutex<State>);
 impl Credits {
     /// Credits of a volume with `available` of `capacity` pages free.
     pub fn new(available: u64, capacity: u64) -> Self {
-        let reserve = (capacity / 64).clamp(2 * METADATA_PAGES, RESERVE_PAGES_MAX);
+        let reserve = (capacity / 24).clamp(2 * METADATA_PAGES, RESERVE_PAGES_MAX);
         Credits(Mutex::new(State { available, reserve, committing: 0, open_epoch: 0, promised: 0 }))
     }
 
@@ -100,13 +101,24 @@ impl Credits {
     }
 }
 
+impl std::fmt::Display for Credits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let s = self.0.lock();
+        write!(
+            f,
+            "{} available at the last commit, {} being committed, {} in the open epoch, {} promised",
+            s.available, s.committing, s.open_epoch, s.promised
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_full_volume_refuses_writes_but_not_deletes() {
-        let credits = Credits::new(1000, 6400);
+        let credits = Credits::new(1000, 2400);
         let big = credits.promise(Cost::Pages(800)).unwrap();
         credits.charge(800);
         credits.release(big);
@@ -121,7 +133,7 @@ mod tests {
 
     #[test]
     fn promises_of_running_operations_count() {
-        let credits = Credits::new(400, 6400);
+        let credits = Credits::new(400, 2400);
         let first = credits.promise(Cost::Pages(200)).unwrap();
         assert!(credits.promise(Cost::Pages(200)).is_err());
         credits.release(first);

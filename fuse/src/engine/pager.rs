@@ -192,6 +192,9 @@ impl Engine {
         match error {
             IoError::Fenced(why) => {
                 self.health.lose_session(why);
+                // Under the cache lock, so that no writer misses it between its check and its wait.
+                let _cache = self.cache.lock();
+                self.room.notify_all();
                 Error::Fenced
             }
             other => {

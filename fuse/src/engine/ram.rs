@@ -38,6 +38,7 @@ struct State {
     hold: bool,
     held: Vec<(Done, Result<Option<AlignedBuf>, IoError>)>,
     fail_writes: Option<IoError>,
+    fail_reads: Option<IoError>,
     pages_max: u64,
 }
 
@@ -88,6 +89,11 @@ impl RamDevice {
     /// Every write fails from now on.
     pub fn fail_writes(&self, error: IoError) {
         self.0.lock().fail_writes = Some(error);
+    }
+
+    /// Every read fails from now on.
+    pub fn fail_reads(&self, error: IoError) {
+        self.0.lock().fail_reads = Some(error);
     }
 
     /// The requests so far.
@@ -239,10 +245,13 @@ impl Device for RamDevice {
     fn submit(&self, _client: ClientId, op: IoOp, done: Done) {
         let mut s = self.0.lock();
         let result = match op {
-            IoOp::Read { offset, mut buf } => {
-                s.read(offset, &mut buf);
-                Ok(Some(buf))
-            }
+            IoOp::Read { offset, mut buf } => match &s.fail_reads {
+                Some(error) => Err(error.clone()),
+                None => {
+                    s.read(offset, &mut buf);
+                    Ok(Some(buf))
+                }
+            },
             IoOp::Write { offset, buf, .. } => {
                 let result = s.write(offset, &buf).map(|()| None);
                 if offset == 0 && s.hold {

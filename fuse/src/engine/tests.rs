@@ -275,6 +275,26 @@ fn a_fenced_session_stops_everything() {
 }
 
 #[test]
+fn a_session_lost_at_a_read_lets_waiting_writers_go() {
+    let device = RamDevice::new(100_000);
+    let options = EngineOptions { dirty_bytes: 16 * PAGE as u64, ..EngineOptions::default() };
+    let (engine, pages) = engine_with(&device, options);
+    for page in 0..4 {
+        write_data(&engine, DATA + page * 16, &[1; 16 * PAGE]);
+    }
+    let writer = {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || engine.begin(Cost::Pages(1)).map(drop))
+    };
+    thread::sleep(Duration::from_millis(50));
+    assert!(!writer.is_finished(), "too much is dirty");
+    device.fail_reads(IoError::Fenced("session 7 was replaced by 8".to_owned()));
+    assert_eq!(pages.read(PageNo(META)).err(), Some(Error::Fenced));
+    wait_for("the writer hears of it", || writer.is_finished());
+    assert_eq!(writer.join().unwrap(), Err(Error::Fenced));
+}
+
+#[test]
 fn a_full_volume_fails_the_write_and_never_the_commit() {
     let device = RamDevice::new(1000);
     let (engine, pages) = engine(&device);

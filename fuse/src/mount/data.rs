@@ -87,9 +87,11 @@ impl Mounted {
             done += part;
         }
         let mut fs = self.fs.write();
+        // As it is now: its mode may have been changed since the beginning of the write.
+        let perm = fs.inode(ino)?.perm;
         let after = fs.finish_write(ino, offset + bytes.len() as u64, now())?;
-        if keep_suid && after.perm != before.perm {
-            fs.setattr(ino, SetAttr { perm: Some(before.perm), ..SetAttr::default() }, now())?;
+        if keep_suid && after.perm != perm {
+            fs.setattr(ino, SetAttr { perm: Some(perm), ..SetAttr::default() }, now())?;
         }
         Ok(())
     }

@@ -53,6 +53,8 @@ pub struct Running {
     connection: Connection,
     flusher: Option<Flusher>,
     settings: MountSettings,
+    /// The device number that the kernel gave the mount.
+    number: Option<u64>,
 }
 
 /// Mounts a device that holds a VexFS volume. The device outlives the mount: shut it down after
@@ -97,14 +99,25 @@ pub fn mount(
     let fsname = settings.fsname.as_deref().unwrap_or(fsname);
     let connection = Adapter::start(Arc::clone(&mounted), &settings, fsname)
         .map_err(|source| kernel_error(&settings.mountpoint, source))?;
-    raise_read_ahead(&settings.mountpoint);
-    Ok(Running { mounted, connection, flusher, settings })
+    let number = mounted_at(&settings.mountpoint);
+    if let Some(number) = number {
+        raise_read_ahead(number);
+    }
+    Ok(Running { mounted, connection, flusher, settings, number })
+}
+
+/// The device number of what is mounted there. Answered from the kernel's memory, so that it
+/// never waits for this process.
+fn mounted_at(mountpoint: &Path) -> Option<u64> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let found = statx(CWD, mountpoint, flags, StatxFlags::TYPE).ok()?;
+    Some(makedev(found.stx_dev_major, found.stx_dev_minor))
 }
 
 /// Lets the kernel read ahead as far as one request reaches; its default for FUSE is 128 KiB. Only
 /// root may, and it only makes sequential reads faster.
-fn raise_read_ahead(mountpoint: &Path) {
-    let Ok(device) = rustix::fs::stat(mountpoint).map(|stat| stat.st_dev) else { return };
+fn raise_read_ahead(device: u64) {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
@@ -161,8 +174,8 @@ impl Running {
     /// # Errors
     /// As [`Running::serve`].
     pub fn finish(self) -> Result<(), layout::error::Error> {
-        let Running { mounted, connection, flusher, settings } = self;
-        let in_use = !end_connection(&connection, &settings.mountpoint);
+        let Running { mounted, connection, flusher, settings, number } = self;
+        let in_use = !end_connection(&connection, &settings.mountpoint, number);
         if in_use {
             tracing::warn!(
                 "{} is still in use; it was detached, and its users get errors from now on",
@@ -186,13 +199,16 @@ impl Running {
     }
 }
 
-/// Unmounts; false if the mount stays in use.
-fn end_connection(connection: &Connection, mountpoint: &Path) -> bool {
+/// Unmounts; false if the mount stays in use. What stands at the mount point is left alone if it is
+/// not ours: we were detached (umount -l), and somebody mounted something else there.
+fn end_connection(connection: &Connection, mountpoint: &Path, number: Option<u64>) -> bool {
     use rustix::mount::{UnmountFlags, unmount};
     if connection.has_ended() {
         return true;
     }
-    if unmount(mountpoint, UnmountFlags::empty()).is_err()
+    let found = mounted_at(mountpoint);
+    if (number.is_none() || found.is_none() || found == number)
+        && unmount(mountpoint, UnmountFlags::empty()).is_err()
         && let Err(error) = unmount(mountpoint, UnmountFlags::DETACH)
     {
         tracing::warn!("cannot unmount {}: {error}", mountpoint.display());

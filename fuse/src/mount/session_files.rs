@@ -36,28 +36,21 @@ impl Sessions {
     ///
     /// # Errors
     /// As [`SessionFiles::open`].
-    pub fn open(&self, kind: SessionKind, dir: Ino) -> SessionResult<u64> {
-        self.files.open(kind, dir)
+    pub fn open(&self, kind: SessionKind, dir: Ino, caller: &Caller) -> SessionResult<u64> {
+        self.files.open(kind, dir, caller)
     }
 
     /// Takes a part of a request.
     ///
     /// # Errors
     /// As [`SessionFiles::write`]; ENOSPC.
-    pub fn write(
-        &self,
-        kind: SessionKind,
-        handle: u64,
-        offset: u64,
-        bytes: &[u8],
-        caller: &Caller,
-    ) -> SessionResult<usize> {
+    pub fn write(&self, kind: SessionKind, handle: u64, offset: u64, bytes: &[u8]) -> SessionResult<usize> {
         // Only a schema is carried out by a write.
         let _space = match kind {
             SessionKind::Schema => Some(self.mounted.engine().reserve(Cost::Pages(16))?),
             _ => None,
         };
-        let written = self.files.write(handle, offset, bytes, caller)?;
+        let written = self.files.write(handle, offset, bytes)?;
         *self.requested.lock().entry(handle).or_insert(0) += written as u64;
         Ok(written)
     }
@@ -66,19 +59,12 @@ impl Sessions {
     ///
     /// # Errors
     /// As [`SessionFiles::read`]; ENOSPC.
-    pub fn read(
-        &self,
-        kind: SessionKind,
-        handle: u64,
-        offset: u64,
-        len: usize,
-        caller: &Caller,
-    ) -> SessionResult<Vec<u8>> {
+    pub fn read(&self, kind: SessionKind, handle: u64, offset: u64, len: usize) -> SessionResult<Vec<u8>> {
         let _space = match kind {
             SessionKind::Put => Some(self.reserve(handle)?),
             _ => None,
         };
-        self.files.read(handle, offset, len, caller)
+        self.files.read(handle, offset, len)
     }
 
     /// Closes a handle.

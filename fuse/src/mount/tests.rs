@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{Device, IoOp, blocking};
-use blockd::session::GrantCell;
-use layout::fs::{FormatParams, format};
+use blockd::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, blocking};
+use blockd::session::{BootId, GrantCell, OpenMode, Session};
+use layout::addr::CLASS0_BASE;
+use layout::fs::{FormatParams, Ino, NewInode, SetAttr, format};
+use layout::inode::Kind;
 use layout::page_store::Timespec;
+use parking_lot::{Condvar, Mutex};
 
-use super::{MountSettings, Running, mount};
+use super::{MountSettings, Mounted, Running, mount};
 use crate::engine::ram::RamDevice;
+use crate::engine::{Engine, EngineOptions};
 
 /// An empty file system in RAM.
 fn formatted() -> Arc<RamDevice> {
@@ -32,6 +36,94 @@ fn formatted() -> Arc<RamDevice> {
         blocking(&*device, client, op).unwrap();
     });
     device
+}
+
+/// A device whose next read of file bytes waits until it is let go.
+struct SlowRead {
+    inner: Arc<RamDevice>,
+    /// Armed, and somebody is waiting.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl SlowRead {
+    fn new(inner: Arc<RamDevice>) -> Arc<Self> {
+        Arc::new(SlowRead { inner, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// From now on a read waits.
+    fn hold(&self) {
+        self.state.lock().0 = true;
+    }
+
+    /// Waits for the reader.
+    fn wait(&self) {
+        let mut state = self.state.lock();
+        while !state.1 {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn let_go(&self) {
+        self.state.lock().0 = false;
+        self.changed.notify_all();
+    }
+}
+
+impl Device for SlowRead {
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+
+    fn connect(&self) -> ClientId {
+        self.inner.connect()
+    }
+
+    fn disconnect(&self, client: ClientId) {
+        self.inner.disconnect(client);
+    }
+
+    fn submit(&self, client: ClientId, op: IoOp, done: Done) {
+        if matches!(op, IoOp::Read { offset, .. } if offset >= CLASS0_BASE) {
+            let mut state = self.state.lock();
+            while state.0 {
+                state.1 = true;
+                self.changed.notify_all();
+                self.changed.wait(&mut state);
+            }
+        }
+        self.inner.submit(client, op, done);
+    }
+}
+
+/// The operations of a mount, without a kernel.
+fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
+    let (client, cell) = (device.connect(), GrantCell::default());
+    let boot = BootId([1; 16]);
+    let session = Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, boot, &cell).unwrap();
+    let engine = Engine::new(device, client, Some(session), EngineOptions::default()).unwrap();
+    Mounted::new(engine, 7, false).unwrap()
+}
+
+#[test]
+fn a_chmod_during_a_write_is_not_undone_by_it() {
+    let device = SlowRead::new(formatted());
+    let m = mounted(Arc::clone(&device) as Arc<dyn Device>);
+    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0 };
+    let ino = m.create(Ino(2), b"f", new, true).unwrap().ino;
+    m.write(ino, 0, &[1; 4096], true).unwrap();
+    m.sync().unwrap();
+    device.hold();
+    let writer = {
+        let m = Arc::clone(&m);
+        // As the kernel writes back a mapped page: without the inode's lock.
+        std::thread::spawn(move || m.write(ino, 10, b"x", true))
+    };
+    device.wait();
+    m.setattr(ino, SetAttr { perm: Some(0o600), ..SetAttr::default() }, true).unwrap();
+    device.let_go();
+    writer.join().unwrap().unwrap();
+    assert_eq!(m.inode(ino).unwrap().perm, 0o600);
 }
 
 /// A mount in a temporary directory, unmounted when dropped.
@@ -98,6 +190,42 @@ fn files_directories_and_links_survive_a_remount() {
     names.sort();
     assert_eq!(names, ["a", "big", "c", "hard", "soft"]);
     m.unmount();
+}
+
+#[test]
+fn a_listing_that_cannot_be_read_fails_instead_of_ending() {
+    let device = formatted();
+    let Some(m) = TestMount::new(&device, "") else { return };
+    fs::create_dir(m.path("d")).unwrap();
+    fs::File::create(m.path("d/sparse")).unwrap().set_len(1 << 20).unwrap();
+    fs::write(m.path("d/other"), "").unwrap();
+    for i in 0..10 {
+        fs::hard_link(m.path("d/other"), m.path(&format!("d/{i}"))).unwrap();
+    }
+    m.unmount();
+    let m = TestMount::new(&device, "").unwrap();
+    fs::metadata(m.path("d/other")).unwrap();
+    let dir = fs::File::open(m.path("d")).unwrap();
+    // What the listing needs is in memory, but for the allocation map (blocks of a sparse file).
+    device.fail_reads(IoError::Io("bad backing".to_owned()));
+    let mut buf = Vec::with_capacity(4096);
+    let mut listed = 0;
+    for round in 0.. {
+        let mut entries = rustix::fs::RawDir::new(&dir, buf.spare_capacity_mut());
+        let Some(first) = entries.next() else { break };
+        let Err(error) = first else {
+            listed += 1;
+            while !entries.is_buffer_empty() {
+                listed += u32::from(entries.next().unwrap().is_ok());
+            }
+            // A new name makes the kernel ask for attributes with the next entries.
+            fs::metadata(m.path(&format!("d/{round}"))).unwrap();
+            continue;
+        };
+        assert_eq!(error, rustix::io::Errno::IO);
+        return;
+    }
+    assert_eq!(listed, 2 + 12, "the listing was cut short without an error");
 }
 
 #[test]

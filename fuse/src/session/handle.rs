@@ -7,6 +7,7 @@ use layout::inode::Ino;
 use layout::uapi::raw::VEXFS_REQUEST_BYTES_MAX;
 
 use super::SessionKind;
+use super::caller::Identity;
 use super::error::{SessionError, SessionResult};
 
 /// Bytes that all handles may hold together.
@@ -39,6 +40,8 @@ pub(super) fn out_of_budget() -> SessionError {
 pub(super) struct Handle {
     pub(super) kind: SessionKind,
     pub(super) dir: Ino,
+    /// Whoever opened it: requests are carried out with these rights, whoever else it is handed to.
+    pub(super) opener: Identity,
     request: Vec<u8>,
     /// The file offset at which the request begins.
     request_at: u64,
@@ -51,10 +54,11 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(kind: SessionKind, dir: Ino, budget: Arc<Budget>) -> Self {
+    pub(super) fn new(kind: SessionKind, dir: Ino, opener: Identity, budget: Arc<Budget>) -> Self {
         Handle {
             kind,
             dir,
+            opener,
             request: Vec::new(),
             request_at: 0,
             reply: None,

@@ -5,6 +5,9 @@
 //! the reply -> a write begins the next request. A `schema` request is carried out by the
 //! write that completes it, so that `echo ... > DIR/.vexfs/schema` works and reports its error.
 //!
+//! Requests are carried out with the rights of the process that opened the handle. A set-uid program
+//! whose standard input or output it becomes lends it nothing.
+//!
 //! A reply is read from offset 0. Where the reader goes on at the offset at which the request ended
 //! (one descriptor without a seek, as a shell does it), the reply begins there.
 
@@ -118,17 +121,18 @@ where
         }
     }
 
-    /// Opens a session file of a directory; gives the handle.
+    /// Opens a session file of a directory for `caller`, with whose rights its requests are carried
+    /// out; gives the handle.
     ///
     /// # Errors
     /// ENOENT, ENOTDIR.
-    pub fn open(&self, kind: SessionKind, dir: Ino) -> SessionResult<u64> {
+    pub fn open(&self, kind: SessionKind, dir: Ino, caller: &Caller) -> SessionResult<u64> {
         let inode = self.access.read(|fs| fs.inode(dir))?;
         if inode.kind != Kind::Dir {
             return Err(layout::error::Error::NotDir.into());
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let handle = Handle::new(kind, dir, self.budget.clone());
+        let handle = Handle::new(kind, dir, caller.identify(), self.budget.clone());
         self.handles.lock().insert(id, Arc::new(Mutex::new(handle)));
         Ok(id)
     }
@@ -138,7 +142,7 @@ where
     /// # Errors
     /// EFBIG over 64 MiB, ENOMEM when all handles together hold too much, EINVAL out of order; for
     /// `schema` also what makes the directory no collection; EACCES for `stats`; EBADF.
-    pub fn write(&self, handle: u64, offset: u64, bytes: &[u8], caller: &Caller) -> SessionResult<usize> {
+    pub fn write(&self, handle: u64, offset: u64, bytes: &[u8]) -> SessionResult<usize> {
         let handle = self.handle(handle)?;
         let mut handle = handle.lock();
         if handle.kind == SessionKind::Stats {
@@ -146,11 +150,11 @@ where
         }
         handle.take(offset, bytes)?;
         if handle.kind == SessionKind::Schema {
-            let done = schema::write_schema(&self.access, handle.dir, handle.request(), caller);
+            let done = schema::write_schema(&self.access, handle.dir, handle.request(), &handle.opener);
             match done {
                 Ok(false) => {}
                 Ok(true) => {
-                    let reply = self.answer(handle.kind, handle.dir, b"", caller);
+                    let reply = self.answer(handle.kind, handle.dir, b"", &handle.opener);
                     handle.reply(reply, None);
                 }
                 Err(error) => {
@@ -167,11 +171,11 @@ where
     ///
     /// # Errors
     /// EBADF; ENOMEM when the reply does not fit what handles may hold.
-    pub fn read(&self, handle: u64, offset: u64, len: usize, caller: &Caller) -> SessionResult<Vec<u8>> {
+    pub fn read(&self, handle: u64, offset: u64, len: usize) -> SessionResult<Vec<u8>> {
         let handle = self.handle(handle)?;
         let mut handle = handle.lock();
         if handle.wants_answer(offset) {
-            let reply = self.answer(handle.kind, handle.dir, handle.request(), caller);
+            let reply = self.answer(handle.kind, handle.dir, handle.request(), &handle.opener);
             if !self.budget.fits(reply.len()) {
                 return Err(handle::out_of_budget());
             }
@@ -186,7 +190,7 @@ where
     }
 
     /// Carries out one request.
-    fn answer(&self, kind: SessionKind, dir: Ino, request: &[u8], caller: &Caller) -> Vec<u8> {
+    fn answer(&self, kind: SessionKind, dir: Ino, request: &[u8], opener: &Identity) -> Vec<u8> {
         let is_json = request.first() == Some(&b'{');
         let done = match kind {
             SessionKind::Schema => schema::read_schema(&self.access, dir),
@@ -194,13 +198,13 @@ where
             SessionKind::Put | SessionKind::Search if request.is_empty() => {
                 Err(SessionError::invalid("write a request first, then read its reply"))
             }
-            SessionKind::Put if is_json => put::put_json(&self.access, dir, request, caller),
+            SessionKind::Put if is_json => put::put_json(&self.access, dir, request, opener),
             SessionKind::Search if is_json => {
-                search::search_json(&self.access, &self.searcher, dir, request, caller)
+                search::search_json(&self.access, &self.searcher, dir, request, opener)
             }
-            SessionKind::Put => Ok(put::put_binary(&self.access, dir, request, caller)),
+            SessionKind::Put => Ok(put::put_binary(&self.access, dir, request, opener)),
             SessionKind::Search => {
-                Ok(search::search_binary(&self.access, &self.searcher, dir, request, caller))
+                Ok(search::search_binary(&self.access, &self.searcher, dir, request, opener))
             }
         };
         done.unwrap_or_else(|error| json::failure(&error))

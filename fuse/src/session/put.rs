@@ -15,7 +15,7 @@ use layout::vector;
 use zerocopy::IntoBytes;
 
 use super::access::{FsAccess, Published};
-use super::caller::Caller;
+use super::caller::{Caller, Identity};
 use super::error::{SessionError, SessionResult};
 use super::json::{self, PutForm, PutReplyForm};
 use super::now;
@@ -36,12 +36,12 @@ pub(super) fn put_json<A: FsAccess>(
     access: &A,
     dir: Ino,
     request: &[u8],
-    caller: &Caller,
+    opener: &Identity,
 ) -> SessionResult<Vec<u8>> {
     let form: PutForm = json::parse(request)?;
     check_relative_path(form.file.as_bytes())?;
     form.publish_as.as_deref().map_or(Ok(()), |name| check_name(name.as_bytes()))?;
-    let schema = schema_for(access, dir, form.file.as_bytes(), caller)?;
+    let schema = schema_for(access, dir, form.file.as_bytes(), opener)?;
     let (rows, vectors) = form.rows(&schema)?;
     let job = Job {
         schema,
@@ -51,15 +51,15 @@ pub(super) fn put_json<A: FsAccess>(
         rows: rows.into(),
         vectors: convert_all(&schema, Element::F32, &vectors)?,
     };
-    let PutAnswer { epoch, ino, first_row, count } = carry_out(access, dir, &job, caller)?;
+    let PutAnswer { epoch, ino, first_row, count } = carry_out(access, dir, &job, opener)?;
     json::line(&PutReplyForm { ino, first_row, count, epoch })
 }
 
 /// The binary reply to a binary put, failures included.
-pub(super) fn put_binary<A: FsAccess>(access: &A, dir: Ino, request: &[u8], caller: &Caller) -> Vec<u8> {
+pub(super) fn put_binary<A: FsAccess>(access: &A, dir: Ino, request: &[u8], opener: &Identity) -> Vec<u8> {
     let answer = PutRequest::parse(request)
         .map_err(SessionError::from)
-        .and_then(|request| put_request(access, dir, &request, caller));
+        .and_then(|request| put_request(access, dir, &request, opener));
     reply(&answer)
 }
 
@@ -67,9 +67,9 @@ fn put_request<A: FsAccess>(
     access: &A,
     dir: Ino,
     request: &PutRequest<'_>,
-    caller: &Caller,
+    opener: &Identity,
 ) -> SessionResult<PutAnswer> {
-    let schema = schema_for(access, dir, request.file, caller)?;
+    let schema = schema_for(access, dir, request.file, opener)?;
     let vectors = if request.rows.is_empty() {
         Vec::new()
     } else {
@@ -84,7 +84,7 @@ fn put_request<A: FsAccess>(
         rows: request.rows.into(),
         vectors,
     };
-    carry_out(access, dir, &job, caller)
+    carry_out(access, dir, &job, opener)
 }
 
 /// The binary reply of an answer or failure.
@@ -102,10 +102,9 @@ pub(super) fn reply(answer: &SessionResult<PutAnswer>) -> Vec<u8> {
 }
 
 /// The schema that the file's vectors must have.
-fn schema_for<A: FsAccess>(access: &A, dir: Ino, file: &[u8], caller: &Caller) -> SessionResult<Schema> {
-    let identity = caller.identify();
+fn schema_for<A: FsAccess>(access: &A, dir: Ino, file: &[u8], opener: &Identity) -> SessionResult<Schema> {
     access.read(|fs| {
-        let collection = resolve(fs, dir, file, &identity.credentials())?.in_collection()?;
+        let collection = resolve(fs, dir, file, &opener.credentials())?.in_collection()?;
         Ok(fs.schema(collection)?)
     })
 }
@@ -122,9 +121,13 @@ pub(super) fn convert_all(schema: &Schema, from: Element, given: &[u8]) -> Sessi
     Ok(out)
 }
 
-fn carry_out<A: FsAccess>(access: &A, dir: Ino, job: &Job<'_>, caller: &Caller) -> SessionResult<PutAnswer> {
-    let identity = caller.identify();
-    let who = identity.credentials();
+fn carry_out<A: FsAccess>(
+    access: &A,
+    dir: Ino,
+    job: &Job<'_>,
+    opener: &Identity,
+) -> SessionResult<PutAnswer> {
+    let who = opener.credentials();
     let done = access.write(|fs| put_and_publish(fs, dir, job, &who))?;
     if let (Some(new_name), Some((parent, replaced))) = (job.publish_as, done.renamed) {
         let old_name = last_name(job.file);

@@ -9,7 +9,7 @@ use layout::search::Access;
 use serde::{Deserialize, Serialize};
 
 use super::access::FsAccess;
-use super::caller::Caller;
+use super::caller::Identity;
 use super::error::{SessionError, SessionResult};
 use super::now;
 use super::resolve::resolve;
@@ -80,7 +80,7 @@ pub(super) fn write_schema<A: FsAccess>(
     access: &A,
     dir: Ino,
     request: &[u8],
-    caller: &Caller,
+    opener: &Identity,
 ) -> SessionResult<bool> {
     let form: SchemaForm = match serde_json::from_slice(request) {
         Ok(form) => form,
@@ -95,10 +95,9 @@ pub(super) fn write_schema<A: FsAccess>(
         SessionError::about(e, format!("element {:?} (f32, f16 and i8 are there)", form.element))
     })?;
     let schema = Schema::new(form.dim, element, Metric::from_name(&form.metric)?)?;
-    let identity = caller.identify();
     access.write(|fs| {
         let inode = fs.inode(dir)?;
-        if !identity.credentials().may(&inode, Access::Write) {
+        if !opener.credentials().may(&inode, Access::Write) {
             return Err(SessionError::denied("no write permission on the directory"));
         }
         fs.collection_create(dir, schema, now()).map_err(|error| match error {

@@ -13,7 +13,7 @@ use layout::vector;
 use zerocopy::IntoBytes;
 
 use super::access::FsAccess;
-use super::caller::Caller;
+use super::caller::Identity;
 use super::error::{SessionError, SessionResult};
 use super::json::{self, ResultForm, SearchForm, SearchReplyForm};
 use super::resolve::resolve;
@@ -49,7 +49,7 @@ pub(super) fn search_json<A: FsAccess>(
     searcher: &Searcher,
     dir: Ino,
     request: &[u8],
-    caller: &Caller,
+    opener: &Identity,
 ) -> SessionResult<Vec<u8>>
 where
     Fs<A::Store>: Sync,
@@ -67,7 +67,7 @@ where
         subdir: form.subdir.as_bytes(),
         filter: Filter { tags_any: form.tags_any, fresh_only: form.fresh_only },
     };
-    let found = carry_out(access, searcher, dir, &job, caller)?;
+    let found = carry_out(access, searcher, dir, &job, opener)?;
     let results = found.hits().map(|hit| ResultForm {
         path: String::from_utf8_lossy(hit.path),
         ino: hit.ino,
@@ -91,7 +91,7 @@ pub(super) fn search_binary<A: FsAccess>(
     searcher: &Searcher,
     dir: Ino,
     request: &[u8],
-    caller: &Caller,
+    opener: &Identity,
 ) -> Vec<u8>
 where
     Fs<A::Store>: Sync,
@@ -105,7 +105,7 @@ where
             subdir: request.subdir,
             filter: Filter { tags_any: request.tags_any, fresh_only: request.fresh_only },
         };
-        carry_out(access, searcher, dir, &job, caller)
+        carry_out(access, searcher, dir, &job, opener)
     });
     match found {
         Ok(found) => found.reply(),
@@ -133,13 +133,12 @@ fn carry_out<A: FsAccess>(
     searcher: &Searcher,
     dir: Ino,
     job: &Job<'_>,
-    caller: &Caller,
+    opener: &Identity,
 ) -> SessionResult<Found>
 where
     Fs<A::Store>: Sync,
 {
-    let identity = caller.identify();
-    let who = identity.credentials();
+    let who = opener.credentials();
     access.read(|fs| {
         let scope = resolve(fs, dir, job.subdir, &who)?;
         if scope.inode.kind != Kind::Dir {

@@ -47,7 +47,7 @@ pub fn choose(state: View<'_>) -> Choice {
     }
     let closed = || (0u32..).zip(state.segments).filter(|(_, s)| s.state == State::Closed);
     let empty = closed().filter(|(_, s)| s.live() == 0).count() as u32;
-    if empty > 0 && (state.free + empty >= state.target || empty >= 4) {
+    if empty > 0 && (state.free + empty >= state.target || empty >= 2) {
         return Choice::Checkpoint;
     }
     let best = closed()
@@ -82,4 +82,68 @@ fn score(s: &Segment, state: &View<'_>) -> f64 {
     }
     let age = state.now_use_seq.saturating_sub(s.use_seq) as f64 + 1.0;
     (1.0 - u) * age / (1.0 + u)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(state: State, stream: Stream, live: u32, use_seq: u64) -> Segment {
+        Segment { state, stream, used_pages: 100, live_base: live, live_open: 0, use_seq, damaged: false }
+    }
+
+    fn view(segments: &[Segment], free: u32) -> View<'_> {
+        View {
+            segments,
+            segment_pages: 100,
+            free,
+            target: 5,
+            now_use_seq: 50,
+            urgent: false,
+            room_pages: 1000,
+            checkpoint_pages: 3,
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_while_enough_is_free() {
+        let segments = [segment(State::Closed, Stream::User, 1, 1)];
+        assert_eq!(choose(view(&segments, 5)), Choice::Nothing);
+    }
+
+    #[test]
+    fn the_emptier_goes_first_and_among_equals_the_older() {
+        let segments = [
+            segment(State::Closed, Stream::User, 50, 40),
+            segment(State::Closed, Stream::User, 10, 40),
+            segment(State::Open, Stream::User, 1, 40),
+        ];
+        assert_eq!(choose(view(&segments, 1)), Choice::Data(1));
+        let segments =
+            [segment(State::Closed, Stream::User, 50, 45), segment(State::Closed, Stream::User, 50, 2)];
+        assert_eq!(choose(view(&segments, 1)), Choice::Data(1));
+    }
+
+    #[test]
+    fn old_data_is_cleaned_at_a_higher_utilisation_than_young() {
+        let segments =
+            [segment(State::Closed, Stream::User, 40, 49), segment(State::Closed, Stream::Cold, 75, 1)];
+        assert_eq!(choose(view(&segments, 1)), Choice::Data(1));
+    }
+
+    #[test]
+    fn full_and_damaged_segments_gain_nothing() {
+        let mut segments =
+            [segment(State::Closed, Stream::User, 97, 1), segment(State::Closed, Stream::User, 5, 1)];
+        segments[1].damaged = true;
+        assert_eq!(choose(view(&segments, 1)), Choice::Nothing);
+    }
+
+    #[test]
+    fn empty_segments_wait_for_a_checkpoint_only() {
+        let empty = segment(State::Closed, Stream::User, 0, 1);
+        assert_eq!(choose(view(&[empty, empty], 1)), Choice::Checkpoint);
+        assert_eq!(choose(view(&[empty, segment(State::Closed, Stream::Meta, 9, 1)], 1)), Choice::Meta(1));
+        assert_eq!(choose(view(&[empty], 4)), Choice::Checkpoint);
+    }
 }

@@ -191,29 +191,39 @@ impl Cleaner {
             Choice::Nothing => Work::Nothing,
             Choice::Checkpoint => Work::Checkpoint,
             Choice::Meta(segment) => self.empty_meta(segment),
-            Choice::Data(segment) => match self.read_live(segment) {
-                Ok(jobs) if jobs.is_empty() => Work::Skip,
-                Ok(jobs) => Work::Jobs(jobs),
-                Err(why) => {
-                    tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
-                    self.shared.maps.write().segments.mark_damaged(segment);
-                    Work::Skip
+            Choice::Data(segment) => {
+                let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
+                let before = use_seq(&self.shared.maps.read());
+                match self.read_live(segment) {
+                    Ok(jobs) if jobs.is_empty() => Work::Skip,
+                    Ok(jobs) => Work::Jobs(jobs),
+                    Err(why) => {
+                        let mut maps = self.shared.maps.write();
+                        // Emptied and used again meanwhile: nothing is wrong with it.
+                        if use_seq(&maps) == before {
+                            tracing::error!(
+                                "segment {segment} cannot be cleaned: {why}; it is left as it is"
+                            );
+                            maps.segments.mark_damaged(segment);
+                        }
+                        Work::Skip
+                    }
                 }
-            },
+            }
         }
     }
 
     /// Has the leaves of a meta segment written anew by the next checkpoint.
     fn empty_meta(&self, segment: u32) -> Work {
-        let mut missing = Vec::new();
-        self.shared.maps.write().base.dirty_where(segment, &mut missing);
-        for key in &missing {
-            if self.shared.load_leaf(*key).is_err() {
-                self.shared.maps.write().segments.mark_damaged(segment);
-                return Work::Skip;
+        let keys = self.shared.maps.read().base.clean_in(segment);
+        for key in keys {
+            while !self.shared.maps.write().base.make_dirty(key) {
+                if self.shared.load_leaf(key).is_err() {
+                    self.shared.maps.write().segments.mark_damaged(segment);
+                    return Work::Skip;
+                }
             }
         }
-        self.shared.maps.write().base.dirty_where(segment, &mut Vec::new());
         Work::Checkpoint
     }
 
@@ -334,7 +344,7 @@ fn move_pages(jobs: Vec<(Vec<Op>, u64)>, log: &InternalSender, bytes_per_s: u64)
         let done = Box::new(move |result| {
             let _ = send.send(result);
         });
-        log.send(Internal::Relocate(Job::new(ops, done)));
+        log.send(Internal::Relocate(Box::new(Job::new(ops, done))));
         recv.recv().unwrap_or(Err(IoError::Shutdown))?;
         if let Some(ms) = (bytes * 1000).checked_div(bytes_per_s) {
             std::thread::sleep(Duration::from_millis(ms));

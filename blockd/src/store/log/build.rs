@@ -14,7 +14,7 @@ use crate::store::format::record::{
     Entry, EntryList, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, Record, SessionState,
 };
 use crate::store::format::segment::{SegmentHeader, Stream};
-use crate::store::space::Taker;
+use crate::store::space::{Class, Taker};
 
 impl Log {
     fn lane(&mut self, stream: Stream) -> &mut VecDeque<Job> {
@@ -31,11 +31,14 @@ impl Log {
         while self.in_flight.len() < IN_FLIGHT_MAX && !self.lane(stream).is_empty() {
             progress |= self.finish_bare_jobs(stream);
             let Some(job) = self.lane(stream).front() else { break };
-            let room_wanted = if job.ops.iter().any(|op| op.pages() > 0) { 2 } else { 1 };
+            let has_pages = job.ops.iter().any(|op| op.pages() > 0);
+            let room_wanted = if has_pages { 2 } else { 1 };
+            // Commits and discards make space: they may use what is kept for the cleaner.
+            let urgent = stream == Stream::Cold || !has_pages || job.class == Class::Commit;
             // The last page of a segment is kept for the record that links to the next one.
             let last = self.shared.geometry.segment_pages - 1;
             if u32::from(self.head(stream).at.offset) + room_wanted > last {
-                let rolled = self.roll(stream, room_wanted == 1);
+                let rolled = self.roll(stream, urgent);
                 if stream == Stream::Cold {
                     self.cold_stalled = !rolled;
                 } else {
@@ -46,7 +49,7 @@ impl Log {
                 }
             }
             if stream == Stream::User {
-                self.user_stalled = room_wanted > 1 && !self.may_take_data();
+                self.user_stalled = !urgent && !self.may_take_data();
                 if self.user_stalled {
                     return progress;
                 }
@@ -92,7 +95,8 @@ impl Log {
         let head = *self.head(stream);
         let mut pages_max = (last - u32::from(head.at.offset) - 1).min(RECORD_PAGES_MAX);
         if stream == Stream::User && !self.user_takes_data {
-            pages_max = 0;
+            // A commit's one page may.
+            pages_max = u32::from(self.user.front().is_some_and(|job| job.class == Class::Commit));
         }
         let mut list = EntryList::default();
         let mut chunks = Vec::new();
@@ -205,14 +209,14 @@ impl Log {
     }
 
     /// Ends the stream's segment with a link to a new one; false if there is none to be had. Users' records
-    /// without data may use what is kept for the cleaner: they are what gives space back.
-    fn roll(&mut self, stream: Stream, bare: bool) -> bool {
+    /// that make space may use what is kept for the cleaner.
+    fn roll(&mut self, stream: Stream, urgent: bool) -> bool {
         let session = self.record_session();
         let use_seq = self.next_use_seq;
         let taken = {
             let mut maps = self.shared.maps.write();
             let taker = match stream {
-                Stream::User if bare => Taker::Bare,
+                Stream::User if urgent => Taker::Freeing,
                 Stream::User => Taker::Users,
                 Stream::Cold | Stream::Meta => Taker::Cleaner,
             };
@@ -221,7 +225,7 @@ impl Log {
         };
         let Some(segment) = taken else { return false };
         if stream == Stream::User {
-            self.user_takes_data = !bare;
+            self.user_takes_data = !urgent;
         }
         self.next_use_seq += 1;
         let old = self.head(stream).at.segment;

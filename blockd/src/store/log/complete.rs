@@ -117,16 +117,19 @@ impl Log {
 
 /// Loads the leaves a record needs and applies it.
 pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), IoError> {
-    loop {
+    let missing = shared.maps.read().leaves_missing(record);
+    if !missing.is_empty() {
+        shared.maps.write().base.hold(true);
+        // Found again under the hold, so that none of them goes before all are there.
         let missing = shared.maps.read().leaves_missing(record);
-        for key in &missing {
-            shared.load_leaf(*key)?;
-        }
-        if missing.is_empty() {
-            break;
+        if let Some(e) = missing.iter().find_map(|key| shared.load_leaf(*key).err()) {
+            shared.maps.write().base.hold(false);
+            return Err(e);
         }
     }
-    shared.maps.write().apply(record);
+    let mut maps = shared.maps.write();
+    maps.apply(record);
+    maps.base.hold(false);
     Ok(())
 }
 

@@ -24,8 +24,8 @@ use crate::storage::{Waker, WriteQueue};
 pub(super) use complete::apply_record;
 pub use job::{Job, JobDone, Op};
 
-/// Records in flight at once.
-const IN_FLIGHT_MAX: usize = 8;
+/// Records in flight at once: few, so that those that wait share a header page.
+const IN_FLIGHT_MAX: usize = 4;
 /// Data pages of a record.
 const RECORD_PAGES_MAX: u32 = 256;
 /// Token of a sync; records have their sequence.
@@ -72,6 +72,8 @@ pub struct Log {
     failed: Option<String>,
     pages_since_checkpoint: u64,
     checkpoint_pages: u64,
+    /// Give the space of freed segments back.
+    pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
     /// The users' head was begun with enough segments left.
@@ -87,7 +89,7 @@ impl Log {
         queue: Box<dyn WriteQueue>,
         superblock: Superblock,
         start: super::recover::LogStart,
-        checkpoint_pages: u64,
+        options: &super::recover::RecoverOptions,
     ) -> Self {
         let (built_epoch, session) = {
             let maps = shared.maps.read();
@@ -114,7 +116,8 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages,
+            checkpoint_pages: options.checkpoint_pages,
+            discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
             user_takes_data: false,
@@ -210,7 +213,7 @@ impl Log {
     }
 
     /// Whether a checkpoint should come before anything else is written.
-    fn checkpoint_due(&mut self) -> bool {
+    fn checkpoint_due(&self) -> bool {
         if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
             return true;
         }
@@ -219,15 +222,12 @@ impl Log {
         }
         // A checkpoint frees what died since the last one; once for each state of the log.
         let reclaimable = self.shared.maps.read().segments.empty().next().is_some();
-        if reclaimable && self.reclaim_tried != self.next_seq {
-            self.reclaim_tried = self.next_seq;
-            self.checkpoint_wanted = true;
-        }
-        self.checkpoint_wanted
+        reclaimable && self.reclaim_tried != self.next_seq
     }
 
     fn run_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
+        self.reclaim_tried = self.next_seq;
         let result = Checkpointer::new(self).run();
         match &result {
             Ok(()) => {

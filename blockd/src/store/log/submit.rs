@@ -61,7 +61,8 @@ impl Log {
     /// The cleaner found nothing to gain: users' jobs that wait for space can't have it. Those without data
     /// go on waiting only while there are others to refuse first: nobody may wait for ever.
     pub fn refuse_stalled(&mut self) {
-        if !self.user_stalled {
+        // What died since the cleaner looked may be enough, once a checkpoint has freed it.
+        if !self.user_stalled || self.checkpoint_due() {
             return;
         }
         tracing::warn!("no space left in the image, and nothing to clean");
@@ -111,13 +112,13 @@ impl Log {
         for op in &job.ops {
             let Op::Write { first, pages, .. } = op else { continue };
             for page in *first..*first + *pages as u64 {
-                let mut found = self.shared.maps.read().lookup(page);
-                if let Lookup::Leaf(key) = found {
+                let found = loop {
+                    let found = self.shared.maps.read().lookup(page);
+                    let Lookup::Leaf(key) = found else { break found };
                     if self.shared.load_leaf(key).is_err() {
                         return u64::MAX;
                     }
-                    found = self.shared.maps.read().lookup(page);
-                }
+                };
                 new_pages += u64::from(!matches!(found, Lookup::Mapped(_)));
             }
         }
@@ -126,7 +127,7 @@ impl Log {
 
     /// The cleaner itself has no room left: it is told so, rather than left waiting.
     pub(super) fn refuse_cold(&mut self) -> bool {
-        if !self.cold_stalled || !self.in_flight.is_empty() || self.checkpoint_wanted {
+        if !self.cold_stalled || !self.in_flight.is_empty() || self.checkpoint_due() {
             return false;
         }
         self.cold_stalled = false;

@@ -2,7 +2,7 @@
 //! device pages (so that the allocation map's summaries are sums over leaves), paged in on demand.
 //!
 //! Life of a leaf: *on disk* (only its place is known) -> *loaded, clean* -> *dirty* -> written by
-//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped.
+//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped by the next checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -33,6 +33,14 @@ struct Slot {
 pub struct BaseMap {
     leaves: BTreeMap<u64, Slot>,
     dirty: usize,
+    /// Leaves with their entries in memory.
+    loaded: usize,
+    /// More than this are not kept, dirty ones apart; 0 = no limit.
+    loaded_max: usize,
+    /// While the log gathers the leaves of a record none may go.
+    held: bool,
+    /// Where the next eviction begins.
+    evict_from: u64,
 }
 
 fn unit_start(page: u64) -> u64 {
@@ -47,7 +55,7 @@ impl BaseMap {
     /// From a checkpoint's directory; nothing is loaded.
     pub fn from_directory(leaves: &[LeafRef]) -> Self {
         let slot = |l: &LeafRef| Slot { disk: Some(l.page), count: l.entries, entries: None, dirty: false };
-        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), dirty: 0 }
+        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), ..BaseMap::default() }
     }
 
     /// Key of the leaf that covers a page, if there is one.
@@ -88,15 +96,48 @@ impl BaseMap {
             && slot.disk == Some(from)
         {
             slot.entries = Some(entries);
+            self.loaded += 1;
+            self.evict();
         }
     }
 
+    /// Limits the leaves kept in memory; 0 = no limit.
+    pub fn set_loaded_max(&mut self, leaves: usize) {
+        self.loaded_max = leaves;
+    }
+
+    /// Keeps every leaf in memory until released: the log needs many at once.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.evict();
+    }
+
+    /// Forgets the entries of clean leaves, in turn, when there are too many.
+    fn evict(&mut self) {
+        if self.held || self.loaded_max == 0 || self.loaded <= self.loaded_max {
+            return;
+        }
+        let keep = self.loaded_max - self.loaded_max / 8;
+        let from = self.evict_from;
+        for pass in [from..u64::MAX, 0..from] {
+            for (&key, slot) in self.leaves.range_mut(pass) {
+                if self.loaded <= keep {
+                    self.evict_from = key;
+                    return;
+                }
+                if slot.entries.is_some() && !slot.dirty && slot.disk.is_some() {
+                    slot.entries = None;
+                    self.loaded -= 1;
+                }
+            }
+        }
+        self.evict_from = 0;
+    }
+
     fn slot_mut(&mut self, key: u64) -> &mut Slot {
-        let slot = self.leaves.entry(key).or_insert_with(|| Slot {
-            disk: None,
-            count: 0,
-            entries: Some(Vec::new()),
-            dirty: false,
+        let slot = self.leaves.entry(key).or_insert_with(|| {
+            self.loaded += 1;
+            Slot { disk: None, count: 0, entries: Some(Vec::new()), dirty: false }
         });
         if !slot.dirty {
             slot.dirty = true;
@@ -136,8 +177,8 @@ impl BaseMap {
         old
     }
 
-    /// Replaces a page's place if it is still `old`, with the same crc (the segment may have been used
-    /// again meanwhile, for other bytes of the same page); tells whether it did.
+    /// Replaces a page's place if it is still `old`, with the same content (the place may have been used
+    /// again meanwhile, for this very page); tells whether it did.
     ///
     /// # Panics
     /// If its leaf is not loaded.
@@ -171,14 +212,20 @@ impl BaseMap {
             }
             entries.drain(from..to).for_each(|e| dropped(e.loc()));
             slot.count = entries.len() as u16;
-            if entries.is_empty() {
-                if slot.dirty {
-                    self.dirty -= 1;
-                }
-                self.leaves.remove(&key);
-            } else {
-                self.slot_mut(key);
-            }
+            // A leaf that ran empty stays until the next checkpoint: without it its pages would belong to the leaf
+            // before, which the record being applied may not have loaded.
+            self.slot_mut(key);
+        }
+    }
+
+    /// Drops leaves without entries; a checkpoint begins with it.
+    pub fn drop_empty(&mut self) {
+        let empty = |s: &Slot| s.dirty && s.entries.as_ref().is_some_and(Vec::is_empty);
+        let keys: Vec<u64> = self.leaves.iter().filter(|(_, s)| empty(s)).map(|(&key, _)| key).collect();
+        for key in keys {
+            self.leaves.remove(&key);
+            self.dirty -= 1;
+            self.loaded -= 1;
         }
     }
 
@@ -238,19 +285,21 @@ impl BaseMap {
         self.leaves.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
     }
 
-    /// Marks the leaves that stand in one of the segments as to be written anew (their segment is
-    /// to be emptied). Unloaded ones are named in `missing` instead.
-    pub fn dirty_where(&mut self, segment: u32, missing: &mut Vec<u64>) {
-        for (&key, slot) in &mut self.leaves {
-            if slot.disk.is_none_or(|d| d.loc.segment != segment) || slot.dirty {
-                continue;
+    /// Keys of the leaves that stand in a segment and would stay there at the next checkpoint.
+    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
+        let stays = |s: &Slot| !s.dirty && s.disk.is_some_and(|d| d.loc.segment == segment);
+        self.leaves.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect()
+    }
+
+    /// Has the next checkpoint write a leaf anew; false if it must be loaded first.
+    pub fn make_dirty(&mut self, key: u64) -> bool {
+        match self.leaves.get(&key) {
+            Some(slot) if slot.entries.is_none() => false,
+            Some(_) => {
+                self.slot_mut(key);
+                true
             }
-            if slot.entries.is_none() {
-                missing.push(key);
-                continue;
-            }
-            slot.dirty = true;
-            self.dirty += 1;
+            None => true,
         }
     }
 
@@ -264,21 +313,109 @@ impl BaseMap {
             }
         }
     }
-
-    /// Forgets the entries of clean leaves until at most `keep` leaves are loaded.
-    pub fn evict(&mut self, keep: usize) {
-        let loaded = self.leaves.values().filter(|s| s.entries.is_some()).count();
-        let victims =
-            self.leaves.values_mut().filter(|s| s.entries.is_some() && !s.dirty && s.disk.is_some());
-        for slot in victims.take(loaded.saturating_sub(keep)) {
-            slot.entries = None;
-        }
-    }
 }
 
 fn loaded(entries: &mut Option<Vec<LeafEntry>>) -> &mut Vec<LeafEntry> {
     match entries {
         Some(entries) => entries,
         None => panic!("a leaf is loaded before it is changed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn at(i: u32) -> Mapping {
+        Mapping { loc: Loc { segment: i, offset: (i % 60_000) as u16 }, crc: i }
+    }
+
+    #[test]
+    fn a_map_agrees_with_a_plain_tree_under_random_changes() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let (mut map, mut model) = (BaseMap::default(), BTreeMap::<u64, Mapping>::new());
+        for i in 0..60_000u32 {
+            // Dense in three units, so that leaves split; a few pages far away.
+            let page = match rng.random_range(0..10) {
+                0 => rng.random_range(0..1u64 << 50),
+                _ => rng.random_range(0..3 * MAP_UNIT_PAGES / 16) * 5 + (1 << 40),
+            };
+            if rng.random_ratio(1, 500) {
+                let count = rng.random_range(1..20_000);
+                let mut dropped = 0;
+                map.remove(page, count, |_| dropped += 1);
+                assert_eq!(dropped, model.range(page..page + count).count());
+                model.retain(|p, _| !(page..page + count).contains(p));
+            } else {
+                assert_eq!(map.set(page, at(i)), model.insert(page, at(i)));
+            }
+        }
+        for (&page, &mapping) in &model {
+            assert_eq!(map.lookup(page), Lookup::Mapped(mapping));
+            if !model.contains_key(&(page + 1)) {
+                assert_eq!(map.lookup(page + 1), Lookup::Unmapped);
+            }
+        }
+        map.drop_empty();
+        let total: u64 = map.leaves().map(|(_, count, _)| u64::from(count)).sum();
+        assert_eq!(total, model.len() as u64);
+        for (key, count, _) in map.leaves() {
+            assert!(usize::from(count) <= LEAF_ENTRIES_MAX && count > 0);
+            let entries = map.entries(key).expect("all is in memory");
+            assert!(entries.windows(2).all(|w| w[0].rel < w[1].rel));
+        }
+        let unit = (1u64 << 40) / MAP_UNIT_PAGES * MAP_UNIT_PAGES;
+        let counted = map.count_units(unit, unit + MAP_UNIT_PAGES);
+        assert_eq!(counted, model.range(unit..unit + MAP_UNIT_PAGES).count() as u64);
+    }
+
+    #[test]
+    fn unloaded_leaves_are_named_and_clean_ones_evicted() {
+        let leaf = |key: u64| LeafRef { key: key * MAP_UNIT_PAGES, page: at(key as u32), entries: 1 };
+        let mut map = BaseMap::from_directory(&(0..20).map(leaf).collect::<Vec<_>>());
+        map.set_loaded_max(8);
+        assert_eq!(map.lookup(5), Lookup::Leaf(0));
+        let mut missing = Vec::new();
+        map.missing(MAP_UNIT_PAGES + 7, MAP_UNIT_PAGES, &mut missing);
+        assert_eq!(missing, [MAP_UNIT_PAGES, 2 * MAP_UNIT_PAGES]);
+        let entry = LeafEntry { rel: 1, offset: 2, segment: 3, crc: 4 };
+        map.hold(true);
+        for key in 0..20 {
+            map.load(key * MAP_UNIT_PAGES, at(key as u32), vec![entry]);
+        }
+        assert!(map.leaves().all(|(key, _, _)| map.entries(key).is_some()), "none goes while they are held");
+        map.set(MAP_UNIT_PAGES * 19 + 5, at(1));
+        map.hold(false);
+        let loaded = map.leaves().filter(|(key, _, _)| map.entries(*key).is_some()).count();
+        assert_eq!(loaded, 7);
+        assert!(map.entries(MAP_UNIT_PAGES * 19).is_some(), "a dirty leaf stays");
+        map.load(0, at(9), vec![entry]);
+        assert_eq!(map.lookup(1), Lookup::Leaf(0), "a leaf read from an old place is not taken");
+    }
+
+    fn mapping(segment: u32) -> Mapping {
+        Mapping { loc: Loc { segment, offset: 1 }, crc: segment }
+    }
+
+    #[test]
+    fn a_leaf_emptied_and_filled_by_one_record_needs_no_other_leaf() {
+        let leaf = |key, entries, segment| LeafRef { key, entries, page: mapping(segment) };
+        let mut map = BaseMap::from_directory(&[leaf(0, 1, 7), leaf(100, 1, 8)]);
+        let mut keys = Vec::new();
+        map.missing(100, 1, &mut keys);
+        assert_eq!(keys, [100]);
+        map.load(100, mapping(8), vec![LeafEntry { rel: 100, offset: 2, segment: 3, crc: 4 }]);
+        let mut dropped = 0;
+        map.remove(100, 1, |_| dropped += 1);
+        assert_eq!(dropped, 1);
+        // The leaf of key 0 is not loaded: this used to panic.
+        assert_eq!(map.set(120, mapping(9)), None);
+        assert_eq!(map.lookup(120), Lookup::Mapped(mapping(9)));
+        map.remove(120, 1, |_| dropped += 1);
+        map.drop_empty();
+        assert_eq!((map.leaf_count(), map.dirty_count(), dropped), (1, 0, 2));
     }
 }

@@ -42,8 +42,8 @@ impl Overlay {
         old
     }
 
-    /// Replaces a page's place if it is still `old`, with the same crc (the segment may have been used
-    /// again meanwhile, for other bytes of the same page); tells whether it did.
+    /// Replaces a page's place if it is still `old`, with the same content (the place may have been used
+    /// again meanwhile, for this very page); tells whether it did.
     pub fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
         let (unit, rel) = split(page);
         match self.units.get_mut(&unit).and_then(|u| u.get_mut(&rel)) {
@@ -154,5 +154,58 @@ impl Overlay {
     /// Count of units with written pages.
     pub fn unit_count(&self) -> usize {
         self.units.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(offset: u16) -> Mapping {
+        Mapping { loc: Loc { segment: 1, offset }, crc: 0 }
+    }
+
+    #[test]
+    fn discards_merge_and_later_writes_win() {
+        let mut overlay = Overlay::default();
+        overlay.set(10, at(1));
+        let mut dropped = Vec::new();
+        overlay.discard(8, 4, |loc| dropped.push(loc.offset));
+        overlay.discard(14, 2, |_| {});
+        overlay.discard(12, 2, |_| {});
+        assert_eq!(dropped, [1]);
+        assert_eq!(overlay.discards().collect::<Vec<_>>(), [(8, 8)]);
+        overlay.set(9, at(2));
+        assert_eq!(overlay.lookup(9), Some(Some(at(2))));
+        assert_eq!(overlay.lookup(10), Some(None));
+        assert_eq!(overlay.lookup(7), None);
+        assert_eq!(overlay.lookup(16), None);
+        assert_eq!(overlay.page_count(), 1);
+    }
+
+    #[test]
+    fn a_discard_over_many_units_drops_just_what_it_covers() {
+        let mut overlay = Overlay::default();
+        let pages = [5, MAP_UNIT_PAGES - 1, MAP_UNIT_PAGES, 3 * MAP_UNIT_PAGES + 1, 3 * MAP_UNIT_PAGES + 2];
+        for (i, &page) in (0..).zip(&pages) {
+            overlay.set(page, at(i));
+        }
+        overlay.discard(MAP_UNIT_PAGES - 1, 2 * MAP_UNIT_PAGES + 3, |_| {});
+        assert_eq!(overlay.pages().collect::<Vec<_>>(), [5, 3 * MAP_UNIT_PAGES + 2]);
+        let touching = overlay.discards_in(2 * MAP_UNIT_PAGES, 2 * MAP_UNIT_PAGES + 1).count();
+        assert_eq!(touching, 1);
+        assert_eq!(overlay.discards_in(0, MAP_UNIT_PAGES - 1).count(), 0);
+    }
+
+    #[test]
+    fn relocation_is_a_compare_and_swap() {
+        let mut overlay = Overlay::default();
+        overlay.set(10, at(1));
+        assert!(!overlay.replace(10, at(2).loc, at(3)));
+        assert!(overlay.replace(10, at(1).loc, at(3)));
+        assert!(!overlay.replace(11, at(1).loc, at(3)));
+        let other = Mapping { crc: 1, ..at(4) };
+        assert!(!overlay.replace(10, at(3).loc, other), "same place, other content");
+        assert_eq!(overlay.lookup(10), Some(Some(at(3))));
     }
 }

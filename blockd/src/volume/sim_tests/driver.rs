@@ -41,7 +41,13 @@ pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) ->
 
 impl Driver {
     pub(super) fn open(disk: SimStorage, boot: u8) -> Result<Self, StoreError> {
-        let options = RecoverOptions { read_only: false, boot_id: [boot; 16], checkpoint_pages: 200 };
+        let options = RecoverOptions {
+            read_only: false,
+            boot_id: [boot; 16],
+            checkpoint_pages: 200,
+            leaves_max: 24,
+            discard: true,
+        };
         let opened = recover::open(Arc::new(disk.clone()), &options)?;
         let core = Arc::new(Core {
             store: opened.shared,
@@ -124,10 +130,27 @@ impl Driver {
         self.carry_out(&cleaner, choice)
     }
 
-    /// Cleans whatever segment there is to clean, needed or not.
-    pub(super) fn clean_segment(&mut self, segment: u32) {
-        let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        self.carry_out(&cleaner, Choice::Data(segment));
+    /// Reads the live pages of a segment, if it is one that could be cleaned, for
+    /// [`Driver::move_pages`]: things may happen in between.
+    pub(super) fn read_live(&mut self, segment: u32) -> Work {
+        use crate::store::format::segment::Stream;
+        use crate::store::map::segments::State;
+        let closed = self
+            .store()
+            .maps
+            .read()
+            .segments
+            .get(segment)
+            .is_some_and(|s| s.state == State::Closed && s.stream != Stream::Meta);
+        if !closed {
+            return Work::Skip;
+        }
+        Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment))
+    }
+
+    /// Moves what [`Driver::read_live`] read, where it still stands.
+    pub(super) fn move_pages(&mut self, work: Work) {
+        self.finish(work);
     }
 
     /// The copies that would empty a segment, read but not given to the log yet.
@@ -149,8 +172,12 @@ impl Driver {
     }
 
     fn carry_out(&mut self, cleaner: &Cleaner, choice: Choice) -> bool {
+        self.finish(cleaner.carry_out(choice))
+    }
+
+    fn finish(&mut self, work: Work) -> bool {
         let mut tickets: Vec<Ticket> = Vec::new();
-        match cleaner.carry_out(choice) {
+        match work {
             Work::Nothing => return false,
             Work::Skip => return true,
             Work::Checkpoint => tickets.push(self.checkpoint()),
@@ -190,6 +217,7 @@ impl Driver {
     pub(super) fn check_usage(&self) {
         let store = self.store();
         let keys: Vec<u64> = store.maps.read().base.leaves().map(|(key, _, _)| key).collect();
+        store.maps.write().base.hold(true);
         for key in keys {
             store.load_leaf(key).expect("every leaf can be read");
         }
@@ -216,5 +244,7 @@ impl Driver {
                 assert_eq!((s.live_base, s.live_open), (base[i], open[i]), "live pages of segment {i}");
             }
         }
+        drop(maps);
+        store.maps.write().base.hold(false);
     }
 }

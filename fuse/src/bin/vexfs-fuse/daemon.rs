@@ -4,12 +4,11 @@
 //! child's standard output, so that its exit status tells whether the mount was made.
 
 use std::io::Read;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::logging;
+use crate::logging::Background;
 
 const READY: &str = "ready\n";
 
@@ -39,14 +38,18 @@ pub fn start() -> Result<()> {
     });
 }
 
-/// In the second process: tells the first one that the mount is live, and leaves the terminal.
-pub fn detach(log: Option<&Path>) -> Result<()> {
-    // Relative paths were opened; a daemon must not keep a directory busy.
-    let log = log.map(std::path::absolute).transpose().context("cannot resolve the log's path")?;
+/// In the second process, once the mount is live: tells the first one, and leaves the terminal. Its
+/// failures are warnings, since a mount that is in use must not end for them.
+pub fn detach(log: Background) {
     let _ = rustix::process::setsid();
-    std::env::set_current_dir("/").context("cannot change to /")?;
-    rustix::io::write(rustix::stdio::stdout(), READY.as_bytes())
-        .context("cannot tell that the mount is live")?;
-    logging::to_background(log.as_deref())?;
-    Ok(())
+    // Relative paths were opened; a daemon must not keep a directory busy.
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::warn!("cannot change to /: {error}");
+    }
+    if let Err(error) = rustix::io::write(rustix::stdio::stdout(), READY.as_bytes()) {
+        tracing::warn!("cannot tell that the mount is live: {error}");
+    }
+    if let Err(error) = log.enter() {
+        tracing::warn!("cannot leave the terminal: {error}");
+    }
 }

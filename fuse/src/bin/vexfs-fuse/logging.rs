@@ -54,24 +54,38 @@ pub fn start(background: bool) {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Line).init();
 }
 
-/// Leaves the terminal: lines go to the file, or the system log, and standard streams to /dev/null.
-pub fn to_background(log: Option<&Path>) -> Result<()> {
-    let target = match log {
-        Some(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            Some(Target::File(file.with_context(|| format!("cannot open the log {}", path.display()))?))
-        }
-        None => system_log().ok().map(Target::System),
-    };
-    if let Some(target) = target {
-        let _ = BACKGROUND.set(Mutex::new(target));
+/// What is needed to leave the terminal, opened before the mount is made: what can't be opened must
+/// be told while the mount can still be refused.
+pub struct Background {
+    target: Option<Target>,
+    null: File,
+}
+
+impl Background {
+    /// Lines will go to the file, or without one to the system log.
+    pub fn open(log: Option<&Path>) -> Result<Self> {
+        let target = match log {
+            Some(path) => {
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                Some(Target::File(file.with_context(|| format!("cannot open the log {}", path.display()))?))
+            }
+            None => system_log().ok().map(Target::System),
+        };
+        let null =
+            OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+        Ok(Background { target, null })
     }
-    let null =
-        OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    Ok(())
+
+    /// Leaves the terminal; standard streams go to /dev/null.
+    pub fn enter(self) -> Result<()> {
+        if let Some(target) = self.target {
+            let _ = BACKGROUND.set(Mutex::new(target));
+        }
+        rustix::stdio::dup2_stdin(&self.null)?;
+        rustix::stdio::dup2_stdout(&self.null)?;
+        rustix::stdio::dup2_stderr(&self.null)?;
+        Ok(())
+    }
 }
 
 fn system_log() -> io::Result<UnixDatagram> {

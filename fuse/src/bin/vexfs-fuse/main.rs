@@ -65,10 +65,14 @@ fn run(args: &Args) -> Result<()> {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!("not marked as an I/O flusher (it needs CAP_SYS_RESOURCE): {error}");
     }
-    let mut settings = MountSettings::new(args.mountpoint.clone());
+    // In the background the working directory changes, and the way back to the mount point with it.
+    let at = std::path::absolute(&args.mountpoint).context("cannot resolve the mount point")?;
+    let mut settings = MountSettings::new(at);
     for list in &args.options {
         settings.apply(list)?;
     }
+    let background =
+        args.background_child.then(|| logging::Background::open(args.log.as_deref())).transpose()?;
     let source = Source::parse(&args.source)?;
     let mountpoint = args.mountpoint.display();
     let opened = source.open(settings.read_only)?;
@@ -80,8 +84,8 @@ fn run(args: &Args) -> Result<()> {
         }
     };
     tracing::info!("{source} is mounted on {mountpoint}");
-    if args.background_child {
-        daemon::detach(args.log.as_deref())?;
+    if let Some(background) = background {
+        daemon::detach(background);
     }
     let served = running.serve(|| stop.load(Ordering::Relaxed));
     opened.shutdown();

@@ -312,7 +312,7 @@ impl Filesystem for Adapter {
                     Err(error) => reply.error(stale(error)),
                 }
             }
-            Some(Node::SessionFile(kind, dir)) => match self.sessions.open(kind, dir) {
+            Some(Node::SessionFile(kind, dir)) => match self.sessions.open(kind, dir, &caller(req)) {
                 Ok(handle) => reply.opened(FileHandle(handle), SESSION_FLAGS),
                 Err(error) => reply.error(session_errno(&error)),
             },
@@ -323,7 +323,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        req: &Request,
+        _req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -337,19 +337,17 @@ impl Filesystem for Adapter {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(stale(error)),
             },
-            Some(Node::SessionFile(kind, _)) => {
-                match self.sessions.read(kind, fh.0, offset, size as usize, &caller(req)) {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => reply.error(session_errno(&error)),
-                }
-            }
+            Some(Node::SessionFile(kind, _)) => match self.sessions.read(kind, fh.0, offset, size as usize) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(session_errno(&error)),
+            },
             _ => reply.error(Errno::EISDIR),
         }
     }
 
     fn write(
         &self,
-        req: &Request,
+        _req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -368,12 +366,10 @@ impl Filesystem for Adapter {
                     Err(error) => reply.error(stale(error)),
                 }
             }
-            Some(Node::SessionFile(kind, _)) => {
-                match self.sessions.write(kind, fh.0, offset, data, &caller(req)) {
-                    Ok(_) => reply.written(written),
-                    Err(error) => reply.error(session_errno(&error)),
-                }
-            }
+            Some(Node::SessionFile(kind, _)) => match self.sessions.write(kind, fh.0, offset, data) {
+                Ok(_) => reply.written(written),
+                Err(error) => reply.error(session_errno(&error)),
+            },
             _ => reply.error(Errno::EISDIR),
         }
     }
@@ -465,12 +461,16 @@ impl Filesystem for Adapter {
         match Node::from_id(node.0) {
             Some(Node::Real(dir)) => {
                 let mut added = false;
+                let mut unknown = Ok(());
                 let done = self.mounted.readdir(dir, offset, true, &mut |entry, inode| {
                     let (ino, name) = (listed(entry.ino), OsStr::from_bytes(entry.name));
                     let (attr, generation) = match &inode {
                         Some(inode) => match self.attributes(inode) {
                             Ok(attr) => (attr, inode.generation),
-                            Err(_) => return false,
+                            Err(error) => {
+                                unknown = Err(error);
+                                return false;
+                            }
                         },
                         // The kernel takes no attributes for `.` and `..`, only number and type.
                         None => (fuser::FileAttr { ino, kind: fuser::FileType::Directory, ..negative() }, 0),
@@ -480,7 +480,7 @@ impl Filesystem for Adapter {
                     added |= !full;
                     !full
                 });
-                match done {
+                match done.and(unknown) {
                     Err(error) if !added => reply.error(stale(error)),
                     _ => reply.ok(),
                 }

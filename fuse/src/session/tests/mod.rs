@@ -30,8 +30,8 @@ fn collection(dim: u32, element: &str, metric: &str) -> (Files, Ino) {
     let files = volume();
     let dir = make(&files, ROOT_INO, "c", Kind::Dir, ROOT, 0o755);
     let schema = format!(r#"{{"dim":{dim},"element":"{element}","metric":"{metric}"}}"#);
-    let handle = files.open(SessionKind::Schema, dir).expect("opens");
-    files.write(handle, 0, schema.as_bytes(), &ROOT).expect("makes a collection");
+    let handle = files.open(SessionKind::Schema, dir, &ROOT).expect("opens");
+    files.write(handle, 0, schema.as_bytes()).expect("makes a collection");
     files.release(handle);
     (files, dir)
 }
@@ -52,11 +52,11 @@ fn file(files: &Files, dir: Ino, name: &str) -> Ino {
 
 /// Writes a request and reads the whole reply.
 fn ask(files: &Files, kind: SessionKind, dir: Ino, request: &[u8], caller: Caller) -> Vec<u8> {
-    let handle = files.open(kind, dir).expect("opens");
-    assert_eq!(files.write(handle, 0, request, &caller), Ok(request.len()));
+    let handle = files.open(kind, dir, &caller).expect("opens");
+    assert_eq!(files.write(handle, 0, request), Ok(request.len()));
     let mut reply = Vec::new();
     loop {
-        let part = files.read(handle, reply.len() as u64, 100, &caller).expect("reads");
+        let part = files.read(handle, reply.len() as u64, 100).expect("reads");
         if part.is_empty() {
             break;
         }

@@ -156,8 +156,9 @@ fn publishing_needs_what_rename_needs() {
 fn a_collection_is_made_by_who_may_write_the_directory() {
     let files = volume();
     let dir = make(&files, ROOT_INO, "d", Kind::Dir, ALICE, 0o755);
-    let handle = files.open(SessionKind::Schema, dir).expect("opens");
+    let (alices, bobs) =
+        (files.open(SessionKind::Schema, dir, &ALICE), files.open(SessionKind::Schema, dir, &BOB));
     let schema = br#"{"dim":2,"element":"f32","metric":"l2"}"#;
-    assert_eq!(files.write(handle, 0, schema, &BOB).unwrap_err().errno, libc::EACCES);
-    assert_eq!(files.write(handle, 0, schema, &ALICE), Ok(schema.len()));
+    assert_eq!(files.write(bobs.expect("opens"), 0, schema).unwrap_err().errno, libc::EACCES);
+    assert_eq!(files.write(alices.expect("opens"), 0, schema), Ok(schema.len()));
 }

@@ -18,13 +18,12 @@ fn search_json(files: &Files, dir: Ino, request: &str) -> Value {
 #[test]
 fn schema_is_made_once_and_read() {
     let (files, dir) = collection(3, "f16", "cosine");
-    let handle = files.open(SessionKind::Schema, dir).expect("opens");
-    let text = files.read(handle, 0, 1000, &ROOT).expect("reads");
+    let handle = files.open(SessionKind::Schema, dir, &ROOT).expect("opens");
+    let text = files.read(handle, 0, 1000).expect("reads");
     assert_eq!(text, b"{\"dim\":3,\"element\":\"f16\",\"metric\":\"cosine\"}\n");
-    let error = files.write(handle, 0, br#"{"dim":3,"element":"f16","metric":"l2"}"#, &ROOT).unwrap_err();
+    let error = files.write(handle, 0, br#"{"dim":3,"element":"f16","metric":"l2"}"#).unwrap_err();
     assert_eq!(error.errno, libc::EEXIST, "{error}");
-    let told: Value =
-        serde_json::from_slice(&files.read(handle, 0, 1000, &ROOT).expect("reads")).expect("JSON");
+    let told: Value = serde_json::from_slice(&files.read(handle, 0, 1000).expect("reads")).expect("JSON");
     assert_eq!(told["errno"], libc::EEXIST);
 
     let plain = make(&files, ROOT_INO, "plain", Kind::Dir, ROOT, 0o755);
@@ -35,18 +34,18 @@ fn schema_is_made_once_and_read() {
         (r#"{"dim":3,"element":"f32","metric":"l2","x":1}"#, "unknown field"),
         ("dim=3", "not a schema"),
     ] {
-        let handle = files.open(SessionKind::Schema, plain).expect("opens");
-        let error = files.write(handle, 0, text.as_bytes(), &ROOT).unwrap_err();
+        let handle = files.open(SessionKind::Schema, plain, &ROOT).expect("opens");
+        let error = files.write(handle, 0, text.as_bytes()).unwrap_err();
         assert!(error.errno == libc::EINVAL && error.message.contains(word), "{text}: {error}");
     }
-    let handle = files.open(SessionKind::Schema, plain).expect("opens");
-    let none = files.read(handle, 0, 1000, &ROOT).expect("reads");
+    let handle = files.open(SessionKind::Schema, plain, &ROOT).expect("opens");
+    let none = files.read(handle, 0, 1000).expect("reads");
     assert!(String::from_utf8_lossy(&none).contains("not in a collection"));
     let (one, two) = br#"{"dim":3,"element":"i8","metric":"ip"}"#.split_at(9);
-    assert_eq!(files.write(handle, 0, one, &ROOT), Ok(9), "the beginning of a schema waits for the rest");
-    assert_eq!(files.write(handle, 9, two, &ROOT), Ok(two.len()));
+    assert_eq!(files.write(handle, 0, one), Ok(9), "the beginning of a schema waits for the rest");
+    assert_eq!(files.write(handle, 9, two), Ok(two.len()));
     assert_eq!(
-        files.read(handle, 0, 1000, &ROOT).expect("reads"),
+        files.read(handle, 0, 1000).expect("reads"),
         b"{\"dim\":3,\"element\":\"i8\",\"metric\":\"ip\"}\n"
     );
 }
@@ -77,15 +76,13 @@ fn json_put_then_search_then_stats() {
     assert_eq!(paths(&search_json(&files, dir, r#"{"vector":[0,0],"tags_any":2}"#)), ["a"]);
     assert_eq!(paths(&search_json(&files, dir, r#"{"vector":[0,0],"tags_any":4}"#)), [""; 0]);
 
-    let handle = files.open(SessionKind::Stats, dir).expect("opens");
-    let stats: Value =
-        serde_json::from_slice(&files.read(handle, 0, 1000, &ROOT).expect("reads")).expect("JSON");
+    let handle = files.open(SessionKind::Stats, dir, &ROOT).expect("opens");
+    let stats: Value = serde_json::from_slice(&files.read(handle, 0, 1000).expect("reads")).expect("JSON");
     assert_eq!((&stats["rows_live"], &stats["rows_total"]), (&3.into(), &3.into()));
     put_json(&files, dir, r#"{"file":"b","rows":[]}"#);
-    let stats: Value =
-        serde_json::from_slice(&files.read(handle, 0, 1000, &ROOT).expect("reads")).expect("JSON");
+    let stats: Value = serde_json::from_slice(&files.read(handle, 0, 1000).expect("reads")).expect("JSON");
     assert_eq!(stats["rows_live"], 2, "stats are read anew");
-    assert_eq!(files.write(handle, 0, b"x", &ROOT).unwrap_err().errno, libc::EACCES);
+    assert_eq!(files.write(handle, 0, b"x").unwrap_err().errno, libc::EACCES);
 }
 
 #[test]
@@ -130,8 +127,11 @@ fn bad_requests_say_what_is_wrong() {
     let plain = make(&files, ROOT_INO, "plain", Kind::Dir, ROOT, 0o755);
     let reply = search_json(&files, plain, r#"{"vector":[1,2,3]}"#);
     assert!(reply["error"].as_str().is_some_and(|error| error.contains("not in a collection")));
-    assert_eq!(files.open(SessionKind::Search, file(&files, dir, "f")).unwrap_err().errno, libc::ENOTDIR);
-    assert_eq!(files.read(4711, 0, 1, &ROOT).unwrap_err().errno, libc::EBADF);
+    assert_eq!(
+        files.open(SessionKind::Search, file(&files, dir, "f"), &ROOT).unwrap_err().errno,
+        libc::ENOTDIR
+    );
+    assert_eq!(files.read(4711, 0, 1).unwrap_err().errno, libc::EBADF);
 }
 
 #[test]
@@ -302,31 +302,31 @@ fn the_vector_attribute_is_a_put_of_one_row() {
 #[test]
 fn one_descriptor_serves_request_after_request_with_and_without_seeks() {
     let (files, dir) = collection(2, "f32", "l2");
-    let handle = files.open(SessionKind::Search, dir).expect("opens");
-    let asked = files.read(handle, 0, 1000, &ROOT).expect("reads");
+    let handle = files.open(SessionKind::Search, dir, &ROOT).expect("opens");
+    let asked = files.read(handle, 0, 1000).expect("reads");
     assert!(String::from_utf8_lossy(&asked).contains("write a request first"));
     let request = br#"{"vector":[1,1]}"#;
     let end = request.len() as u64;
     let expected = b"{\"epoch\":2,\"rows_scanned\":0,\"results\":[]}\n";
     for _ in 0..2 {
-        files.write(handle, 0, &request[..5], &ROOT).expect("writes");
-        files.write(handle, 5, &request[5..], &ROOT).expect("writes");
-        let reply = files.read(handle, 0, 1000, &ROOT).expect("reads");
+        files.write(handle, 0, &request[..5]).expect("writes");
+        files.write(handle, 5, &request[5..]).expect("writes");
+        let reply = files.read(handle, 0, 1000).expect("reads");
         assert!(reply.starts_with(b"{\"epoch\":"));
         assert_eq!(reply.len(), expected.len());
-        assert_eq!(files.read(handle, 5, 4, &ROOT).expect("reads"), reply[5..9]);
+        assert_eq!(files.read(handle, 5, 4).expect("reads"), reply[5..9]);
     }
     // As a shell does it: the offset goes on from write to read, and to the next write.
-    files.write(handle, 0, request, &ROOT).expect("writes");
-    let reply = files.read(handle, end, 1000, &ROOT).expect("reads");
+    files.write(handle, 0, request).expect("writes");
+    let reply = files.read(handle, end, 1000).expect("reads");
     assert!(reply.starts_with(b"{\"epoch\":"));
     let next = end + reply.len() as u64;
-    assert!(files.read(handle, next, 1000, &ROOT).expect("reads").is_empty());
-    files.write(handle, next, request, &ROOT).expect("writes");
-    assert_eq!(files.read(handle, next + end, 1000, &ROOT).expect("reads"), reply);
+    assert!(files.read(handle, next, 1000).expect("reads").is_empty());
+    files.write(handle, next, request).expect("writes");
+    assert_eq!(files.read(handle, next + end, 1000).expect("reads"), reply);
 
-    files.write(handle, 0, b"{", &ROOT).expect("writes");
-    assert_eq!(files.write(handle, 5, b"}", &ROOT).unwrap_err().errno, libc::EINVAL, "a gap");
+    files.write(handle, 0, b"{").expect("writes");
+    assert_eq!(files.write(handle, 5, b"}").unwrap_err().errno, libc::EINVAL, "a gap");
 }
 
 #[test]
@@ -336,16 +336,16 @@ fn requests_are_bounded_each_and_together() {
     let files = SessionFiles::new(RwLock::new(fs), settings);
     let part = vec![b' '; 16 << 20];
     let fill = |handle, parts: u64| {
-        (0..parts).try_for_each(|i| files.write(handle, i * (16 << 20), &part, &ROOT).map(drop))
+        (0..parts).try_for_each(|i| files.write(handle, i * (16 << 20), &part).map(drop))
     };
-    let one = files.open(SessionKind::Put, ROOT_INO).expect("opens");
+    let one = files.open(SessionKind::Put, ROOT_INO, &ROOT).expect("opens");
     assert_eq!(fill(one, 4), Ok(()));
-    assert_eq!(files.write(one, 64 << 20, b"x", &ROOT).unwrap_err().errno, libc::EFBIG);
-    let two = files.open(SessionKind::Put, ROOT_INO).expect("opens");
+    assert_eq!(files.write(one, 64 << 20, b"x").unwrap_err().errno, libc::EFBIG);
+    let two = files.open(SessionKind::Put, ROOT_INO, &ROOT).expect("opens");
     assert_eq!(fill(two, 3).unwrap_err().errno, libc::ENOMEM);
     files.release(one);
     files.release(two);
-    let three = files.open(SessionKind::Put, ROOT_INO).expect("opens");
+    let three = files.open(SessionKind::Put, ROOT_INO, &ROOT).expect("opens");
     assert_eq!(fill(three, 4), Ok(()), "released handles give their memory back");
 }
 
@@ -365,10 +365,10 @@ proptest! {
             bytes[16..24].copy_from_slice(&total);
         }
         let kind = [SessionKind::Put, SessionKind::Search, SessionKind::Schema][kind];
-        let handle = files.open(kind, dir).expect("opens");
-        let wrote = files.write(handle, 0, &bytes, &ROOT);
+        let handle = files.open(kind, dir, &ROOT).expect("opens");
+        let wrote = files.write(handle, 0, &bytes);
         prop_assert!(kind == SessionKind::Schema || wrote == Ok(bytes.len()));
-        let reply = files.read(handle, 0, 1 << 20, &ROOT).expect("reads");
+        let reply = files.read(handle, 0, 1 << 20).expect("reads");
         prop_assert!(!reply.is_empty());
     }
 }
