@@ -195,7 +195,14 @@ impl Cleaner {
                 let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
                 let before = use_seq(&self.shared.maps.read());
                 match self.read_live(segment) {
-                    Ok(jobs) if jobs.is_empty() => Work::Skip,
+                    Ok(jobs) if jobs.is_empty() => {
+                        // All died meanwhile, or (a hostile image) the count never was true: not chosen again.
+                        let mut maps = self.shared.maps.write();
+                        if use_seq(&maps) == before {
+                            maps.segments.mark_damaged(segment);
+                        }
+                        Work::Skip
+                    }
                     Ok(jobs) => Work::Jobs(jobs),
                     Err(why) => {
                         let mut maps = self.shared.maps.write();

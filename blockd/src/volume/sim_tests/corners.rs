@@ -10,6 +10,9 @@ use super::driver::{Driver, Ticket, new_image};
 use super::{content, for_seeds, once_in, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::{Crash, SimStorage};
+use crate::store::format::checkpoint::{Payload, Root, SegmentUsage};
+use crate::store::format::segment::Stream;
+use crate::store::format::superblock::{SLOTS, Superblock};
 use crate::store::map::Lookup;
 use crate::store::map::segments::State;
 
@@ -205,4 +208,62 @@ fn without_a_boot_id_no_session_survives() {
     let image = driver.disk.image_after(Crash::PowerCut);
     let driver = Driver::open(SimStorage::new(image, 1), 0).expect("the store opens");
     assert_eq!(driver.store().maps.read().session.session(), 0);
+}
+
+/// Changes the checkpoint of an image and makes all its checksums right again.
+fn forge(image: &mut [u8], change: impl Fn(&mut Root, &mut Payload)) {
+    let mut sb = Superblock::decode(&image[..4096]).expect("a superblock");
+    let root_at = sb.geometry.byte(sb.root.loc) as usize;
+    let mut root = Root::decode(&image[root_at..root_at + 4096]).expect("a root");
+    let at = sb.geometry.byte(root.runs[0].at) as usize;
+    let mut payload =
+        Payload::decode(&root, &image[at..at + root.payload_bytes as usize]).expect("a payload");
+    change(&mut root, &mut payload);
+    let mut bytes = payload.encode();
+    root.payload_bytes = bytes.len() as u64;
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    image[at..at + bytes.len()].copy_from_slice(&bytes);
+    root.runs[0].crc = crc32c::crc32c(&bytes);
+    root.encode_into(&mut image[root_at..root_at + 4096]);
+    sb.root.crc = crc32c::crc32c(&image[root_at..root_at + 4096]);
+    for slot in SLOTS {
+        image[slot as usize..slot as usize + 4096].copy_from_slice(&sb.encode());
+    }
+}
+
+#[test]
+fn a_forged_checkpoint_is_refused() {
+    type Change = fn(&mut Root, &mut Payload);
+    let changes: [(&str, Change); 8] = [
+        ("next sequence", |root, _| root.next_seq = 0),
+        ("next sequence", |root, _| root.next_seq = u64::MAX),
+        ("next use number", |root, _| root.next_use_seq = u64::MAX),
+        ("epoch", |root, _| root.epoch = u64::MAX),
+        ("live pages", |_, payload| payload.segments[0].live_pages = u32::MAX),
+        ("used pages", |_, payload| payload.segments[0].used_pages = u32::MAX),
+        ("pages of the checkpoint payload", |root, _| root.runs[0].pages = u32::MAX),
+        ("pages of the checkpoint payload", |root, _| root.runs.push(root.runs[0])),
+    ];
+    for (i, (what, change)) in changes.into_iter().enumerate() {
+        let mut image = new_image(VolumeKind::Raw, 2 << 20, 64 * 4096);
+        forge(&mut image, change);
+        let Err(e) = Driver::open(SimStorage::new(image, 1), 1) else { panic!("change {i} is taken") };
+        assert!(e.to_string().contains(what), "change {i}: {e}");
+    }
+}
+
+#[test]
+fn a_segment_whose_live_pages_are_a_lie_is_not_chosen_for_ever() {
+    let mut image = new_image(VolumeKind::Raw, 2 << 20, 64 * 4096);
+    forge(&mut image, |_, payload| {
+        let lie = SegmentUsage { stream: Some(Stream::User), used_pages: 1, live_pages: 1, use_seq: 1 };
+        payload.segments[5..].fill(lie);
+    });
+    let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("its parts are well-formed");
+    for _ in 0..200 {
+        if !driver.clean(true) {
+            return;
+        }
+    }
+    panic!("cleaning does not end");
 }
