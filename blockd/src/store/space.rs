@@ -13,8 +13,8 @@ use crate::device::VolumeKind;
 
 /// Segments the cleaner may use beyond what users may.
 const CLEANER_SEGMENTS: u32 = 1;
-/// Segments a start needs besides its checkpoint: the heads of both streams.
-const START_SEGMENTS: u32 = 2;
+/// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
+const START_SEGMENTS: u32 = 3;
 /// Data pages a record of the cleaner holds, about; each costs one header page.
 const PAGES_PER_HEADER: u64 = 128;
 /// Pages kept for commits when all else is refused.
