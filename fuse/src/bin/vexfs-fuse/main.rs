@@ -16,13 +16,13 @@ use clap::Parser;
 use vexfs_fuse::mount::{MountSettings, Source, mount};
 
 const AFTER_HELP: &str = "\
-Unmount with umount(8) or fusermount3 -u. They return before the last commit is written; what opens the
-image next waits a few seconds for it. While the daemon of an nbd+unix mount is away, every operation waits, the last
-commit too, until it serves again.
+Unmount with umount(8) or fusermount3 -u. They return before the last commit is written;
+what opens the image next waits a few seconds for it. While the daemon of an nbd+unix mount is
+away, every operation waits until it serves again, the last commit too.
 
 Signals:
-  SIGTERM, SIGINT   Unmount (detach, if the mount is in use), commit and exit. A second one exits at once,
-                    without the commit: the way out when a daemon stays away.
+  SIGTERM, SIGINT   Unmount (detach, if the mount is in use), commit and exit. A second one
+                    exits at once, without the commit: the way out when a daemon stays away.
 
 Exit status:
   0   Unmounted, all is committed; without -f: mounted.
