@@ -49,7 +49,7 @@ pub fn assert_refused(what: &str, status: ExitStatus, stderr: &str) {
     assert!(!stderr.trim().is_empty(), "{what} failed without a word");
 }
 
-fn output(command: &mut Command) -> Output {
+pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
 }
 

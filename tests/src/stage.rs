@@ -150,10 +150,18 @@ impl Mount {
 
     /// Unmounts; the process must commit and end well.
     ///
+    /// A test beside this one, in the same process, may hold copies of our descriptors between its
+    /// fork and exec: a mount that is busy is tried again.
+    ///
     /// # Panics
     /// It does not.
     pub fn unmount(mut self) {
-        process::ok(programs::tool("fusermount3").arg("-u").arg(&self.point));
+        wait::until("the mount to be idle", || {
+            let output = process::output(programs::tool("fusermount3").arg("-u").arg(&self.point));
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success() || stderr.contains("busy"), "fusermount3 -u: {stderr}");
+            output.status.success().then_some(())
+        });
         self.assert_good_end();
     }
 

@@ -50,8 +50,9 @@ fn add_oddities(root: &Path) {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let sparse = File::create(odd.join("sparse")).unwrap();
-    sparse.set_len(3 << 30).unwrap();
-    sparse.write_all_at(b"island", 2 << 30).unwrap();
+    // Into the third class of windows (FORMAT.md section 2), which begins at 1 GiB.
+    sparse.set_len(1100 << 20).unwrap();
+    sparse.write_all_at(b"island", 1050 << 20).unwrap();
     let attributes = File::create(odd.join("attributes")).unwrap();
     for (name, bytes) in [("user.small", 10), ("user.empty", 0), ("user.large", 2000)] {
         rustix::fs::fsetxattr(&attributes, name, &vec![7; bytes], rustix::fs::XattrFlags::empty()).unwrap();

@@ -35,12 +35,17 @@ pub(super) struct Checkpointer<'a> {
     shared: Arc<Shared>,
     /// Pages of this checkpoint other than base leaves.
     own_pages: Vec<Loc>,
+    /// Meta segments it took.
+    taken: Vec<u32>,
+    /// The meta stream's head before it.
+    old_head: Option<Head>,
 }
 
 impl<'a> Checkpointer<'a> {
     pub(super) fn new(log: &'a mut Log) -> Self {
         let shared = Arc::clone(&log.shared);
-        Checkpointer { log, shared, own_pages: Vec::new() }
+        let old_head = log.meta_head;
+        Checkpointer { log, shared, own_pages: Vec::new(), taken: Vec::new(), old_head }
     }
 
     /// Writes it and makes it durable.
@@ -48,6 +53,25 @@ impl<'a> Checkpointer<'a> {
     /// # Errors
     /// `NoSpace` (the store goes on without it), or `Io` (the store must stop writing).
     pub(super) fn run(mut self) -> Result<(), IoError> {
+        let result = self.write_all();
+        if matches!(result, Err(IoError::NoSpace)) {
+            self.give_back();
+        }
+        result
+    }
+
+    /// What was written names nothing that counts. Were it kept until the next checkpoint, attempts that fail
+    /// would eat the space that one needs to succeed.
+    fn give_back(&mut self) {
+        let mut maps = self.shared.maps.write();
+        maps.segments.release(&self.taken);
+        if let Some(head) = self.old_head {
+            maps.segments.reopen(head.at.segment);
+        }
+        self.log.meta_head = self.old_head;
+    }
+
+    fn write_all(&mut self) -> Result<(), IoError> {
         self.ensure_heads()?;
         let leaves = self.write_dirty_leaves()?;
         let open = self.write_open_epoch()?;
@@ -109,6 +133,7 @@ impl<'a> Checkpointer<'a> {
             Some(head) if u32::from(head.at.offset) < limit && head.at.offset != 0 => head,
             old => {
                 let new = self.take_segment(Stream::Meta)?;
+                self.taken.push(new.at.segment);
                 let mut page = AlignedBuf::zeroed(PAGE);
                 self.log.segment_header(new.at.segment, Stream::Meta, new.use_seq).encode_into(&mut page);
                 self.write(Loc { offset: 0, ..new.at }, &page)?;
@@ -313,7 +338,7 @@ impl<'a> Checkpointer<'a> {
     }
 
     /// The checkpoint is durable: leaves are clean, what it no longer needs is free.
-    fn settle(self, leaves: &[(u64, Mapping)]) {
+    fn settle(&mut self, leaves: &[(u64, Mapping)]) {
         let released: Vec<u32> = {
             let mut maps = self.shared.maps.write();
             for (key, page) in leaves {

@@ -199,11 +199,15 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
         let malformed = Malformed { what: "uuid of the checkpoint", expected: 0, found: 1 };
         return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
     }
+    let pages: u64 = root.runs.iter().map(|run| u64::from(run.pages)).sum();
+    check("pages of the checkpoint payload", root.payload_bytes.div_ceil(PAGE as u64), pages)
+        .map_err(corrupt(geometry, at))?;
     let mut bytes = Vec::new();
     for run in &root.runs {
         let last =
             Loc { offset: run.at.offset.saturating_add((run.pages.max(1) - 1).min(65535) as u16), ..run.at };
-        if !geometry.contains(last) || u32::from(run.at.offset) + run.pages > geometry.segment_pages {
+        let end = u64::from(run.at.offset) + u64::from(run.pages);
+        if !geometry.contains(last) || end > u64::from(geometry.segment_pages) {
             let found = u64::from(run.pages);
             let malformed = Malformed { what: "run of the checkpoint payload", expected: 1, found };
             return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
@@ -214,13 +218,13 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
             .map_err(corrupt(geometry, run.at))?;
         bytes.extend_from_slice(&part);
     }
-    if root.payload_bytes > bytes.len() as u64 {
-        let (expected, found) = (root.payload_bytes, bytes.len() as u64);
-        let malformed = Malformed { what: "bytes of the checkpoint payload", expected, found };
-        return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
-    }
     bytes.truncate(root.payload_bytes as usize);
     let payload = Payload::decode(&root, &bytes).map_err(corrupt(geometry, at))?;
+    if let Some(s) = payload.segments.iter().find(|s| s.used_pages > geometry.segment_pages) {
+        let (expected, found) = (u64::from(geometry.segment_pages), u64::from(s.used_pages));
+        let malformed = Malformed { what: "used pages of a segment", expected, found };
+        return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
+    }
     let shared = build_shared(storage, sb, &root, &payload);
     load_open_epoch(&shared, &payload)?;
     Ok((shared, root))

@@ -6,10 +6,15 @@
 
 use super::Shared;
 use super::format::Geometry;
+use super::format::segment::Stream;
 use super::map::Maps;
+use super::map::segments::{Segment, State};
+use crate::device::VolumeKind;
 
 /// Segments the cleaner may use beyond what users may.
-pub const CLEANER_SEGMENTS: u32 = 2;
+const CLEANER_SEGMENTS: u32 = 1;
+/// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
+const START_SEGMENTS: u32 = 3;
 /// Data pages a record of the cleaner holds, about; each costs one header page.
 const PAGES_PER_HEADER: u64 = 128;
 /// Pages kept for commits when all else is refused.
@@ -26,10 +31,21 @@ pub enum Class {
     Commit,
 }
 
+/// For what a segment is taken; each may dig deeper than the one before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taker {
+    /// Users' data.
+    Users,
+    /// The cleaner's copies.
+    Cleaner,
+    /// Records that give space back: discards, commits, sessions.
+    Freeing,
+}
+
 /// Pages that live data and metadata of the store may fill together.
 pub fn capacity_pages(geometry: Geometry) -> u64 {
     let segments = u64::from(geometry.segments);
-    let reserve = (segments / 25).max(8);
+    let reserve = (segments / 25).max(12);
     let usable = u64::from(geometry.segment_pages) - 2;
     segments.saturating_sub(reserve) * (usable - usable.div_ceil(PAGES_PER_HEADER + 1))
 }
@@ -37,6 +53,11 @@ pub fn capacity_pages(geometry: Geometry) -> u64 {
 /// Pages kept for metadata, so that files can be deleted when data is refused.
 fn metadata_reserve_pages(capacity: u64) -> u64 {
     (capacity / 50).clamp(16, 4096)
+}
+
+/// Leaves that the open epoch fills, about.
+fn open_leaves(maps: &Maps) -> u64 {
+    maps.overlay.unit_count() as u64 + maps.overlay.page_count() / 200
 }
 
 impl Shared {
@@ -48,19 +69,57 @@ impl Shared {
             Class::Metadata => COMMIT_RESERVE_PAGES,
             Class::Commit => 0,
         };
-        let used = maps.segments.data_live() + 2 * maps.segments.meta_live() + pending_pages;
+        let used = self.used_pages(maps) + pending_pages;
         capacity.saturating_sub(reserve).saturating_sub(used)
     }
 
+    /// Pages in use: data, and the store's own twice, since a checkpoint stands beside the last one. Leaves
+    /// that no checkpoint has written yet count like those that one has.
+    pub fn used_pages(&self, maps: &Maps) -> u64 {
+        let leaves = maps.base.leaf_count() as u64 + 2 * open_leaves(maps);
+        let own = leaves + self.payload_pages(maps) + 1;
+        maps.segments.data_live() + 2 * own.max(maps.segments.meta_live())
+    }
+
+    /// Segments that must stay free when one is taken: a checkpoint must be possible at any time until it is
+    /// filled, and so must a start after a crash, which begins fresh heads too.
+    pub fn keep_segments(&self, maps: &Maps, taker: Taker) -> u32 {
+        // Each page of users' data may be the first of its leaf, in the open epoch and when it is committed;
+        // each page of the cleaner's may make another leaf dirty.
+        let growth = match (taker, maps.kind) {
+            (Taker::Freeing, _) => 0,
+            (Taker::Cleaner, _) => 1,
+            (Taker::Users, VolumeKind::Raw) => 2 + CLEANER_SEGMENTS,
+            (Taker::Users, VolumeKind::VexFs) => 3 + CLEANER_SEGMENTS,
+        };
+        self.checkpoint_segments(maps) + growth + START_SEGMENTS
+    }
+
     /// Segments that a checkpoint would need now.
-    pub fn checkpoint_segments(&self, maps: &Maps) -> u32 {
-        let overlay = &maps.overlay;
-        let open_leaves = overlay.unit_count() as u64 + overlay.page_count() / 200;
-        let leaves = maps.base.dirty_count() as u64 + 2 * open_leaves;
-        let payload = 24
-            * (maps.base.leaf_count() as u64 + 2 * open_leaves + u64::from(self.geometry.segments))
-            + 16 * overlay.discard_count() as u64;
-        let pages = leaves + payload.div_ceil(4096) + 1;
-        pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32 + 1
+    fn checkpoint_segments(&self, maps: &Maps) -> u32 {
+        // A leaf of scattered pages is split when it is written; one that is has 253 entries at least.
+        let dirty = maps.base.dirty_count() as u64;
+        let split = dirty.min(maps.segments.data_live() / 253);
+        let pages = dirty + split + 2 * open_leaves(maps) + self.payload_pages(maps) + 1;
+        pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
+    }
+
+    /// Data pages that the cleaner's stream can still take.
+    pub fn cold_room_pages(&self, maps: &Maps) -> u64 {
+        let usable = self.geometry.segment_pages - 2;
+        let is_head = |s: &&Segment| s.state == State::Open && s.stream == Stream::Cold;
+        let head = maps.segments.all().iter().find(is_head);
+        let in_head = head.map_or(0, |s| usable.saturating_sub(s.used_pages));
+        let more = maps.segments.free_count().saturating_sub(self.keep_segments(maps, Taker::Cleaner));
+        let pages = u64::from(in_head) + u64::from(more) * u64::from(usable);
+        pages - pages.div_ceil(PAGES_PER_HEADER + 1)
+    }
+
+    /// Pages of a checkpoint's payload.
+    pub fn payload_pages(&self, maps: &Maps) -> u64 {
+        let leaves = maps.base.leaf_count() as u64 + 2 * open_leaves(maps);
+        let bytes =
+            24 * (leaves + u64::from(self.geometry.segments)) + 16 * maps.overlay.discard_count() as u64;
+        bytes.div_ceil(4096)
     }
 }

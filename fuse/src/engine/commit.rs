@@ -45,6 +45,17 @@ struct TicketState {
     failed: Option<Error>,
 }
 
+/// Waits a while at each call, and says whether to try again. Credits were given for all that is
+/// sent, so that the cleaner is only late.
+fn waits_for_space() -> impl FnMut() -> bool {
+    let mut tries = 0;
+    move || {
+        tries += 1;
+        std::thread::sleep(NO_SPACE_WAIT);
+        tries <= NO_SPACE_TRIES_MAX
+    }
+}
+
 impl Engine {
     /// Makes everything that happened before the call durable. Many callers share one commit. Must
     /// not be called inside an operation.
@@ -126,7 +137,14 @@ impl Engine {
         };
         let Some((batch, superblock)) = frozen else { return Ok(()) };
         self.send(&batch)?;
-        if let Err(error) = write_superblock(&*self.device, self.client, &superblock) {
+        let mut wait_for_space = waits_for_space();
+        let written = loop {
+            match write_superblock(&*self.device, self.client, &superblock) {
+                Err(IoError::NoSpace) if wait_for_space() => {}
+                written => break written,
+            }
+        };
+        if let Err(error) = written {
             return Err(self.write_failed("the commit", PageNo(0), &SessionError::Device(error)));
         }
         let available = self.status().map(|s| s.available_pages.get());
@@ -160,20 +178,8 @@ impl Engine {
             self.free_ranges(&batch.frees)
                 .map_err(|e| self.write_failed("freeing space", batch.frees[0].first, &e))?;
         }
-        let mut tries = 0;
-        loop {
-            match write_pages(&*self.device, self.client, &batch.pages) {
-                Ok(()) => return Ok(()),
-                // Credits were given for these pages, so the cleaner is only late.
-                Err((_, IoError::NoSpace)) if tries < NO_SPACE_TRIES_MAX => {
-                    tries += 1;
-                    std::thread::sleep(NO_SPACE_WAIT);
-                }
-                Err((page, error)) => {
-                    return Err(self.write_failed("writing pages", page, &SessionError::Device(error)));
-                }
-            }
-        }
+        write_pages(&*self.device, self.client, &batch.pages, waits_for_space())
+            .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }
 
     fn land(&self, batch: &Batch) {

@@ -39,6 +39,7 @@ struct State {
     held: Vec<(Done, Result<Option<AlignedBuf>, IoError>)>,
     fail_writes: Option<IoError>,
     fail_reads: Option<IoError>,
+    no_space_writes: u32,
     pages_max: u64,
 }
 
@@ -89,6 +90,11 @@ impl RamDevice {
     /// Every write fails from now on.
     pub fn fail_writes(&self, error: IoError) {
         self.0.lock().fail_writes = Some(error);
+    }
+
+    /// The next so many writes find no space.
+    pub fn no_space_for(&self, writes: u32) {
+        self.0.lock().no_space_writes = writes;
     }
 
     /// Every read fails from now on.
@@ -206,6 +212,10 @@ impl State {
         }
         if let Some(error) = &self.fail_writes {
             return Err(error.clone());
+        }
+        if self.no_space_writes > 0 {
+            self.no_space_writes -= 1;
+            return Err(IoError::NoSpace);
         }
         let count = (buf.len() / PAGE) as u64;
         if self.now.len() as u64 + count > self.pages_max {

@@ -295,6 +295,30 @@ fn a_session_lost_at_a_read_lets_waiting_writers_go() {
 }
 
 #[test]
+fn what_found_space_is_not_written_again_for_what_did_not() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    set(&pages, META, 1);
+    set(&pages, META + 10, 1);
+    device.no_space_for(1);
+    let before = device.events().len();
+    engine.commit(&Epochs::default()).unwrap();
+    // In a log each write takes new space, so writing all again would take what the cleaner just made.
+    let events: Vec<Event> =
+        device.events()[before..].iter().copied().filter(|e| !matches!(e, Event::Read(..))).collect();
+    assert_eq!(events, [Event::Write(META + 10, 1), Event::Write(META, 1), Event::Commit]);
+}
+
+#[test]
+fn a_commit_waits_for_the_cleaner_too() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    device.no_space_for(2);
+    engine.commit_clean(&Epochs::default()).unwrap();
+    assert_eq!(device.commits(), 1);
+}
+
+#[test]
 fn a_full_volume_fails_the_write_and_never_the_commit() {
     let device = RamDevice::new(1000);
     let (engine, pages) = engine(&device);

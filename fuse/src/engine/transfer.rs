@@ -61,7 +61,8 @@ pub fn read_runs(
     Ok(bufs)
 }
 
-/// Writes pages, given in ascending order, and waits for all acknowledgements.
+/// Writes pages, given in ascending order, and waits for all acknowledgements. Requests that find no
+/// space are sent again, those alone, as long as `wait_for_space` says so.
 ///
 /// # Errors
 /// The first failure, with the page where its request began; the other requests of its round were still waited for.
@@ -69,6 +70,7 @@ pub fn write_pages(
     device: &dyn Device,
     client: ClientId,
     pages: &[(u64, PageArc)],
+    mut wait_for_space: impl FnMut() -> bool,
 ) -> Result<(), (PageNo, IoError)> {
     let mut rest = pages;
     while !rest.is_empty() {
@@ -80,9 +82,22 @@ pub fn write_pages(
             sent_pages += run;
             rest = &rest[run..];
         }
-        let results = batch(device, client, requests.iter().map(|run| write_request(run)));
-        for (result, run) in results.into_iter().zip(&requests) {
-            result.map_err(|e| (PageNo(run[0].0), e))?;
+        while !requests.is_empty() {
+            let results = batch(device, client, requests.iter().map(|run| write_request(run)));
+            let mut refused = Vec::new();
+            for (result, run) in results.into_iter().zip(requests) {
+                match result {
+                    Ok(_) => {}
+                    Err(IoError::NoSpace) => refused.push(run),
+                    Err(error) => return Err((PageNo(run[0].0), error)),
+                }
+            }
+            if let Some(run) = refused.first()
+                && !wait_for_space()
+            {
+                return Err((PageNo(run[0].0), IoError::NoSpace));
+            }
+            requests = refused;
         }
     }
     Ok(())

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
+use layout::error::Error;
 use layout::fs::Fs;
 use layout::inode::{Ino, Kind};
 use layout::page_store::PageStore;
 use layout::schema::Element;
 use layout::search::{Filter, Hit};
 use layout::uapi::check_relative_path;
+use layout::uapi::raw::VEXFS_PATH_BYTES_MAX;
 use layout::uapi::search::{SearchHit, SearchReplyShape, SearchRequest};
 use layout::vector;
 use zerocopy::IntoBytes;
@@ -142,7 +144,7 @@ where
     access.read(|fs| {
         let scope = resolve(fs, dir, job.subdir, &who)?;
         if scope.inode.kind != Kind::Dir {
-            return Err(SessionError::about(layout::error::Error::NotDir, "subdir"));
+            return Err(SessionError::about(Error::NotDir, "subdir"));
         }
         let collection = scope.in_collection()?;
         let schema = fs.schema(collection)?;
@@ -152,34 +154,43 @@ where
             .map_err(|e| SessionError::about(e, "the query"))?;
         let query =
             Query { collection, scope: scope.inode.ino, vector: &vector, k: job.k, filter: job.filter, who };
-        let answer = searcher.search(fs, &query)?;
-        let paths = paths_of(fs, &answer.hits, scope.inode.ino, dir)?;
+        let mut answer = searcher.search(fs, &query)?;
+        let paths = paths_of(fs, &mut answer.hits, scope.inode.ino, dir)?;
         Ok(Found { answer, paths })
     })
 }
 
-/// The path of each hit relative to `dir`; a file's path is there once.
-fn paths_of<P: PageStore>(fs: &Fs<P>, hits: &[Hit], scope: Ino, dir: Ino) -> SessionResult<Paths> {
+/// The path of each hit relative to `dir`; a file's path is there once. A hit whose path is longer
+/// than a request could name is left out: it must not keep the others from being found.
+fn paths_of<P: PageStore>(fs: &Fs<P>, hits: &mut Vec<Hit>, scope: Ino, dir: Ino) -> SessionResult<Paths> {
     let mut strings = Vec::new();
     let mut known = HashMap::new();
     let mut places = Vec::with_capacity(hits.len());
-    let mut path = [0; 4096];
-    for hit in hits {
+    let mut path = [0; VEXFS_PATH_BYTES_MAX as usize];
+    for hit in &*hits {
         let place = match known.get(&hit.ino) {
             Some(place) => *place,
             None => {
-                let len = fs
-                    .search_path(hit.ino, scope, dir, &mut path)
-                    .map_err(|e| SessionError::about(e, format!("the path of inode {}", hit.ino.0)))?;
-                let place = (strings.len() as u32, len as u32);
-                strings.extend_from_slice(path.get(..len).unwrap_or_default());
+                let place = match fs.search_path(hit.ino, scope, dir, &mut path) {
+                    Ok(len) => {
+                        let place = (strings.len() as u32, len as u32);
+                        strings.extend_from_slice(path.get(..len).unwrap_or_default());
+                        Some(place)
+                    }
+                    Err(Error::Range) => None,
+                    Err(e) => {
+                        return Err(SessionError::about(e, format!("the path of inode {}", hit.ino.0)));
+                    }
+                };
                 known.insert(hit.ino, place);
                 place
             }
         };
         places.push(place);
     }
-    Ok(Paths { strings, places })
+    let mut found = places.iter().map(Option::is_some);
+    hits.retain(|_| found.next() == Some(true));
+    Ok(Paths { strings, places: places.into_iter().flatten().collect() })
 }
 
 impl Found {

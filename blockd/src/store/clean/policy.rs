@@ -32,6 +32,12 @@ pub struct View<'a> {
     pub target: u32,
     /// The next use of a segment: the present, for ages.
     pub now_use_seq: u64,
+    /// Writers wait: whatever gains most now.
+    pub urgent: bool,
+    /// Data pages that the cold stream has room for.
+    pub room_pages: u64,
+    /// Pages that every checkpoint writes anew, whatever its leaves.
+    pub checkpoint_pages: u64,
 }
 
 /// Chooses.
@@ -45,7 +51,8 @@ pub fn choose(state: View<'_>) -> Choice {
         return Choice::Checkpoint;
     }
     let best = closed()
-        .filter(|(_, s)| !s.damaged && s.live() > 0 && gain_pages(s, state.segment_pages) > 0)
+        .filter(|(_, s)| !s.damaged && s.live() > 0 && gain_pages(s, &state) > 0)
+        .filter(|(_, s)| s.stream == Stream::Meta || u64::from(s.live()) <= state.room_pages)
         .max_by(|(_, a), (_, b)| score(a, &state).total_cmp(&score(b, &state)));
     match best {
         Some((i, s)) if s.stream == Stream::Meta => Choice::Meta(i),
@@ -56,13 +63,23 @@ pub fn choose(state: View<'_>) -> Choice {
 }
 
 /// Pages gained: what the segment has, less what its live pages take elsewhere with their headers.
-fn gain_pages(s: &Segment, segment_pages: u32) -> i64 {
+fn gain_pages(s: &Segment, state: &View<'_>) -> i64 {
     let live = i64::from(s.live());
-    i64::from(segment_pages) - 2 - live - live.div_euclid(100) - 1
+    let overhead = match s.stream {
+        // Else checkpoints could go on for ever, each leaving as much behind as it empties.
+        Stream::Meta => i64::try_from(state.checkpoint_pages).unwrap_or(i64::MAX),
+        Stream::User | Stream::Cold => live.div_euclid(100) + 1,
+    };
+    (i64::from(state.segment_pages) - 2 - live).saturating_sub(overhead)
 }
 
+/// The age counts only while there is time: with the last free segments to move in, old but fuller ones
+/// would fill them up before a single one is empty.
 fn score(s: &Segment, state: &View<'_>) -> f64 {
     let u = f64::from(s.live()) / f64::from(state.segment_pages);
+    if state.urgent {
+        return 1.0 - u;
+    }
     let age = state.now_use_seq.saturating_sub(s.use_seq) as f64 + 1.0;
     (1.0 - u) * age / (1.0 + u)
 }
@@ -76,7 +93,16 @@ mod tests {
     }
 
     fn view(segments: &[Segment], free: u32) -> View<'_> {
-        View { segments, segment_pages: 100, free, target: 5, now_use_seq: 50 }
+        View {
+            segments,
+            segment_pages: 100,
+            free,
+            target: 5,
+            now_use_seq: 50,
+            urgent: false,
+            room_pages: 1000,
+            checkpoint_pages: 3,
+        }
     }
 
     #[test]

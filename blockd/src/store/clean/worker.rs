@@ -16,6 +16,7 @@ use crate::store::format::record::{Entry, Record};
 use crate::store::format::{Loc, page_crc};
 use crate::store::log::{Job, Op};
 use crate::store::map::Maps;
+use crate::store::space::Taker;
 use crate::volume::worker::{Internal, InternalSender};
 
 /// Pages moved by one job.
@@ -163,13 +164,20 @@ impl Cleaner {
     pub(crate) fn choose(&self, urgent: bool) -> Choice {
         let maps = self.shared.maps.read();
         let low = low_segments(&self.shared);
-        let target = if urgent { low + 2 } else { low + low / 2 };
+        let mut target = low + low / 2;
+        if urgent {
+            // What a waiting writer needs, and a little more.
+            target = low.max(self.shared.keep_segments(&maps, Taker::Users)) + 2;
+        }
         choose(View {
             segments: maps.segments.all(),
             segment_pages: self.shared.geometry.segment_pages,
             free: maps.segments.free_count(),
             target,
             now_use_seq: maps.segments.all().iter().map(|s| s.use_seq).max().unwrap_or(0),
+            urgent,
+            room_pages: self.shared.cold_room_pages(&maps),
+            checkpoint_pages: self.shared.payload_pages(&maps) + 1,
         })
     }
 
@@ -187,7 +195,14 @@ impl Cleaner {
                 let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
                 let before = use_seq(&self.shared.maps.read());
                 match self.read_live(segment) {
-                    Ok(jobs) if jobs.is_empty() => Work::Skip,
+                    Ok(jobs) if jobs.is_empty() => {
+                        // All died meanwhile, or (a hostile image) the count never was true: not chosen again.
+                        let mut maps = self.shared.maps.write();
+                        if use_seq(&maps) == before {
+                            maps.segments.mark_damaged(segment);
+                        }
+                        Work::Skip
+                    }
                     Ok(jobs) => Work::Jobs(jobs),
                     Err(why) => {
                         let mut maps = self.shared.maps.write();

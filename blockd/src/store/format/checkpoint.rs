@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::record::SessionState;
 use super::segment::Stream;
-use super::{Cursor, Loc, Malformed, Mapping, block_crc, check, check_zero};
+use super::{Cursor, Loc, Malformed, Mapping, block_crc, check, check_counter, check_zero};
 
 /// First bytes of a root page.
 pub const MAGIC: [u8; 8] = *b"VEXFSCPT";
@@ -173,6 +173,13 @@ impl Root {
         check("checkpoint crc32c", block_crc(page, 8), disk.crc.get())?;
         check_zero("checkpoint reserved bytes", &disk.reserved)?;
         check("checkpoint reserved bytes", 0u32, disk.reserved0.get())?;
+        check_counter("generation of the checkpoint", disk.generation.get())?;
+        check_counter("next sequence of the checkpoint", disk.next_seq.get())?;
+        check_counter("next use number of the checkpoint", disk.next_use_seq.get())?;
+        check_counter("epoch of the checkpoint", disk.epoch.get())?;
+        if disk.next_seq.get() == 0 {
+            return Err(Malformed { what: "next sequence of the checkpoint", expected: 1, found: 0 });
+        }
         let run_count = disk.run_count.get() as usize;
         if run_count > RUNS_MAX {
             return Err(Malformed {
@@ -295,6 +302,10 @@ impl Payload {
             let stream = u8::try_from(code).ok().and_then(Stream::from_code);
             if stream.is_none() && code != 0 {
                 return Err(Malformed { what: "stream in the segment table", expected: 0, found: code });
+            }
+            if live_pages > used_pages {
+                let (expected, found) = (u64::from(used_pages), u64::from(live_pages));
+                return Err(Malformed { what: "live pages of a segment", expected, found });
             }
             payload.segments.push(SegmentUsage { stream, used_pages, live_pages, use_seq });
         }

@@ -35,6 +35,13 @@ pub(crate) fn check(
     if expected == found { Ok(()) } else { Err(Malformed { what, expected, found }) }
 }
 
+/// Counters grow by ones and thousands from 1: no real one comes near this, and sums below it are safe.
+const COUNTER_MAX: u64 = 1 << 62;
+
+pub(crate) fn check_counter(what: &'static str, found: u64) -> Result<(), Malformed> {
+    if found < COUNTER_MAX { Ok(()) } else { Err(Malformed { what, expected: COUNTER_MAX, found }) }
+}
+
 pub(crate) fn check_zero(what: &'static str, bytes: &[u8]) -> Result<(), Malformed> {
     match bytes.iter().find(|&&b| b != 0) {
         None => Ok(()),

@@ -14,7 +14,7 @@ use layout::addr::PAGE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Cursor, Loc, Malformed, block_crc, check, check_zero};
+use super::{Cursor, Loc, Malformed, block_crc, check, check_counter, check_zero};
 
 /// First bytes of a record.
 pub const MAGIC: [u8; 8] = *b"VEXFSREC";
@@ -337,6 +337,8 @@ impl Record {
         check("record header crc32c", block_crc(page, 8), disk.crc.get())?;
         check("unknown record flags", 0u32, disk.flags.get() & !FLAGS_KNOWN)?;
         check("record reserved bytes", 0u32, disk.reserved.get())?;
+        check_counter("record sequence", disk.seq.get())?;
+        check_counter("use number of the segment after a record", disk.next_use_seq.get())?;
         let entry_bytes = disk.entry_bytes.get() as usize;
         let Some((entry_area, tail)) = rest.split_at_checked(entry_bytes) else {
             let (expected, found) = (ENTRY_BYTES_MAX as u64, entry_bytes as u64);
@@ -525,5 +527,7 @@ mod tests {
         refused(104, &[0xff, 0xff]); // more entries than the page holds
         refused(100, &[200]); // data pages that no entry names
         refused(12, &[0x80]); // an unknown flag
+        refused(48, &[0xff; 8]); // a sequence that nothing can follow
+        refused(88, &[0xff; 8]); // a use number that nothing can follow
     }
 }

@@ -7,7 +7,7 @@ use layout::addr::PAGE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Geometry, Malformed, VERSION, block_crc, check, check_zero};
+use super::{Geometry, Malformed, VERSION, block_crc, check, check_counter, check_zero};
 use crate::device::VolumeKind;
 
 /// First bytes of a slot.
@@ -146,6 +146,12 @@ impl Superblock {
             KIND_RAW => VolumeKind::Raw,
             other => return Err(Malformed { what: "volume kind", expected: 1, found: u64::from(other) }),
         };
+        check_counter("superblock generation", disk.generation.get())?;
+        if disk.incarnation.get() >= u64::from(u32::MAX) {
+            // Session numbers have 32 bits for it.
+            let (expected, found) = (u64::from(u32::MAX), disk.incarnation.get());
+            return Err(Malformed { what: "count of starts", expected, found });
+        }
         let geometry = Geometry { segment_pages: disk.segment_pages.get(), segments: disk.segments.get() };
         if !(16..=65536).contains(&geometry.segment_pages) {
             let found = u64::from(geometry.segment_pages);

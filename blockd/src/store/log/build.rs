@@ -14,7 +14,7 @@ use crate::store::format::record::{
     Entry, EntryList, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, Record, SessionState,
 };
 use crate::store::format::segment::{SegmentHeader, Stream};
-use crate::store::space::{CLEANER_SEGMENTS, Class};
+use crate::store::space::{Class, Taker};
 
 impl Log {
     fn lane(&mut self, stream: Stream) -> &mut VecDeque<Job> {
@@ -48,17 +48,34 @@ impl Log {
                     return progress;
                 }
             }
+            if stream == Stream::User {
+                self.user_stalled = !urgent && !self.may_take_data();
+                if self.user_stalled {
+                    return progress;
+                }
+            }
             self.build_record(stream, last);
             progress = true;
         }
         progress
     }
 
+    /// Whether users' data may go into the head. A start took it whatever was left, and records without data
+    /// may dig deeper: before anything that stays is written there, the next start must be possible too.
+    fn may_take_data(&mut self) -> bool {
+        if !self.user_takes_data {
+            let maps = self.shared.maps.read();
+            self.user_takes_data =
+                maps.segments.free_count() >= self.shared.keep_segments(&maps, Taker::Users);
+        }
+        self.user_takes_data
+    }
+
     /// Jobs that change nothing (a flush behind other jobs) need no record.
     fn finish_bare_jobs(&mut self, stream: Stream) -> bool {
         let mut progress = false;
         while let Some(job) = self.lane(stream).front() {
-            if !job.ops.is_empty() || job.rollback || job.commit || job.session.is_some() {
+            if !job.is_bare() {
                 break;
             }
             let Some(job) = self.lane(stream).pop_front() else { break };
@@ -76,7 +93,11 @@ impl Log {
 
     fn build_record(&mut self, stream: Stream, last: u32) {
         let head = *self.head(stream);
-        let pages_max = (last - u32::from(head.at.offset) - 1).min(RECORD_PAGES_MAX);
+        let mut pages_max = (last - u32::from(head.at.offset) - 1).min(RECORD_PAGES_MAX);
+        if stream == Stream::User && !self.user_takes_data {
+            // A commit's one page may.
+            pages_max = u32::from(self.user.front().is_some_and(|job| job.class == Class::Commit));
+        }
         let mut list = EntryList::default();
         let mut chunks = Vec::new();
         let mut acks = Vec::new();
@@ -114,7 +135,7 @@ impl Log {
     }
 
     /// The session state of the last record built.
-    fn record_session(&self) -> SessionState {
+    pub(super) fn record_session(&self) -> SessionState {
         self.in_flight
             .back()
             .map_or_else(|| self.shared.maps.read().session.clone(), |f| f.record.session.clone())
@@ -187,19 +208,25 @@ impl Log {
         }
     }
 
-    /// Ends the stream's segment with a link to a new one; false if there is none to be had.
+    /// Ends the stream's segment with a link to a new one; false if there is none to be had. Users' records
+    /// that make space may use what is kept for the cleaner.
     fn roll(&mut self, stream: Stream, urgent: bool) -> bool {
         let session = self.record_session();
         let use_seq = self.next_use_seq;
         let taken = {
             let mut maps = self.shared.maps.write();
-            let mut keep = self.shared.checkpoint_segments(&maps);
-            if !urgent {
-                keep += CLEANER_SEGMENTS;
-            }
+            let taker = match stream {
+                Stream::User if urgent => Taker::Freeing,
+                Stream::User => Taker::Users,
+                Stream::Cold | Stream::Meta => Taker::Cleaner,
+            };
+            let keep = self.shared.keep_segments(&maps, taker);
             if maps.segments.free_count() > keep { maps.segments.take(stream, use_seq) } else { None }
         };
         let Some(segment) = taken else { return false };
+        if stream == Stream::User {
+            self.user_takes_data = !urgent;
+        }
         self.next_use_seq += 1;
         let old = self.head(stream).at.segment;
         self.write_record(

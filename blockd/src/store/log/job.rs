@@ -93,6 +93,11 @@ impl Job {
             done,
         }
     }
+
+    /// Changes nothing (a flush behind other jobs): it needs no record.
+    pub(super) fn is_bare(&self) -> bool {
+        self.ops.is_empty() && !self.rollback && !self.commit && self.session.is_none()
+    }
 }
 
 /// Moves as much of a job as fits into the record: whether nothing of it is left, and how many

@@ -76,6 +76,8 @@ pub struct Log {
     pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
+    /// The users' head was begun with enough segments left.
+    user_takes_data: bool,
     user_stalled: bool,
     cold_stalled: bool,
     reclaim_tried: u64,
@@ -118,6 +120,7 @@ impl Log {
             discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
+            user_takes_data: false,
             user_stalled: false,
             cold_stalled: false,
             reclaim_tried: 0,
@@ -196,7 +199,14 @@ impl Log {
                 progress |= self.build(Stream::User);
                 self.queue.submit();
             }
-            if !progress && !self.refuse_cold() {
+            if progress {
+                continue;
+            }
+            // A lane that just found no room first has what is dead reclaimed.
+            if self.failed.is_none() && self.in_flight.is_empty() && self.checkpoint_due() {
+                continue;
+            }
+            if !self.refuse_cold() {
                 return;
             }
         }

@@ -58,22 +58,28 @@ impl Log {
         }
     }
 
-    /// The cleaner found nothing to gain: users' jobs that wait for space can't have it.
+    /// The cleaner found nothing to gain: users' jobs that wait for space can't have it. Those without data
+    /// go on waiting only while there are others to refuse first: nobody may wait for ever.
     pub fn refuse_stalled(&mut self) {
         // What died since the cleaner looked may be enough, once a checkpoint has freed it.
         if !self.user_stalled || self.checkpoint_due() {
             return;
         }
         tracing::warn!("no space left in the image, and nothing to clean");
+        let pages = |job: &Job| job.ops.iter().map(Op::pages).sum::<u64>();
+        let all = self.user.iter().all(|job| pages(job) == 0);
         for job in std::mem::take(&mut self.user) {
-            let pages = job.ops.iter().map(Op::pages).sum::<u64>();
-            if pages == 0 {
+            if if all { job.is_bare() } else { pages(&job) == 0 } {
                 self.user.push_back(job);
                 continue;
             }
-            self.pending_pages -= pages;
+            self.pending_pages = self.pending_pages.saturating_sub(pages(&job));
             (job.done)(Err(IoError::NoSpace));
         }
+        // What was refused changes neither the session nor the count of commits.
+        self.given_epoch = self.built_epoch + self.user.iter().filter(|job| job.commit).count() as u64;
+        let given = self.user.iter().rev().find_map(|job| job.session.clone());
+        self.session = given.unwrap_or_else(|| self.record_session());
         self.user_stalled = false;
     }
 
@@ -84,7 +90,7 @@ impl Log {
             if pages <= self.shared.available_pages(&maps, self.pending_pages, job.class) {
                 return true;
             }
-            let used = maps.segments.data_live() + 2 * maps.segments.meta_live();
+            let used = self.shared.used_pages(&maps);
             tracing::debug!(pages, used, pending = self.pending_pages, "no room for new pages");
             drop(maps);
             self.count_new_pages(job)

@@ -130,6 +130,13 @@ impl SegmentTable {
         }
     }
 
+    /// The segment is the head of its stream again.
+    pub fn reopen(&mut self, segment: u32) {
+        if let Some(s) = self.segments.get_mut(segment as usize) {
+            s.state = State::Open;
+        }
+    }
+
     /// Never to be cleaned.
     pub fn mark_damaged(&mut self, segment: u32) {
         if let Some(s) = self.segments.get_mut(segment as usize) {
@@ -158,7 +165,7 @@ impl SegmentTable {
             && s.live_base > 0
         {
             s.live_base -= 1;
-            self.data_live -= 1;
+            self.data_live = self.data_live.saturating_sub(1);
         }
     }
 
@@ -176,7 +183,7 @@ impl SegmentTable {
             && s.live_open > 0
         {
             s.live_open -= 1;
-            self.data_live -= 1;
+            self.data_live = self.data_live.saturating_sub(1);
         }
     }
 
@@ -187,7 +194,9 @@ impl SegmentTable {
         }
         self.meta_live = 0;
         for loc in pages {
-            if let Some(s) = self.segments.get_mut(loc.segment as usize) {
+            if let Some(s) = self.segments.get_mut(loc.segment as usize)
+                && s.stream == Stream::Meta
+            {
                 s.live_base += 1;
                 self.meta_live += 1;
             }

@@ -66,6 +66,22 @@ fn every_directory_on_the_way_must_be_searchable() {
 }
 
 #[test]
+fn a_path_longer_than_a_request_may_have_hides_no_other_hit() {
+    let (files, dir) = collection(2, "f32", "l2");
+    file(&files, dir, "near");
+    put_at(&files, dir, "near", 2.0);
+    let mut deep = dir;
+    let name = "d".repeat(250);
+    for _ in 0..20 {
+        deep = make(&files, deep, &name, Kind::Dir, ALICE, 0o755);
+    }
+    make(&files, deep, "f", Kind::File, ALICE, 0o644);
+    put_at(&files, deep, "f", 1.0);
+    assert_eq!(found(&files, dir, 5, BOB), ["near"]);
+    assert_eq!(found(&files, deep, 5, BOB), ["f"]);
+}
+
+#[test]
 fn classes_of_permission_bits_do_not_add_up() {
     let (files, dir) = collection(2, "f32", "l2");
     let f = make(&files, dir, "f", Kind::File, ALICE, 0o044);
