@@ -1,5 +1,6 @@
 //! One connection: requests in, replies out, in the order of completion.
 
+use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,11 @@ use crate::nbd::proto::reply::{SIMPLE_REPLY_BYTES, SimpleReply};
 use crate::nbd::proto::request::{REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Frame, Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
+
+/// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
+const READ_HERE_BYTES_MAX: usize = 128 << 10;
+/// Requests given to the device's threads after the client was seen to send more than one at a time.
+const REQUESTS_DEEP: u32 = 256;
 
 /// A reply on its way; its share of the budget goes back when it is written.
 struct Reply {
@@ -104,6 +110,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
         outbox,
         budget: budget(&shared.limits),
         reader: std::thread::current().id(),
+        deep: Cell::new(0),
     };
     match connection.transmit(&mut receiver) {
         Ok(()) => {}
@@ -158,6 +165,8 @@ struct Connection<'a> {
     outbox: Arc<Outbox<Reply>>,
     budget: Arc<Budget>,
     reader: ThreadId,
+    /// So many more requests are surely not the client's only one at a time.
+    deep: Cell<u32>,
 }
 
 impl Connection<'_> {
@@ -210,14 +219,31 @@ impl Connection<'_> {
             // It may take long inside `submit`; finished replies do not wait for it.
             self.outbox.flush();
         }
+        let here = self.only_request(receiver, &op, &permit);
         let outbox = Arc::clone(&self.outbox);
         let (request, reader) = (*request, self.reader);
-        self.device.submit(
-            self.client,
-            op,
-            Box::new(move |result| complete(&outbox, &request, result, permit, reader)),
-        );
+        let done = Box::new(move |result| complete(&outbox, &request, result, permit, reader));
+        if here {
+            self.device.submit_here(self.client, op, done);
+            // Asked before the reply goes out: whatever is there was sent without waiting for it.
+            if rustix::io::ioctl_fionread(receiver.stream()).is_ok_and(|bytes| bytes > 0) {
+                self.deep.set(REQUESTS_DEEP);
+            }
+        } else {
+            self.device.submit(self.client, op, done);
+        }
         Ok(())
+    }
+
+    /// Whether this is a small read of a client that sends one request at a time: this thread would only wait
+    /// for its end, so it may as well carry it out.
+    fn only_request(&self, receiver: &Receiver<&UnixStream>, op: &IoOp, permit: &Permit) -> bool {
+        if self.deep.get() > 0 {
+            self.deep.set(self.deep.get() - 1);
+            return false;
+        }
+        let small = matches!(op, IoOp::Read { buf, .. } if buf.len() <= READ_HERE_BYTES_MAX);
+        small && receiver.buffered() == 0 && permit.is_alone()
     }
 
     /// Answers a request that is not taken, and skips its payload.
