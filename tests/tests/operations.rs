@@ -78,6 +78,35 @@ fn space_comes_back_when_files_go() {
     mount.unmount();
 }
 
+/// Without a commit between: what the last commit holds, the deletions and the new files must all find room.
+#[test]
+fn a_full_volume_can_be_emptied_and_filled_again_at_once() {
+    let stage = Stage::vexfs(64);
+    let mount = stage.mount();
+    let directory = mount.join("many");
+    let content: Vec<u8> = (0..6000u32).map(|i| (i * i >> 3) as u8).collect();
+    let part = |number: usize| &content[..1 + number * 37 % 6000];
+    for _ in 0..4 {
+        fs::create_dir(&directory).unwrap();
+        let path = |number: usize| directory.join(number.to_string());
+        let full = |number: &usize| {
+            let result = fs::write(path(*number), part(*number));
+            result.is_err_and(|e| {
+                assert_eq!(e.raw_os_error(), Some(libc::ENOSPC));
+                true
+            })
+        };
+        let count = (0..100_000).find(full).expect("the volume is full at some time");
+        assert!(count > 4000, "full after {count} small files");
+        File::open(&directory).unwrap().sync_all().unwrap();
+        for number in 0..count {
+            assert_eq!(fs::read(path(number)).unwrap(), part(number), "file {number}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
+    }
+    mount.unmount();
+}
+
 #[test]
 fn a_directory_can_be_read_while_it_changes() {
     let stage = Stage::vexfs(256);

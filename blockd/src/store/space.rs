@@ -50,6 +50,22 @@ pub fn capacity_pages(geometry: Geometry) -> u64 {
     segments.saturating_sub(reserve) * (usable - usable.div_ceil(PAGES_PER_HEADER + 1))
 }
 
+/// Pages that a volume of this kind may fill.
+///
+/// A VexFS volume keeps some segments more: its open epoch stands beside what it replaces and makes checkpoints larger, and
+/// segments that are nearly full of live pages give nothing to the cleaner. Without them the commit that would free
+/// space can find none.
+pub fn volume_capacity_pages(kind: VolumeKind, geometry: Geometry) -> u64 {
+    let all = capacity_pages(geometry);
+    match kind {
+        VolumeKind::Raw => all,
+        VolumeKind::VexFs => {
+            let more = u64::from((geometry.segments / 32).min(8));
+            all.saturating_sub(more * (u64::from(geometry.segment_pages) - 2))
+        }
+    }
+}
+
 /// Pages kept for metadata, so that files can be deleted when data is refused.
 fn metadata_reserve_pages(capacity: u64) -> u64 {
     (capacity / 50).clamp(16, 4096)
@@ -63,7 +79,7 @@ fn open_leaves(maps: &Maps) -> u64 {
 impl Shared {
     /// Pages that can still be filled by a class of writes; `pending_pages` are under way.
     pub fn available_pages(&self, maps: &Maps, pending_pages: u64, class: Class) -> u64 {
-        let capacity = capacity_pages(self.geometry);
+        let capacity = volume_capacity_pages(self.kind, self.geometry);
         let reserve = match class {
             Class::Data => metadata_reserve_pages(capacity),
             Class::Metadata => COMMIT_RESERVE_PAGES,
@@ -97,11 +113,27 @@ impl Shared {
 
     /// Segments that a checkpoint would need now.
     fn checkpoint_segments(&self, maps: &Maps) -> u32 {
+        self.next_checkpoint_pages(maps).div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
+    }
+
+    /// Segments that a checkpoint of all leaves would need now.
+    pub fn full_checkpoint_segments(&self, maps: &Maps) -> u32 {
+        let clean = maps.base.leaf_count().saturating_sub(maps.base.dirty_count()) as u64;
+        let pages = self.next_checkpoint_pages(maps) + clean;
+        pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
+    }
+
+    /// Whole segments that a checkpoint would fill now.
+    pub fn segments_checkpoint_fills(&self, maps: &Maps) -> u32 {
+        (self.next_checkpoint_pages(maps) / (u64::from(self.geometry.segment_pages) - 1)) as u32
+    }
+
+    /// Pages that a checkpoint would write now.
+    pub fn next_checkpoint_pages(&self, maps: &Maps) -> u64 {
         // A leaf of scattered pages is split when it is written; one that is has 253 entries at least.
         let dirty = maps.base.dirty_count() as u64;
         let split = dirty.min(maps.segments.data_live() / 253);
-        let pages = dirty + split + 2 * open_leaves(maps) + self.payload_pages(maps) + 1;
-        pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
+        dirty + split + 2 * open_leaves(maps) + self.payload_pages(maps) + 1
     }
 
     /// Data pages that the cleaner's stream can still take.
@@ -113,6 +145,25 @@ impl Shared {
         let more = maps.segments.free_count().saturating_sub(self.keep_segments(maps, Taker::Cleaner));
         let pages = u64::from(in_head) + u64::from(more) * u64::from(usable);
         pages - pages.div_ceil(PAGES_PER_HEADER + 1)
+    }
+
+    /// How things stand, for the log line of a refusal.
+    pub fn describe_space(&self, maps: &Maps) -> String {
+        let closed = || maps.segments.all().iter().filter(|s| s.state == State::Closed);
+        let least = closed().filter(|s| s.stream != Stream::Meta).map(Segment::live).min().unwrap_or(0);
+        format!(
+            "{} of {} segments free, {} kept from users and {} from the cleaner; {} live pages, {} of the last checkpoint, {} dirty \
+             leaves, {} pages of the open epoch; the emptiest segment has {least} live pages, there is room to move {}",
+            maps.segments.free_count(),
+            self.geometry.segments,
+            self.keep_segments(maps, Taker::Users),
+            self.keep_segments(maps, Taker::Cleaner),
+            maps.segments.data_live(),
+            maps.segments.meta_live(),
+            maps.base.dirty_count(),
+            maps.overlay.page_count(),
+            self.cold_room_pages(maps)
+        )
     }
 
     /// Pages of a checkpoint's payload.

@@ -11,7 +11,7 @@ use super::Core;
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::map::Maps;
-use crate::store::space::{Class, capacity_pages};
+use crate::store::space::{Class, volume_capacity_pages};
 
 /// Status flag: the backing is read-only.
 const STATUS_READ_ONLY: u32 = 1;
@@ -33,7 +33,7 @@ pub(super) fn status(core: &Core, page: &mut [u8]) {
         session: session.into(),
         epoch: maps.epoch.into(),
         incarnation: core.incarnation.into(),
-        capacity_pages: capacity_pages(core.store.geometry).into(),
+        capacity_pages: volume_capacity_pages(core.store.kind, core.store.geometry).into(),
         used_pages: maps.segments.data_live().into(),
         available_pages: core.store.available_pages(&maps, pending, Class::Data).into(),
         reserved: [0; 4016],

@@ -15,6 +15,8 @@ pub enum Choice {
     Data(u32),
     /// Have the next checkpoint write this segment's leaves elsewhere.
     Meta(u32),
+    /// Have the next checkpoint write all leaves anew: they are spread thinly over many segments.
+    AllMeta,
     /// Segments wait only for a checkpoint.
     Checkpoint,
 }
@@ -36,8 +38,12 @@ pub struct View<'a> {
     pub urgent: bool,
     /// Data pages that the cold stream has room for.
     pub room_pages: u64,
-    /// Pages that every checkpoint writes anew, whatever its leaves.
+    /// Pages that the next checkpoint writes besides leaves that it is asked to move.
     pub checkpoint_pages: u64,
+    /// Segments that a checkpoint of all leaves would need.
+    pub full_checkpoint_segments: u32,
+    /// Segments that the next checkpoint fills: they are empty after the one that follows it.
+    pub checkpoint_segments: u32,
 }
 
 /// Chooses.
@@ -46,9 +52,19 @@ pub fn choose(state: View<'_>) -> Choice {
         return Choice::Nothing;
     }
     let closed = || (0u32..).zip(state.segments).filter(|(_, s)| s.state == State::Closed);
+    // The segments of the last checkpoint but one are empty, and the next takes as many: no gain, and cleaning
+    // would never begin.
     let empty = closed().filter(|(_, s)| s.live() == 0).count() as u32;
+    let empty = empty.saturating_sub(state.checkpoint_segments);
     if empty > 0 && (state.free + empty >= state.target || empty >= 2) {
         return Choice::Checkpoint;
+    }
+    let spread = closed().filter(|(_, s)| s.stream == Stream::Meta && s.live() > 0).count() as u32;
+    if state.urgent
+        && spread >= state.full_checkpoint_segments.saturating_add(3)
+        && state.free > state.full_checkpoint_segments
+    {
+        return Choice::AllMeta;
     }
     let best = closed()
         .filter(|(_, s)| !s.damaged && s.live() > 0 && gain_pages(s, &state) > 0)
@@ -102,6 +118,8 @@ mod tests {
             urgent: false,
             room_pages: 1000,
             checkpoint_pages: 3,
+            checkpoint_segments: 0,
+            full_checkpoint_segments: 1,
         }
     }
 
@@ -145,5 +163,23 @@ mod tests {
         assert_eq!(choose(view(&[empty, empty], 1)), Choice::Checkpoint);
         assert_eq!(choose(view(&[empty, segment(State::Closed, Stream::Meta, 9, 1)], 1)), Choice::Meta(1));
         assert_eq!(choose(view(&[empty], 4)), Choice::Checkpoint);
+    }
+
+    #[test]
+    fn what_a_checkpoint_frees_and_takes_again_is_no_reason_for_one() {
+        let empty = segment(State::Closed, Stream::Meta, 0, 1);
+        let segments = [empty, empty, segment(State::Closed, Stream::User, 50, 1)];
+        assert_eq!(choose(view(&segments, 1)), Choice::Checkpoint);
+        assert_eq!(choose(View { checkpoint_segments: 2, ..view(&segments, 1) }), Choice::Data(2));
+        assert_eq!(choose(View { checkpoint_segments: 2, ..view(&segments[..2], 1) }), Choice::Nothing);
+    }
+
+    #[test]
+    fn leaves_spread_over_many_segments_are_gathered_when_writers_wait() {
+        let segments = [segment(State::Closed, Stream::Meta, 80, 1); 4];
+        let urgent = View { urgent: true, checkpoint_pages: 100, ..view(&segments, 2) };
+        assert_eq!(choose(urgent), Choice::AllMeta);
+        assert_eq!(choose(View { free: 1, ..urgent }), Choice::Nothing, "no room for that checkpoint");
+        assert_eq!(choose(View { full_checkpoint_segments: 2, free: 3, ..urgent }), Choice::Nothing);
     }
 }

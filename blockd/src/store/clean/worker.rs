@@ -10,12 +10,14 @@ use parking_lot::{Condvar, Mutex};
 
 use super::policy::{Choice, View, choose};
 use crate::buf::AlignedBuf;
-use crate::device::IoError;
+use crate::device::{IoError, VolumeKind};
 use crate::store::Shared;
 use crate::store::format::record::{Entry, Record};
+use crate::store::format::segment::Stream;
 use crate::store::format::{Loc, page_crc};
 use crate::store::log::{Job, Op};
 use crate::store::map::Maps;
+use crate::store::map::segments::Segment;
 use crate::store::space::Taker;
 use crate::volume::worker::{Internal, InternalSender};
 
@@ -72,6 +74,24 @@ pub struct Cleaner {
     shared: Arc<Shared>,
 }
 
+/// What tells whether a checkpoint gained anything, whoever took segments meanwhile.
+#[derive(Clone, Copy)]
+struct Standing {
+    free: u32,
+    /// Segments that users and the cleaner took since the start.
+    data_uses: u64,
+}
+
+impl Standing {
+    fn of(maps: &Maps) -> Self {
+        Standing { free: maps.segments.free_count(), data_uses: maps.segments.data_uses() }
+    }
+
+    fn gained_since(self, before: Standing) -> bool {
+        u64::from(self.free) + self.data_uses > u64::from(before.free) + before.data_uses
+    }
+}
+
 /// Pages of a segment that are alive.
 struct Live {
     page: u64,
@@ -121,6 +141,8 @@ impl Cleaner {
 
     /// Cleans until enough is free or nothing is gained.
     fn clean(&self, link: &CleanerLink, log: &InternalSender, bytes_per_s: u64, mut urgent: bool) {
+        // How things stood before the last checkpoint, if nothing was moved since.
+        let mut before_checkpoint: Option<Standing> = None;
         loop {
             let signal = link.state.0.lock();
             urgent |= signal.urgent;
@@ -132,8 +154,15 @@ impl Cleaner {
             let done = Box::new(move |result| {
                 let _ = send.send(result);
             });
-            let choice = self.choose(urgent);
-            let result = match self.carry_out(choice) {
+            let mut choice = self.choose(urgent, true);
+            let standing = Standing::of(&self.shared.maps.read());
+            if choice == Choice::Checkpoint && before_checkpoint.is_some_and(|b| !standing.gained_since(b)) {
+                // A checkpoint takes segments too, and the last one took all that it freed.
+                choice = self.choose(urgent, false);
+            }
+            before_checkpoint = (choice == Choice::Checkpoint).then_some(standing);
+            let work = self.carry_out(choice);
+            let result = match work {
                 Work::Nothing => {
                     if urgent {
                         log.send(Internal::NothingToClean);
@@ -160,8 +189,8 @@ impl Cleaner {
         }
     }
 
-    /// Asks the policy.
-    pub(crate) fn choose(&self, urgent: bool) -> Choice {
+    /// Asks the policy; without `checkpoints`, as if nothing were to be had from one alone.
+    pub(crate) fn choose(&self, urgent: bool, checkpoints: bool) -> Choice {
         let maps = self.shared.maps.read();
         let low = low_segments(&self.shared);
         let mut target = low + low / 2;
@@ -169,6 +198,18 @@ impl Cleaner {
             // What a waiting writer needs, and a little more.
             target = low.max(self.shared.keep_segments(&maps, Taker::Users)) + 2;
         }
+        // A raw volume has no open epoch: its checkpoints are small, and what they take hardly counts.
+        let epochs = self.shared.kind == VolumeKind::VexFs;
+        let checkpoint_pages = if epochs {
+            self.shared.next_checkpoint_pages(&maps)
+        } else {
+            self.shared.payload_pages(&maps) + 1
+        };
+        let checkpoint_segments = match (checkpoints, epochs) {
+            (false, _) => u32::MAX,
+            (true, true) => self.shared.segments_checkpoint_fills(&maps),
+            (true, false) => 0,
+        };
         choose(View {
             segments: maps.segments.all(),
             segment_pages: self.shared.geometry.segment_pages,
@@ -177,7 +218,13 @@ impl Cleaner {
             now_use_seq: maps.segments.all().iter().map(|s| s.use_seq).max().unwrap_or(0),
             urgent,
             room_pages: self.shared.cold_room_pages(&maps),
-            checkpoint_pages: self.shared.payload_pages(&maps) + 1,
+            checkpoint_pages,
+            checkpoint_segments,
+            full_checkpoint_segments: if epochs {
+                self.shared.full_checkpoint_segments(&maps)
+            } else {
+                u32::MAX - 3
+            },
         })
     }
 
@@ -191,6 +238,19 @@ impl Cleaner {
             Choice::Nothing => Work::Nothing,
             Choice::Checkpoint => Work::Checkpoint,
             Choice::Meta(segment) => self.empty_meta(segment),
+            Choice::AllMeta => {
+                let spread = |s: &Segment| s.stream == Stream::Meta && s.live() > 0;
+                let metas: Vec<u32> = {
+                    let maps = self.shared.maps.read();
+                    (0u32..).zip(maps.segments.all()).filter(|(_, s)| spread(s)).map(|(i, _)| i).collect()
+                };
+                for segment in metas {
+                    if !matches!(self.empty_meta(segment), Work::Checkpoint) {
+                        return Work::Skip;
+                    }
+                }
+                Work::Checkpoint
+            }
             Choice::Data(segment) => {
                 let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
                 let before = use_seq(&self.shared.maps.read());

@@ -65,7 +65,8 @@ impl Log {
         if !self.user_stalled || self.checkpoint_due() {
             return;
         }
-        tracing::warn!("no space left in the image, and nothing to clean");
+        let space = self.shared.describe_space(&self.shared.maps.read());
+        tracing::warn!("no space left in the image, and nothing to clean ({space})");
         let pages = |job: &Job| job.ops.iter().map(Op::pages).sum::<u64>();
         let all = self.user.iter().all(|job| pages(job) == 0);
         for job in std::mem::take(&mut self.user) {

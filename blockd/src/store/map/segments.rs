@@ -53,6 +53,7 @@ pub struct SegmentTable {
     free: BTreeSet<u32>,
     data_live: u64,
     meta_live: u64,
+    data_uses: u64,
 }
 
 impl SegmentTable {
@@ -72,7 +73,7 @@ impl SegmentTable {
             .collect();
         let free = (0u32..).zip(&segments).filter(|(_, s)| s.state == State::Free).map(|(i, _)| i).collect();
         let data_live = segments.iter().map(|s| u64::from(s.live_base)).sum();
-        SegmentTable { segments, free, data_live, meta_live: 0 }
+        SegmentTable { segments, free, data_live, meta_live: 0, data_uses: 0 }
     }
 
     /// All of them, by index.
@@ -90,6 +91,11 @@ impl SegmentTable {
         self.free.len() as u32
     }
 
+    /// Segments taken for data so far.
+    pub fn data_uses(&self) -> u64 {
+        self.data_uses
+    }
+
     /// Data pages that the map refers to, both layers.
     pub fn data_live(&self) -> u64 {
         self.data_live
@@ -103,6 +109,7 @@ impl SegmentTable {
     /// Takes the lowest free segment as the head of a stream.
     pub fn take(&mut self, stream: Stream, use_seq: u64) -> Option<u32> {
         let segment = self.free.pop_first()?;
+        self.data_uses += u64::from(stream != Stream::Meta);
         self.open(segment, stream, use_seq);
         Some(segment)
     }

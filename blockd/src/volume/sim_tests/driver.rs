@@ -126,7 +126,7 @@ impl Driver {
     /// One round of cleaning; false if there is nothing to gain.
     pub(super) fn clean(&mut self, urgent: bool) -> bool {
         let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        let choice = cleaner.choose(urgent);
+        let choice = cleaner.choose(urgent, true);
         self.carry_out(&cleaner, choice)
     }
 
