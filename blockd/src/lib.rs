@@ -6,6 +6,7 @@ pub mod buf;
 pub mod device;
 pub mod embed;
 pub mod nbd;
+pub mod report;
 pub mod session;
 pub mod storage;
 pub mod store;

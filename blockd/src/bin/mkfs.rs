@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("mkfs.vexfs: {e:#}");
+            eprintln!("mkfs.vexfs: {}", blockd::report::one_line(e.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -15,9 +15,10 @@ use super::ring::{ReadRings, RingQueue};
 use super::{IoEngine, Read, Storage, WriteQueue};
 use crate::buf::AlignedBuf;
 
-/// How long a lock is waited for whose holder is dead or not to be seen. The kernel finishes the I/O of a killed
-/// process after its death (io_uring does it in the background), and only then drops the lock.
-const DEAD_HOLDER_WAIT: Duration = Duration::from_secs(5);
+/// How long a lock is waited for. Its holder may be about to end: umount(8) returns before a mount has written its
+/// last commit; and the kernel finishes the I/O of a killed process after its death (io_uring does it in the
+/// background), and only then drops the lock.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Why a backing cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,14 @@ pub enum OpenError {
         /// What the system says.
         #[source]
         source: io::Error,
+    },
+    /// The file's owner or mode forbids it.
+    #[error("not permitted to {action} {path}; run as its owner or as root")]
+    NotPermitted {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
     },
     /// Another process holds the lock.
     #[error("{path}: image is in use by another process{holder}; stop it first, or use another image")]
@@ -71,7 +80,10 @@ impl FileStorage {
     pub fn open(path: &Path, read_only: bool, engine: IoEngine) -> Result<Self, OpenError> {
         let fail = |action| {
             let path = path.to_owned();
-            move |source| OpenError::Io { action, path, source }
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => OpenError::NotPermitted { action, path },
+                _ => OpenError::Io { action, path, source },
+            }
         };
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
@@ -98,7 +110,7 @@ impl FileStorage {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        let until = Instant::now() + DEAD_HOLDER_WAIT;
+        let until = Instant::now() + LOCK_WAIT_MAX;
         loop {
             match rustix::fs::flock(&file, mode) {
                 Ok(()) => break,
@@ -106,7 +118,7 @@ impl FileStorage {
                 Err(errno) => return Err(fail("lock")(errno.into())),
             }
             let holder = holder(meta.ino());
-            if holder.is_some_and(is_alive) || Instant::now() >= until {
+            if holder == Some(std::process::id()) || Instant::now() >= until {
                 let holder = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
                 return Err(OpenError::InUse { path: path.to_owned(), holder });
             }
@@ -166,15 +178,6 @@ fn holder(ino: u64) -> Option<u32> {
         .find(|f| f.len() > 5 && f[1] == "FLOCK" && f[5].ends_with(&suffix))
         .and_then(|f| f[4].parse().ok())
         .filter(|&pid| pid != 0)
-}
-
-/// Not so: the process was killed, and the kernel is still finishing its requests (proc(5): state Z
-/// or X, or no such process).
-fn is_alive(pid: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
-        Err(e) => e.kind() != io::ErrorKind::NotFound,
-    }
 }
 
 impl Storage for FileStorage {

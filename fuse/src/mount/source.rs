@@ -2,21 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use blockd::device::{Device, VolumeKind};
 use blockd::nbd::client::{ConnectOptions, NbdClient, Target};
+use blockd::report::one_line;
 use blockd::session::{GrantCell, reconnect_hook};
-use blockd::storage::file::OpenError;
-use blockd::store::StoreError;
 use blockd::volume::{OpenOptions, Volume};
 
 use super::lifecycle::MountError;
-
-/// How long an image may stay locked by a mount that is just ending: umount(8) returns before the
-/// last commit is written.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// A source as given on the command line.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,7 +71,8 @@ impl Source {
         let mut store = None;
         let device: Arc<dyn Device> = match self {
             Source::Image(path) => {
-                let volume = open_image(path, read_only)
+                let options = OpenOptions { read_only, ..OpenOptions::default() };
+                let volume = Volume::open(path, &options)
                     .map_err(|e| MountError::Source(with_causes(&path.display().to_string(), &e)))?;
                 store = Some(Arc::clone(&volume));
                 volume
@@ -88,7 +82,7 @@ impl Source {
                     ConnectOptions { hook: Some(reconnect_hook(cell.clone())), ..ConnectOptions::default() };
                 let client = NbdClient::connect(target, options).map_err(|e| {
                     let what = with_causes(&target.to_string(), &e);
-                    MountError::Source(format!("{what}; is vexfs-blockd serving there?"))
+                    MountError::Source(what)
                 })?;
                 Arc::new(client)
             }
@@ -104,31 +98,10 @@ impl Source {
     }
 }
 
-fn open_image(path: &Path, read_only: bool) -> Result<Arc<Volume>, StoreError> {
-    let options = OpenOptions { read_only, ..OpenOptions::default() };
-    let until = Instant::now() + LOCK_WAIT_MAX;
-    loop {
-        match Volume::open(path, &options) {
-            Err(StoreError::Open(OpenError::InUse { .. })) if Instant::now() < until => {
-                std::thread::sleep(LOCK_POLL);
-            }
-            other => return other,
-        }
-    }
-}
-
 /// An error with its sources, behind what it is about (unless the error names that itself).
-fn with_causes(about: &str, error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    if !text.contains(about) {
-        text = format!("{about}: {text}");
-    }
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+fn with_causes(about: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    let text = one_line(error);
+    if text.contains(about) { text } else { format!("{about}: {text}") }
 }
 
 impl std::fmt::Display for Source {

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vexfs-blockd: {error:#}");
+            eprintln!("vexfs-blockd: {}", blockd::report::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

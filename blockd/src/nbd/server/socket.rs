@@ -24,7 +24,9 @@ pub enum BindError {
     #[error("the socket path {0} cannot be used (at most 107 bytes, no NUL); choose a shorter one")]
     Path(PathBuf),
     /// The system refused.
-    #[error("cannot {what} {path}: {source}")]
+    #[error(
+        "cannot {what} {path}: {source}; choose a socket path in a directory that exists and that you may write to"
+    )]
     System {
         /// What was tried.
         what: &'static str,

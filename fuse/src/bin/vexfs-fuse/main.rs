@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::debug!("{error:?}");
-            eprintln!("vexfs-fuse: {error:#}");
+            eprintln!("vexfs-fuse: {}", blockd::report::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
