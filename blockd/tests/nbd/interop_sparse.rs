@@ -122,7 +122,8 @@ fn copies_skip_the_holes_and_compare_equal() {
     if let Some(output) = run("nbdcopy", &[&uri(&path), copy.to_str().unwrap()]) {
         assert!(output.status.success(), "{}", text(&output));
         let read = device.bytes_read.load(Ordering::Relaxed);
-        assert_eq!(read, MIB + (64 << 10), "only what is mapped is read");
+        // nbdcopy reads 256 KiB around the 64 KiB.
+        assert!((MIB + (64 << 10)..=MIB + (256 << 10)).contains(&read), "{read} of 64 MiB were read");
         let bytes = std::fs::read(&copy).unwrap();
         assert_eq!(bytes.len(), 64 << 20);
         assert!(bytes[1 << 20..2 << 20] == tagged(MIB, 1 << 20)[..]);

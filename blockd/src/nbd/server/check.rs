@@ -216,12 +216,13 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_passes_is_inside_and_aligned(
-            command in 0u16..8, flags in 0u16..4, offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY,
+            command in 0u16..9, flags in 0u16..32, structured: bool, offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY,
             near in 0u64..4096,
         ) {
+            let negotiated = Transmission { structured, allocation: structured };
             for offset in [offset, (1 << 20) - 2048 + near] {
                 let request = Request { flags, command, cookie: 0, offset, len_bytes };
-                match check(&request, &info(false)) {
+                match check(&request, &info(false), negotiated) {
                     Ok(Checked::Flush | Checked::Disconnect) | Err(_) => {}
                     Ok(_) => {
                         proptest::prop_assert!(offset + u64::from(len_bytes) <= 1 << 20);
