@@ -216,8 +216,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_passes_is_inside_and_aligned(
-            command in 0u16..9, flags in 0u16..32, structured: bool, offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY,
-            near in 0u64..4096,
+            command in 0u16..9, flags in 0u16..32, structured: bool,
+            offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY, near in 0u64..4096,
         ) {
             let negotiated = Transmission { structured, allocation: structured };
             for offset in [offset, (1 << 20) - 2048 + near] {

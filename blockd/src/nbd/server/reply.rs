@@ -36,8 +36,8 @@ enum Payload {
     Bytes(Vec<u8>),
 }
 
-/// A reply, or a chunk of one, on its way. The last one holds the request's share of the budget, which goes back when
-/// it is written.
+/// A reply, or a chunk of one, on its way. The last one holds the request's share of the budget,
+/// which goes back when it is written.
 pub struct Reply {
     head: Head,
     payload: Payload,
