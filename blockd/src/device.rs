@@ -110,6 +110,11 @@ pub trait Device: Send + Sync {
     /// Starts a request; `done` is called exactly once. Two requests in flight at once may take
     /// effect in either order.
     fn submit(&self, client: ClientId, op: IoOp, done: Done);
+    /// As [`Device::submit`], from a caller that would only wait for this request: the device may carry it out in the
+    /// calling thread, which saves two hand-offs between threads. `done` may be called before this returns.
+    fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
+        self.submit(client, op, done);
+    }
     /// Which parts of a range (not empty, within the device) hold data: at least one extent, at most `extents_max`
     /// (not 0), from `offset` on, neighbours unlike. They may cover less than the range, never more. May wait for reads
     /// of the backing, a bounded number at a call.
@@ -149,25 +154,26 @@ pub fn batch(device: &dyn Device, client: ClientId, ops: impl IntoIterator<Item 
         pending: usize,
     }
     let state = Arc::new((Mutex::new(State { results: Vec::new(), pending: 0 }), Condvar::new()));
-    for (i, op) in ops.into_iter().enumerate() {
+    let mut ops = ops.into_iter().enumerate().peekable();
+    while let Some((i, op)) = ops.next() {
         {
             let mut s = state.0.lock();
             s.results.push(None);
             s.pending += 1;
         }
         let state = Arc::clone(&state);
-        device.submit(
-            client,
-            op,
-            Box::new(move |result| {
-                let mut s = state.0.lock();
-                s.results[i] = Some(result);
-                s.pending -= 1;
-                if s.pending == 0 {
-                    state.1.notify_one();
-                }
-            }),
-        );
+        let done = Box::new(move |result| {
+            let mut s = state.0.lock();
+            s.results[i] = Some(result);
+            s.pending -= 1;
+            if s.pending == 0 {
+                state.1.notify_one();
+            }
+        });
+        match ops.peek() {
+            Some(_) => device.submit(client, op, done),
+            None => device.submit_here(client, op, done),
+        }
     }
     let mut s = state.0.lock();
     while s.pending > 0 {

@@ -15,6 +15,10 @@ pub trait Contender {
     fn start(&mut self, env: &Env) -> Result<()>;
     /// Works on case `case` (an index into [`Workload::cases`]) for about `time`.
     fn round(&mut self, case: usize, time: Duration) -> Result<Work>;
+    /// Removes what a round left behind; not measured.
+    fn tidy(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// The process whose CPU time is charged to the operations; `None` when the client does the work itself.
     fn server_pid(&self) -> Option<u32>;
     /// Ends it.

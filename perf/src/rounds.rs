@@ -126,6 +126,7 @@ fn one_round(contender: &mut dyn Contender, case: usize, time: Duration) -> Resu
     let before = server_cpu(contender)?;
     let work = contender.round(case, time)?;
     let after = server_cpu(contender)?;
+    contender.tidy()?;
     anyhow::ensure!(work.operations > 0, "not one operation was done");
     let per_operation = |cpu: Duration| cpu.as_secs_f64() * 1e6 / work.operations as f64;
     Ok(Sample {

@@ -49,6 +49,10 @@ pub fn assert_refused(what: &str, status: ExitStatus, stderr: &str) {
     assert!(!stderr.trim().is_empty(), "{what} failed without a word");
 }
 
+/// Runs `command` to its end and gives all it said.
+///
+/// # Panics
+/// It cannot be run.
 pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
 }

@@ -88,6 +88,20 @@ fn an_image_in_use_is_refused() {
     mount.unmount();
 }
 
+#[test]
+fn an_image_that_a_mount_is_just_leaving_is_waited_for() {
+    let stage = Stage::vexfs(64);
+    let mount = stage.mount();
+    fs::write(mount.join("file"), vec![7; 16 << 20]).unwrap();
+    // It returns before the last commit is written.
+    process::ok(programs::tool("fusermount3").arg("-u").arg(mount.path()));
+    stage.daemon().stop();
+    drop(mount);
+    let mount = stage.mount();
+    assert_eq!(fs::read(mount.join("file")).unwrap(), vec![7; 16 << 20]);
+    mount.unmount();
+}
+
 fn mount_of_elsewhere(stage: &Stage) -> Command {
     let point = stage.path("elsewhere");
     fs::create_dir_all(&point).unwrap();

@@ -16,9 +16,19 @@ use layout::fs::{FormatParams, format};
 use layout::page_store::Timespec;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+const AFTER_HELP: &str = "\
+Exit status:
+  0   The volume is there and durable.
+  1   An error; standard error says what and what to do. Nothing that was refused is changed.
+  2   A wrong command line.
+
+Examples:
+  mkfs.vexfs docs.img --size 10G        then: vexfs-fuse docs.img /mnt
+  mkfs.vexfs disk.img --raw --size 10G  then: vexfs-blockd serve disk.img --nbd unix:/run/disk.sock";
+
 /// Make a VexFS volume (or, with --raw, a plain log-structured disk) in an image file or block device.
 #[derive(Parser)]
-#[command(name = "mkfs.vexfs", version)]
+#[command(name = "mkfs.vexfs", version, after_help = AFTER_HELP)]
 struct Args {
     /// Image file or block device; a file that does not exist is made with --size.
     image: PathBuf,

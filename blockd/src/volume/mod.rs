@@ -292,6 +292,18 @@ impl Device for Volume {
         self.check_range(offset, len_bytes)?;
         allocation::allocation(&self.core.store, offset, len_bytes, extents_max)
     }
+
+    fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
+        match op {
+            IoOp::Read { offset, buf } if !self.closing.load(Ordering::SeqCst) => {
+                match self.check_range(offset, buf.len() as u64) {
+                    Ok(()) => reads::run(&self.core, vec![ReadJob { client, offset, buf, done }]),
+                    Err(e) => done(Err(e)),
+                }
+            }
+            op => self.submit(client, op, done),
+        }
+    }
 }
 
 impl Drop for Volume {

@@ -31,6 +31,7 @@ struct State {
     fault: Option<Fault>,
     clients: u64,
     connected: Vec<ClientId>,
+    here: u64,
 }
 
 /// See the module.
@@ -95,6 +96,11 @@ impl Ram {
     /// What was carried out, in order; forgets it.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.lock().seen)
+    }
+
+    /// Requests of callers that would have waited; see [`Device::submit_here`].
+    pub fn submitted_here(&self) -> u64 {
+        self.state.lock().here
     }
 
     pub fn connected(&self) -> usize {
@@ -268,6 +274,11 @@ impl Device for Ram {
             at = next;
         }
         Ok(extents)
+    }
+
+    fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
+        self.state.lock().here += 1;
+        self.submit(client, op, done);
     }
 }
 

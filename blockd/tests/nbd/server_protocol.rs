@@ -2,7 +2,7 @@
 
 use blockd::device::{DeviceInfo, IoError, VolumeKind};
 
-use crate::peer::{DISC, FLUSH, Peer, READ, TRIM, WRITE, ZEROES, go};
+use crate::peer::{DISC, FLUSH, Peer, READ, TRIM, WRITE, ZEROES, go, request};
 use crate::ram::{Ram, Seen};
 use crate::served::{Served, socket};
 
@@ -130,6 +130,31 @@ fn every_command_reaches_the_device_with_its_flags() {
             Seen::Read(0, 2048),
         ]
     );
+}
+
+#[test]
+fn the_only_small_read_in_flight_is_carried_out_by_the_connection() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(MIB);
+    let _served = Served::start(&path, ram.clone());
+    let mut peer = Peer::transmitting(&path);
+    for i in 0..20 {
+        assert_eq!(peer.read(i * 4096, 4096), [0; 4096]);
+    }
+    assert_eq!(ram.submitted_here(), 20);
+    peer.read(0, 256 << 10);
+    assert_eq!(ram.submitted_here(), 20, "large ones would keep others waiting");
+    // Two at once: no one is the only one.
+    let both = [request(0, READ, 1, 0, 4096), request(0, READ, 2, 4096, 4096)].concat();
+    ram.hold();
+    peer.put(&both);
+    ram.wait_held(2);
+    ram.release_all();
+    for _ in 0..2 {
+        assert_eq!(peer.reply().0, 0);
+        peer.take(4096);
+    }
+    assert_eq!(ram.submitted_here(), 20);
 }
 
 #[test]

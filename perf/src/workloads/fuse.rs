@@ -1,7 +1,8 @@
 //! A file system over FUSE: vexfs-fuse (store embedded) and libfuse's example passthrough_ll over a directory of the
-//! same file system. The loops are ours, so that nothing but system calls is measured.
+//! same file system, with and without the kernel's writeback cache. The loops are ours, so that nothing but system calls is measured.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use anyhow::{Context, Result};
 use rand::Rng;
 use rustix::fs::{Advice, AtFlags, CWD, StatxFlags, fadvise, statx};
 
-use super::nbd::{make_image, path_text};
+use super::nbd::{allocate, make_image, path_text};
 use crate::contender::{Contender, Prepared, Work, Workload};
 use crate::cpu;
 use crate::env::Env;
@@ -22,6 +23,8 @@ pub const CASES: &[&str] = &["create", "stat", "read4k", "write4k", "write4k-fsy
 const LOOPS: [fn(&Tree, Duration) -> Result<Work>; 5] =
     [Tree::create, Tree::stat, Tree::read, Tree::write, Tree::write_fsync];
 
+/// Directory of what `create` makes.
+const CREATED: &str = "created";
 const STAT_FILES: usize = 2000;
 const DATA_PAGES: u64 = 16 << 10; // 64 MiB
 const PAGE: usize = 4096;
@@ -30,21 +33,27 @@ pub fn prepare(env: &Env) -> Prepared {
     env.tool("fusermount3")?;
     let ours =
         Mounted::new(Program::Vexfs { mkfs: env.program("mkfs.vexfs")?, fuse: env.program("vexfs-fuse")? });
-    let rival = Mounted::new(Program::Passthrough(env.rival("passthrough_ll")?));
+    let rival = |writeback| -> std::result::Result<Mounted, String> {
+        Ok(Mounted::new(Program::Passthrough { program: env.rival("passthrough_ll")?, writeback }))
+    };
     Ok(Workload {
         name: "fuse",
-        about: "One thread. stat is statx with FORCE_SYNC (one request to the server each); read4k drops the page \
-                after each read, so that the next read of it goes to the server; write4k ends with one fsync that \
-                counts; write4k-fsync has one after each write. passthrough_ll runs with -o writeback.",
+        about: "One thread; files are filled before. stat is statx with FORCE_SYNC (one request to the server \
+                each). read4k drops the page from the mount's cache after each read, so that the next read of it \
+                goes to the server; vexfs-fuse then reads its image with O_DIRECT and checks a crc, while \
+                passthrough_ll finds it in the page cache of the file system below. write4k ends with one fsync, \
+                which counts; write4k-fsync has one after each write. passthrough_ll sends each write to the \
+                server, as vexfs-fuse does; with -writeback the kernel gathers them, so that pages written twice \
+                are sent once. What was created is removed after the measurement.",
         cases: CASES.to_vec(),
         unit: "ops",
-        contenders: vec![Box::new(ours), Box::new(rival)],
+        contenders: vec![Box::new(ours), Box::new(rival(false)?), Box::new(rival(true)?)],
     })
 }
 
 enum Program {
     Vexfs { mkfs: PathBuf, fuse: PathBuf },
-    Passthrough(PathBuf),
+    Passthrough { program: PathBuf, writeback: bool },
 }
 
 struct Mounted {
@@ -62,7 +71,8 @@ impl Contender for Mounted {
     fn name(&self) -> String {
         match self.program {
             Program::Vexfs { .. } => "vexfs-fuse".to_owned(),
-            Program::Passthrough(_) => "passthrough_ll".to_owned(),
+            Program::Passthrough { writeback: false, .. } => "passthrough_ll".to_owned(),
+            Program::Passthrough { writeback: true, .. } => "passthrough_ll-writeback".to_owned(),
         }
     }
 
@@ -74,12 +84,14 @@ impl Contender for Mounted {
             Program::Vexfs { mkfs, fuse } => {
                 let image = env.scratch().join("fuse.vexfs");
                 make_image(mkfs, &image, &["--size", "2G"])?;
+                allocate(&image)?;
                 Server::spawn(fuse, &[path_text(&image)?, path_text(&mount)?, "-f"], log)?
             }
-            Program::Passthrough(program) => {
-                let source = env.scratch().join("passthrough");
+            Program::Passthrough { program, writeback } => {
+                let source = mount.with_extension("source");
                 fs::create_dir(&source)?;
-                let options = format!("source={},writeback", source.display());
+                let writeback = if *writeback { ",writeback" } else { "" };
+                let options = format!("source={}{writeback}", source.display());
                 Server::spawn(program, &["-f", "-o", &options, path_text(&mount)?], log)?
             }
         };
@@ -91,6 +103,11 @@ impl Contender for Mounted {
     fn round(&mut self, case: usize, time: Duration) -> Result<Work> {
         let (_, tree) = self.running.as_ref().context("not started")?;
         LOOPS[case](tree, time)
+    }
+
+    fn tidy(&mut self) -> Result<()> {
+        let (_, tree) = self.running.as_ref().context("not started")?;
+        tree.tidy()
     }
 
     fn server_pid(&self) -> Option<u32> {
@@ -128,18 +145,27 @@ impl Tree {
 
     /// Creates empty files, a new directory for each thousand.
     fn create(&self, time: Duration) -> Result<Work> {
-        let top = tempfile::tempdir_in(&self.root)?;
+        let top = self.root.join(CREATED);
+        fs::create_dir(&top)?;
         let mut directory = PathBuf::new();
-        let work = repeat(time, |count| {
+        repeat(time, |count| {
             if count.is_multiple_of(1000) {
-                directory = top.path().join(format!("{count}"));
+                directory = top.join(format!("{count}"));
                 fs::create_dir(&directory)?;
             }
             File::create_new(directory.join(format!("file-{count}")))?;
             Ok(())
-        })?;
-        top.close().context("cannot remove what was created")?;
-        Ok(work)
+        })
+    }
+
+    /// Removes what `create` made.
+    fn tidy(&self) -> Result<()> {
+        match fs::remove_dir_all(self.root.join(CREATED)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).context("cannot remove what was created")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn stat(&self, time: Duration) -> Result<Work> {
@@ -223,6 +249,7 @@ mod tests {
         for work in LOOPS.map(|work| work(&tree, Duration::from_millis(5)).unwrap()) {
             assert!(work.operations > 0 && work.elapsed >= Duration::from_millis(5));
         }
+        tree.tidy().unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "what create made is gone");
     }
 }

@@ -1,6 +1,7 @@
 //! A block device over NBD: `vexfs-blockd serve` on a raw volume, and nbdkit's file plugin on a file of the same
-//! file system, both filled before. fio's nbd engine is the client of both.
+//! file system, both filled before. fio's nbd engine is the client of both. What the disk gives without a server stands beside.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,15 +24,27 @@ const VOLUME_MIB: u64 = 512;
 pub fn prepare(env: &Env) -> Prepared {
     env.tool("fio")?;
     let ours = Ours { mkfs: env.program("mkfs.vexfs")?, blockd: env.program("vexfs-blockd")?, running: None };
-    let nbdkit = Nbdkit { program: env.tool("nbdkit")?, running: None };
+    let nbdkit = env.tool("nbdkit")?;
+    let nbdkit = |name, settings| {
+        Box::new(Nbdkit { name, settings, program: nbdkit.clone(), running: None }) as Box<dyn Contender>
+    };
     Ok(Workload {
         name: "nbd",
-        about: "4 KiB at random over a 512 MiB volume that was written once. nbdkit answers from and into the page \
-                cache; VexFS reads and writes its backing file with O_DIRECT and acknowledges a write when the \
-                log record has reached it. -flush waits for durability after each write on both.",
+        about: "4 KiB at random over a 512 MiB volume (ours: raw, in an image a quarter larger); images and files are \
+                allocated, and the volumes filled, before. vexfs-blockd reads and writes its image with O_DIRECT, \
+                checks a crc at each read, and acknowledges a write when its log record has reached the image. \
+                nbdkit cached answers from and into the page cache: its writes reach the disk later, by kernel \
+                threads whose CPU time is in no column. nbdkit uncached (cache=none fadvise=random) asks the kernel \
+                to drop each page after use, which it does not always do. 'file, no server' is fio itself on a file with O_DIRECT: what the disk gives. -flush \
+                waits for durability after each write in all four.",
         cases: CASES.to_vec(),
         unit: "ops",
-        contenders: vec![Box::new(ours), Box::new(nbdkit)],
+        contenders: vec![
+            Box::new(ours),
+            nbdkit("nbdkit uncached", &["cache=none", "fadvise=random"]),
+            nbdkit("nbdkit cached", &[]),
+            Box::new(Bare { file: None }),
+        ],
     })
 }
 
@@ -67,18 +80,23 @@ impl Running {
     }
 
     fn round(&self, case: usize, time: Duration) -> Result<Work> {
-        let (rw, depth, flush) = SHAPES[case];
-        self.fio(&[
-            format!("--rw={rw}"),
-            "--bs=4k".into(),
-            format!("--iodepth={depth}"),
-            format!("--fsync={flush}"),
-            "--time_based=1".into(),
-            format!("--runtime={}ms", time.as_millis()),
-            "--norandommap=1".into(),
-            "--randrepeat=0".into(),
-        ])
+        self.fio(&shape_arguments(case, time))
     }
+}
+
+/// fio's arguments for a case.
+fn shape_arguments(case: usize, time: Duration) -> Vec<String> {
+    let (rw, depth, flush) = SHAPES[case];
+    vec![
+        format!("--rw={rw}"),
+        "--bs=4k".into(),
+        format!("--iodepth={depth}"),
+        format!("--fsync={flush}"),
+        "--time_based=1".into(),
+        format!("--runtime={}ms", time.as_millis()),
+        "--norandommap=1".into(),
+        "--randrepeat=0".into(),
+    ]
 }
 
 struct Ours {
@@ -95,6 +113,7 @@ impl Contender for Ours {
     fn start(&mut self, env: &Env) -> Result<()> {
         let image = env.scratch().join("nbd.vexfs");
         make_image(&self.mkfs, &image, &["--raw", "--size", &format!("{VOLUME_MIB}M")])?;
+        allocate(&image)?;
         let socket = env.scratch().join("ours.sock");
         let listen = format!("unix:{}", socket.display());
         let args = ["serve", path_text(&image)?, "--nbd", &listen];
@@ -116,22 +135,25 @@ impl Contender for Ours {
 }
 
 struct Nbdkit {
+    name: &'static str,
+    /// Of the file plugin.
+    settings: &'static [&'static str],
     program: PathBuf,
     running: Option<Running>,
 }
 
 impl Contender for Nbdkit {
     fn name(&self) -> String {
-        "nbdkit file".to_owned()
+        self.name.to_owned()
     }
 
     fn start(&mut self, env: &Env) -> Result<()> {
-        let file = env.scratch().join("nbdkit.raw");
-        let size = VOLUME_MIB << 20;
-        std::fs::File::create(&file)?.set_len(size)?;
-        let socket = env.scratch().join("nbdkit.sock");
-        let args =
-            ["--foreground", "--unix", path_text(&socket)?, "file", &format!("file={}", path_text(&file)?)];
+        let file = env.scratch().join(self.name.replace(' ', "-")).with_extension("raw");
+        let socket = file.with_extension("sock");
+        make_file(&file)?;
+        let file = format!("file={}", path_text(&file)?);
+        let mut args = vec!["--foreground", "--unix", path_text(&socket)?, "file", &file];
+        args.extend_from_slice(self.settings);
         self.running = Some(Running::start(&self.program, &args, socket.clone())?);
         Ok(())
     }
@@ -147,6 +169,67 @@ impl Contender for Nbdkit {
     fn stop(&mut self) -> Result<()> {
         self.running.take().map_or(Ok(()), |mut running| running.server.stop())
     }
+}
+
+/// fio on a file, without a server.
+struct Bare {
+    file: Option<PathBuf>,
+}
+
+impl Contender for Bare {
+    fn name(&self) -> String {
+        "file, no server".to_owned()
+    }
+
+    fn start(&mut self, env: &Env) -> Result<()> {
+        let file = env.scratch().join("bare.raw");
+        make_file(&file)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn round(&mut self, case: usize, time: Duration) -> Result<Work> {
+        let file = self.file.as_ref().context("not started")?;
+        let mut all = vec![
+            "--ioengine=io_uring".to_owned(),
+            "--direct=1".to_owned(),
+            format!("--filename={}", path_text(file)?),
+            format!("--size={VOLUME_MIB}m"),
+        ];
+        all.extend(shape_arguments(case, time));
+        fio::run(&all)
+    }
+
+    fn server_pid(&self) -> Option<u32> {
+        None
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A file of the volume's size, all of it written.
+fn make_file(path: &Path) -> Result<()> {
+    std::fs::File::create(path)?.set_len(VOLUME_MIB << 20)?;
+    allocate(path)
+}
+
+/// Writes a file over with its own content, so that no hole is left: a first write into a hole costs the file system
+/// more than a second one.
+pub fn allocate(path: &Path) -> Result<()> {
+    let fail = || format!("cannot allocate {}", path.display());
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).with_context(fail)?;
+    let len_bytes = file.metadata()?.len();
+    let mut part = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len_bytes {
+        let len = usize::try_from(len_bytes - at).unwrap_or(usize::MAX).min(part.len());
+        file.read_exact_at(&mut part[..len], at).with_context(fail)?;
+        file.write_all_at(&part[..len], at).with_context(fail)?;
+        at += len as u64;
+    }
+    file.sync_all().with_context(fail)
 }
 
 /// Runs mkfs.vexfs.

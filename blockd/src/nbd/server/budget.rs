@@ -80,6 +80,11 @@ impl Budget {
 }
 
 impl Permit {
+    /// No other request of the connection is in flight.
+    pub fn is_alone(&self) -> bool {
+        self.budget.used.lock().requests == 1
+    }
+
     /// The device has finished the request; `true` if no other one is in flight.
     pub fn executed(&mut self) -> bool {
         let mut used = self.budget.used.lock();

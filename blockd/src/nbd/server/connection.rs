@@ -1,5 +1,6 @@
 //! One connection: requests in, replies out, in the order of completion.
 
+use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,11 @@ use crate::nbd::proto::errno;
 use crate::nbd::proto::request::{REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
+
+/// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
+const READ_HERE_BYTES_MAX: usize = 128 << 10;
+/// Requests given to the device's threads after the client was seen to send more than one at a time.
+const REQUESTS_DEEP: u32 = 256;
 
 /// Serves an accepted connection on its own thread, or closes it with a log line.
 pub fn spawn(shared: &Arc<Shared>, stream: UnixStream, number: u64) {
@@ -89,6 +95,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
         budget: budget(&shared.limits),
         reader: std::thread::current().id(),
         negotiated,
+        deep: Cell::new(0),
     };
     match connection.transmit(&mut receiver) {
         Ok(()) => {}
@@ -144,6 +151,8 @@ struct Connection<'a> {
     budget: Arc<Budget>,
     reader: ThreadId,
     negotiated: Transmission,
+    /// So many more requests are surely not the client's only one at a time.
+    deep: Cell<u32>,
 }
 
 impl Connection<'_> {
@@ -204,14 +213,31 @@ impl Connection<'_> {
             // It may take long inside `submit`; finished replies do not wait for it.
             self.outbox.flush();
         }
+        let here = self.only_request(receiver, &op, &permit);
         let outbox = Arc::clone(&self.outbox);
         let (request, reader, structured) = (*request, self.reader, self.negotiated.structured);
-        self.device.submit(
-            self.client,
-            op,
-            Box::new(move |result| complete(&outbox, structured, &request, result, permit, reader)),
-        );
+        let done = Box::new(move |result| complete(&outbox, structured, &request, result, permit, reader));
+        if here {
+            self.device.submit_here(self.client, op, done);
+            // Asked before the reply goes out: whatever is there was sent without waiting for it.
+            if rustix::io::ioctl_fionread(receiver.stream()).is_ok_and(|bytes| bytes > 0) {
+                self.deep.set(REQUESTS_DEEP);
+            }
+        } else {
+            self.device.submit(self.client, op, done);
+        }
         Ok(())
+    }
+
+    /// Whether this is a small read of a client that sends one request at a time: this thread would only wait
+    /// for its end, so it may as well carry it out.
+    fn only_request(&self, receiver: &Receiver<&UnixStream>, op: &IoOp, permit: &Permit) -> bool {
+        if self.deep.get() > 0 {
+            self.deep.set(self.deep.get() - 1);
+            return false;
+        }
+        let small = matches!(op, IoOp::Read { buf, .. } if buf.len() <= READ_HERE_BYTES_MAX);
+        small && receiver.buffered() == 0 && permit.is_alone()
     }
 
     /// Answers a request that is not taken, and skips its payload.

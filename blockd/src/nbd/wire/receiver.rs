@@ -30,6 +30,11 @@ impl<R: Read> Receiver<R> {
         Receiver { stream, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0 }
     }
 
+    /// The stream behind the buffer.
+    pub fn stream(&self) -> &R {
+        &self.stream
+    }
+
     /// Bytes that can be taken without a system call.
     pub fn buffered(&self) -> usize {
         self.end - self.start

@@ -15,9 +15,27 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use vexfs_fuse::mount::{MountSettings, Source, mount};
 
+const AFTER_HELP: &str = "\
+Unmount with umount(8) or fusermount3 -u. They return before the last commit is written;
+what opens the image next waits a few seconds for it. While the daemon of an nbd+unix mount is
+away, every operation waits until it serves again, the last commit too.
+
+Signals:
+  SIGTERM, SIGINT   Unmount (detach, if the mount is in use), commit and exit. A second one
+                    exits at once, without the commit: the way out when a daemon stays away.
+
+Exit status:
+  0   Unmounted, all is committed; without -f: mounted.
+  1   The mount could not be made, or the last commit failed; standard error says why.
+  2   A wrong command line.
+
+Examples:
+  vexfs-fuse docs.img /mnt
+  vexfs-fuse 'nbd+unix:///?socket=/run/docs.sock' /mnt -o ro";
+
 /// Mounts a VexFS volume.
 #[derive(Parser, Debug)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, after_help = AFTER_HELP)]
 struct Args {
     /// An image file (the store runs in this process), a block device, or nbd+unix:///?socket=PATH
     /// (a volume served by vexfs-blockd)
