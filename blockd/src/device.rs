@@ -115,6 +115,31 @@ pub trait Device: Send + Sync {
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
         self.submit(client, op, done);
     }
+    /// Which parts of a range (not empty, within the device) hold data: at least one extent, at most `extents_max`
+    /// (not 0), from `offset` on, neighbours unlike. They may cover less than the range, never more. May wait for reads
+    /// of the backing, a bounded number at a call.
+    ///
+    /// # Errors
+    /// As a read of the range.
+    fn allocation(
+        &self,
+        client: ClientId,
+        offset: u64,
+        len_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, IoError> {
+        let _ = (client, offset, extents_max);
+        Ok(vec![Extent { len_bytes, mapped: true }])
+    }
+}
+
+/// A part of a device, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Its length; the next one begins behind it.
+    pub len_bytes: u64,
+    /// It may hold data; if not, it reads as zeros and takes no space.
+    pub mapped: bool,
 }
 
 /// Waits for one request.

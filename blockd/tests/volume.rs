@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, IoError, IoOp, VolumeKind, batch, blocking};
+use blockd::device::{ClientId, Device, Extent, IoError, IoOp, VolumeKind, batch, blocking};
 use blockd::storage::IoEngine;
 use blockd::store::StoreError;
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
@@ -275,4 +275,92 @@ fn wrong_images_are_refused_with_a_reason() {
     let dir = Volume::open(image.dir.path(), &OpenOptions { read_only: true, ..OpenOptions::default() })
         .map(|_| ());
     assert!(dir.expect_err("a directory").to_string().contains("neither"));
+}
+
+fn extents(volume: &Volume, offset: u64, len_bytes: u64, max: usize) -> Vec<(u64, bool)> {
+    let found = volume.allocation(ClientId(0), offset, len_bytes, max).expect("an answer");
+    found.into_iter().map(|Extent { len_bytes, mapped }| (len_bytes, mapped)).collect()
+}
+
+#[test]
+fn allocation_of_a_raw_volume_follows_writes_trims_and_restarts() {
+    const SIZE: u64 = (256 << 20) + 4096;
+    let image = Image::raw(SIZE, 64 << 20);
+    let volume = image.open(IoEngine::default());
+    let client = volume.connect();
+    assert_eq!(extents(&volume, 0, SIZE, 9), [(SIZE, false)]);
+    assert_eq!(extents(&volume, 100, 50, 9), [(50, false)], "bytes within a page");
+    write(&volume, client, 8192, &pattern(1, 4096 * 4), false).unwrap();
+    // One byte maps its page, the last one; it lies in another unit than the first.
+    write(&volume, client, SIZE - 1, b"x", false).unwrap();
+    let last = 4096;
+    let all = [(8192, false), (16384, true), (SIZE - 24576 - last, false), (last, true)];
+    assert_eq!(extents(&volume, 0, SIZE, 9), all);
+    assert_eq!(extents(&volume, 0, SIZE, 2), all[..2]);
+    assert_eq!(extents(&volume, 9000, 100, 1), [(100, true)]);
+    assert_eq!(extents(&volume, 8000, 1000, 9), [(192, false), (808, true)]);
+    let trim = IoOp::Trim { offset: 12288, len_bytes: 4096, fua: false };
+    blocking(&*volume, client, trim).unwrap();
+    let all = [
+        (8192, false),
+        (4096, true),
+        (4096, false),
+        (8192, true),
+        (SIZE - 24576 - last, false),
+        (last, true),
+    ];
+    assert_eq!(extents(&volume, 0, SIZE, 9), all);
+    assert!(volume.allocation(client, SIZE, 1, 9).is_err(), "behind the end");
+    volume.shutdown().unwrap();
+    assert!(matches!(volume.allocation(client, 0, 1, 9), Err(IoError::Shutdown)));
+    drop(volume);
+    // The leaves are read from the image now.
+    let volume = image.open(IoEngine::default());
+    assert_eq!(extents(&volume, 0, SIZE, 9), all);
+    volume.shutdown().unwrap();
+}
+
+#[test]
+fn allocation_of_a_scattered_volume_ends_early_but_covers_everything() {
+    const UNITS: u64 = 200;
+    const UNIT_BYTES: u64 = 128 << 20;
+    let image = Image::raw(UNITS * UNIT_BYTES, 64 << 20);
+    let volume = image.open(IoEngine::default());
+    let client = volume.connect();
+    let ops = (0..UNITS).map(|unit| IoOp::Write {
+        offset: unit * UNIT_BYTES + 4096 * (unit + 1),
+        buf: AlignedBuf::from_slice(&pattern(unit, 4096)),
+        fua: false,
+    });
+    assert!(batch(&*volume, client, ops).iter().all(Result::is_ok));
+    let (mut at, mut mapped, mut calls) = (0, Vec::new(), 0);
+    while at < UNITS * UNIT_BYTES {
+        calls += 1;
+        for (len, is_mapped) in extents(&volume, at, UNITS * UNIT_BYTES - at, 1000) {
+            if is_mapped {
+                mapped.push((at, len));
+            }
+            assert!(len > 0);
+            at += len;
+        }
+    }
+    assert_eq!(at, UNITS * UNIT_BYTES);
+    let expected: Vec<_> = (0..UNITS).map(|unit| (unit * UNIT_BYTES + 4096 * (unit + 1), 4096)).collect();
+    assert_eq!(mapped, expected);
+    assert!(calls > 1, "one call looks into a bounded number of units");
+    volume.shutdown().unwrap();
+}
+
+#[test]
+fn allocation_of_a_whole_vexfs_device_is_one_short_answer() {
+    let image = Image::make(VolumeKind::VexFs, 0, 64 << 20);
+    let volume = image.open(IoEngine::default());
+    let (map, end) = (layout::addr::MAP_BASE, layout::addr::DEVICE_BYTES);
+    // What the daemon makes up is data: status page, command page, allocation map.
+    let all = [(4096, false), (8192, true), (map - 12288, false), (end - map, true)];
+    assert_eq!(extents(&volume, 0, end, 9), all);
+    assert_eq!(extents(&volume, 4096, 4096, 9), [(4096, true)]);
+    assert_eq!(extents(&volume, map - 4096, 8192, 9), [(4096, false), (4096, true)]);
+    assert_eq!(extents(&volume, 1 << 57, 1 << 40, 1), [(1 << 40, false)]);
+    volume.shutdown().unwrap();
 }

@@ -2,8 +2,9 @@
 //!
 //! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
-//! readers' threads. [`synth`]: the status page and the allocation map.
+//! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 
+mod allocation;
 pub mod options;
 mod reads;
 pub mod session;
@@ -21,7 +22,7 @@ use crossbeam_channel::{Sender, unbounded};
 use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE, SUPERBLOCK_PAGE, owner};
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, VolumeKind};
+use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::recover::{self, RecoverOptions};
@@ -276,6 +277,20 @@ impl Device for Volume {
         if let Err((done, e)) = self.start(client, op, done) {
             done(Err(e));
         }
+    }
+
+    fn allocation(
+        &self,
+        _client: ClientId,
+        offset: u64,
+        len_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, IoError> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(IoError::Shutdown);
+        }
+        self.check_range(offset, len_bytes)?;
+        allocation::allocation(&self.core.store, offset, len_bytes, extents_max)
     }
 
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {

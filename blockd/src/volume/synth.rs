@@ -46,7 +46,7 @@ pub(super) fn allocation_map(store: &Shared, offset: u64, page: &mut [u8]) -> Re
     page.fill(0);
     if offset < MAP_SUMMARY {
         // A page of bits is exactly one unit.
-        return bits(store, offset / PAGE as u64, page);
+        return bits(store, offset / PAGE as u64, page).map(|_| ());
     }
     if offset < MAP_UPPER {
         let first_unit = (offset - MAP_SUMMARY) / 4;
@@ -65,7 +65,8 @@ pub(super) fn allocation_map(store: &Shared, offset: u64, page: &mut [u8]) -> Re
     Ok(())
 }
 
-fn bits(store: &Shared, unit: u64, page: &mut [u8]) -> Result<(), IoError> {
+/// Fills a page with a bit for each page of a unit; gives the number of leaves read from the backing.
+pub(super) fn bits(store: &Shared, unit: u64, page: &mut [u8]) -> Result<usize, IoError> {
     with_unit(store, unit, |maps| {
         page.fill(0);
         let start = unit * MAP_UNIT_PAGES;
@@ -108,8 +109,9 @@ fn count_units(store: &Shared, first_unit: u64, units: u64) -> Result<u64, IoErr
     Ok(count)
 }
 
-/// Runs `f` with all leaves of a unit loaded.
-fn with_unit(store: &Shared, unit: u64, mut f: impl FnMut(&Maps)) -> Result<(), IoError> {
+/// Runs `f` with all leaves of a unit loaded; gives the number of those that were not.
+fn with_unit(store: &Shared, unit: u64, mut f: impl FnMut(&Maps)) -> Result<usize, IoError> {
+    let mut loaded = 0;
     loop {
         let mut missing = Vec::new();
         {
@@ -117,10 +119,11 @@ fn with_unit(store: &Shared, unit: u64, mut f: impl FnMut(&Maps)) -> Result<(), 
             maps.base.missing(unit * MAP_UNIT_PAGES, MAP_UNIT_PAGES, &mut missing);
             if missing.is_empty() {
                 f(&maps);
-                return Ok(());
+                return Ok(loaded);
             }
         }
         for key in missing {
+            loaded += 1;
             store.load_leaf(key)?;
         }
     }

@@ -30,6 +30,19 @@ fn option_piece() -> impl Strategy<Value = Vec<u8>> {
             out.extend(len.to_be_bytes());
             out
         }),
+        (8u32..11, 0u32..4, 0u32..20, proptest::sample::select(vec!["", "base:", "base:allocation"]))
+            .prop_map(|(option, count, len, query)| {
+                let mut data = [0u32, count].map(u32::to_be_bytes).concat();
+                for _ in 0..count {
+                    data.extend(len.to_be_bytes());
+                    data.extend(query.as_bytes());
+                }
+                let mut out = b"IHAVEOPT".to_vec();
+                out.extend(option.to_be_bytes());
+                out.extend((data.len() as u32).to_be_bytes());
+                out.extend(data);
+                out
+            }),
         proptest::collection::vec(0u16..5, 0..4).prop_map(|infos| {
             let data = go("disk", &infos);
             let mut out = b"IHAVEOPT\0\0\0\x07".to_vec();
@@ -46,7 +59,7 @@ fn request_piece() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![Just(0u32), Just(512), Just(4096), Just(65536), 0u32..5000, Just(32 << 20), any::<u32>()];
     prop_oneof![
         1 => proptest::collection::vec(any::<u8>(), 0..64),
-        6 => (0u16..4, 0u16..9, any::<u64>(), number, len, any::<bool>()).prop_map(
+        6 => (0u16..32, 0u16..9, any::<u64>(), number, len, any::<bool>()).prop_map(
             |(flags, command, cookie, offset, len, complete)| {
                 // A disconnect would end most streams at once.
                 let command = if command == 2 { 1 } else { command };
@@ -86,16 +99,18 @@ fn random_bytes_never_harm_the_server() {
         ..ProptestConfig::default()
     });
     let pieces = (
-        any::<bool>(),
+        0..3,
         proptest::collection::vec(option_piece(), 0..8),
         proptest::collection::vec(request_piece(), 0..24),
     );
     runner
-        .run(&pieces, |(transmitting, options, requests)| {
+        .run(&pieces, |(stage, options, requests)| {
             let options = options.concat();
             let requests = requests.concat();
-            if transmitting {
+            if stage == 0 {
                 drive(Peer::transmitting(&path).0, &requests);
+            } else if stage == 1 {
+                drive(Peer::structured(&path).0, &requests);
             } else {
                 let mut peer = Peer::greeted(&path);
                 peer.put(&3u32.to_be_bytes());

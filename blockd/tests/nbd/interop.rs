@@ -14,7 +14,7 @@ use crate::served::{Served, socket};
 const MIB: u64 = 1 << 20;
 
 /// Runs a tool; `None`, with a printed reason, if it is not installed.
-fn run(program: &str, arguments: &[&str]) -> Option<Output> {
+pub fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
         Ok(output) => Some(output),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -25,11 +25,11 @@ fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     }
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn uri(path: &Path) -> String {
+pub fn uri(path: &Path) -> String {
     Target::socket(path).to_string()
 }
 

@@ -11,7 +11,18 @@ pub const WRITE: u16 = 1;
 pub const DISC: u16 = 2;
 pub const FLUSH: u16 = 3;
 pub const TRIM: u16 = 4;
+pub const CACHE: u16 = 5;
 pub const ZEROES: u16 = 6;
+pub const STATUS: u16 = 7;
+
+/// A chunk of a structured reply.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Chunk {
+    pub flags: u16,
+    pub kind: u16,
+    pub cookie: u64,
+    pub payload: Vec<u8>,
+}
 
 pub struct Peer(pub UnixStream);
 
@@ -37,14 +48,75 @@ impl Peer {
     /// In the transmission phase, by NBD_OPT_GO of the default export.
     pub fn transmitting(path: &Path) -> Peer {
         let mut peer = Self::negotiating(path);
-        peer.option(7, &go("", &[]));
+        peer.go("");
+        peer
+    }
+
+    /// As [`Peer::transmitting`], with structured replies and base:allocation.
+    pub fn structured(path: &Path) -> Peer {
+        let mut peer = Self::negotiating(path);
+        peer.option(8, b"");
+        assert_eq!(peer.option_reply(), (8, 1, vec![]));
+        peer.option(10, &meta("", &["base:allocation"]));
+        assert_eq!(peer.option_reply(), (10, 4, b"\0\0\0\x01base:allocation".to_vec()));
+        assert_eq!(peer.option_reply(), (10, 1, vec![]));
+        peer.go("");
+        peer
+    }
+
+    /// NBD_OPT_GO; gives the export's flags.
+    pub fn go(&mut self, name: &str) -> u16 {
+        self.option(7, &go(name, &[]));
+        let mut flags = 0;
         loop {
-            let (option, kind, _) = peer.option_reply();
+            let (option, kind, data) = self.option_reply();
             assert_eq!(option, 7);
             if kind == 1 {
-                return peer;
+                return flags;
             }
             assert_eq!(kind, 3);
+            if data[..2] == [0, 0] {
+                flags = u16::from_be_bytes(data[10..12].try_into().unwrap());
+            }
+        }
+    }
+
+    pub fn chunk(&mut self) -> Chunk {
+        let head = self.take(20);
+        assert_eq!(head[..4], 0x668e_33efu32.to_be_bytes(), "in step");
+        let payload = self.take(u32::from_be_bytes(head[16..20].try_into().unwrap()) as usize);
+        Chunk {
+            flags: u16::from_be_bytes(head[4..6].try_into().unwrap()),
+            kind: u16::from_be_bytes(head[6..8].try_into().unwrap()),
+            cookie: u64::from_be_bytes(head[8..16].try_into().unwrap()),
+            payload,
+        }
+    }
+
+    /// All chunks of the only request's reply.
+    pub fn chunks(&mut self) -> Vec<Chunk> {
+        let mut all = vec![self.chunk()];
+        while all.last().is_some_and(|c| c.flags == 0) {
+            all.push(self.chunk());
+        }
+        assert_eq!(all.last().map(|c| c.flags), Some(1), "done");
+        all
+    }
+
+    /// NBD_CMD_BLOCK_STATUS: (length, state) of each extent, or the error.
+    pub fn status(&mut self, flags: u16, offset: u64, len: u32) -> Result<Vec<(u32, u32)>, u32> {
+        self.request(flags, STATUS, 79, offset, len);
+        let chunk = self.chunk();
+        assert_eq!((chunk.flags, chunk.cookie), (1, 79));
+        let words: Vec<u32> =
+            chunk.payload.chunks_exact(4).map(|w| u32::from_be_bytes(w.try_into().unwrap())).collect();
+        match chunk.kind {
+            5 => {
+                assert_eq!(words[0], 1, "the context");
+                Ok(words[1..].chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+            }
+            0x8001 => Err(words[0]),
+            other => panic!("a chunk of type {other}"),
         }
     }
 
@@ -136,5 +208,14 @@ pub fn go(name: &str, infos: &[u16]) -> Vec<u8> {
     for info in infos {
         out.extend(info.to_be_bytes());
     }
+    out
+}
+
+/// Data of the two options about metadata contexts.
+pub fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
+    let string = |s: &str| [&(s.len() as u32).to_be_bytes()[..], s.as_bytes()].concat();
+    let mut out = string(name);
+    out.extend((queries.len() as u32).to_be_bytes());
+    queries.iter().for_each(|query| out.extend(string(query)));
     out
 }

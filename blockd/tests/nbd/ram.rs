@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, IoResult, VolumeKind};
+use blockd::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, VolumeKind};
 use parking_lot::{Condvar, Mutex};
 
 const PAGE: u64 = 4096;
@@ -17,6 +17,7 @@ pub enum Seen {
     Flush,
     Trim(u64, u64),
     WriteZeroes(u64, u64),
+    Allocation(u64, u64),
 }
 
 type Fault = Box<dyn FnMut(&Seen) -> Option<IoError> + Send>;
@@ -187,6 +188,8 @@ impl State {
             let to = end.min(first + PAGE) - first;
             page[from as usize..to as usize].fill(0);
         }
+        let whole = offset.div_ceil(PAGE)..end / PAGE;
+        self.pages.retain(|number, _| !whole.contains(number));
     }
 }
 
@@ -238,6 +241,39 @@ impl Device for Ram {
             }
         }
         done(self.execute(op));
+    }
+
+    fn allocation(
+        &self,
+        client: ClientId,
+        offset: u64,
+        len_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, IoError> {
+        let mut state = self.state.lock();
+        assert!(state.connected.contains(&client), "a client is connected while it asks");
+        let end = offset + len_bytes;
+        assert!(len_bytes > 0 && end <= self.info.size_bytes, "the server checks ranges");
+        let seen = Seen::Allocation(offset, len_bytes);
+        let failure = state.fault.as_mut().and_then(|fault| fault(&seen));
+        state.seen.push(seen);
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let next = ((at / PAGE + 1) * PAGE).min(end);
+            let mapped = state.pages.contains_key(&(at / PAGE));
+            let full = extents.len() == extents_max;
+            match extents.last_mut() {
+                Some(last) if last.mapped == mapped => last.len_bytes += next - at,
+                _ if full => break,
+                _ => extents.push(Extent { len_bytes: next - at, mapped }),
+            }
+            at = next;
+        }
+        Ok(extents)
     }
 
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {

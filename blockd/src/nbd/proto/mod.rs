@@ -1,9 +1,11 @@
 //! What stands on the wire, one concept per file. All integers are big-endian.
 
+pub mod chunk;
 pub mod errno;
 pub mod flags;
 pub mod greeting;
 pub mod info;
+pub mod meta;
 pub mod option;
 pub mod reply;
 pub mod request;

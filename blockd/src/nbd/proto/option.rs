@@ -18,6 +18,12 @@ pub const OPT_LIST: u32 = 3;
 pub const OPT_INFO: u32 = 6;
 /// As [`OPT_INFO`], and begins the transmission.
 pub const OPT_GO: u32 = 7;
+/// Has replies come as chunks, see [`super::chunk`].
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+/// Asks which metadata contexts there are, see [`super::meta`].
+pub const OPT_LIST_META_CONTEXT: u32 = 9;
+/// Chooses the metadata contexts of NBD_CMD_BLOCK_STATUS.
+pub const OPT_SET_META_CONTEXT: u32 = 10;
 
 /// Magic of an option reply.
 pub const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -28,6 +34,8 @@ pub const REP_ACK: u32 = 1;
 pub const REP_SERVER: u32 = 2;
 /// Reply: one item of information, see [`super::info`].
 pub const REP_INFO: u32 = 3;
+/// Reply: one metadata context, its number (4) and name.
+pub const REP_META_CONTEXT: u32 = 4;
 /// Replies with this bit are errors.
 pub const REP_ERROR_BIT: u32 = 1 << 31;
 /// Error: option unknown or not supported here.

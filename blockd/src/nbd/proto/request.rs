@@ -22,8 +22,12 @@ pub const CMD_DISC: u16 = 2;
 pub const CMD_FLUSH: u16 = 3;
 /// The range is no longer needed.
 pub const CMD_TRIM: u16 = 4;
+/// The range will be read soon.
+pub const CMD_CACHE: u16 = 5;
 /// The range is to read as zeros.
 pub const CMD_WRITE_ZEROES: u16 = 6;
+/// Asks which parts of the range are holes.
+pub const CMD_BLOCK_STATUS: u16 = 7;
 
 /// A request as it came; nothing but the magic is checked yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +80,9 @@ impl Request {
             CMD_DISC => "disconnect",
             CMD_FLUSH => "flush",
             CMD_TRIM => "trim",
+            CMD_CACHE => "cache",
             CMD_WRITE_ZEROES => "write zeroes",
+            CMD_BLOCK_STATUS => "block status",
             _ => "unknown command",
         }
     }

@@ -1,28 +1,49 @@
 //! Which requests are taken: a pure function from what a peer sent to what is done.
 
+use super::handshake::Transmission;
+use super::reply::EXTENTS_MAX;
 use crate::device::DeviceInfo;
 use crate::nbd::proto::PAYLOAD_BYTES_MAX;
 use crate::nbd::proto::errno::{EINVAL, ENOSPC, EPERM};
-use crate::nbd::proto::flags::{COMMAND_FUA, COMMAND_NO_HOLE};
+use crate::nbd::proto::flags::{
+    COMMAND_DONT_FRAGMENT, COMMAND_FAST_ZERO, COMMAND_FUA, COMMAND_NO_HOLE, COMMAND_REQUEST_ONE,
+};
 use crate::nbd::proto::request::{
-    CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Request,
+    CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES,
+    Request,
 };
 
 /// A request that passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Checked {
-    Read { len_bytes: usize },
-    Write { len_bytes: usize, fua: bool },
+    Read {
+        len_bytes: usize,
+    },
+    Write {
+        len_bytes: usize,
+        fua: bool,
+    },
     Flush,
-    Trim { fua: bool },
-    WriteZeroes { fua: bool },
+    Trim {
+        fua: bool,
+    },
+    WriteZeroes {
+        fua: bool,
+    },
+    /// Nothing to do: the store reads what is asked for, when it is asked for.
+    Cache,
+    BlockStatus {
+        extents_max: usize,
+    },
     Disconnect,
 }
 
-/// Checks a request against the device; `Err` is the errno of the reply.
-pub fn check(request: &Request, info: &DeviceInfo) -> Result<Checked, u32> {
+/// Checks a request against the device and what was negotiated; `Err` is the errno of the reply.
+pub fn check(request: &Request, info: &DeviceInfo, negotiated: Transmission) -> Result<Checked, u32> {
     let allowed = match request.command {
-        CMD_WRITE_ZEROES => COMMAND_FUA | COMMAND_NO_HOLE,
+        CMD_WRITE_ZEROES => COMMAND_FUA | COMMAND_NO_HOLE | COMMAND_FAST_ZERO,
+        CMD_READ if negotiated.structured => COMMAND_FUA | COMMAND_DONT_FRAGMENT,
+        CMD_BLOCK_STATUS => COMMAND_FUA | COMMAND_REQUEST_ONE,
         _ => COMMAND_FUA,
     };
     if request.flags & !allowed != 0 {
@@ -54,6 +75,15 @@ pub fn check(request: &Request, info: &DeviceInfo) -> Result<Checked, u32> {
             check_writable(info)?;
             check_range(request, info, ENOSPC)?;
             Ok(Checked::WriteZeroes { fua })
+        }
+        CMD_CACHE => {
+            check_range(request, info, EINVAL)?;
+            Ok(Checked::Cache)
+        }
+        CMD_BLOCK_STATUS if negotiated.allocation => {
+            check_range(request, info, EINVAL)?;
+            let one = request.flags & COMMAND_REQUEST_ONE != 0;
+            Ok(Checked::BlockStatus { extents_max: if one { 1 } else { EXTENTS_MAX } })
         }
         _ => Err(EINVAL),
     }
@@ -100,7 +130,40 @@ mod tests {
     }
 
     fn run(command: u16, flags: u16, offset: u64, len_bytes: u32) -> Result<Checked, u32> {
-        check(&Request { flags, command, cookie: 1, offset, len_bytes }, &info(false))
+        run_after(Transmission::default(), command, flags, offset, len_bytes)
+    }
+
+    fn run_after(
+        negotiated: Transmission,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        len_bytes: u32,
+    ) -> Result<Checked, u32> {
+        check(&Request { flags, command, cookie: 1, offset, len_bytes }, &info(false), negotiated)
+    }
+
+    #[test]
+    fn flags_and_commands_wait_for_their_negotiation() {
+        let nothing = Transmission::default();
+        let structured = Transmission { structured: true, allocation: false };
+        let all = Transmission { structured: true, allocation: true };
+        assert_eq!(run_after(nothing, CMD_READ, 4, 0, 512), Err(EINVAL), "DF");
+        assert_eq!(run_after(structured, CMD_READ, 4, 0, 512), Ok(Checked::Read { len_bytes: 512 }));
+        for negotiated in [nothing, structured] {
+            assert_eq!(run_after(negotiated, CMD_BLOCK_STATUS, 0, 0, 512), Err(EINVAL));
+        }
+        let asked = |flags, offset, len| run_after(all, CMD_BLOCK_STATUS, flags, offset, len);
+        assert_eq!(asked(0, 0, 1 << 20), Ok(Checked::BlockStatus { extents_max: EXTENTS_MAX }));
+        assert_eq!(asked(8, 0, 512), Ok(Checked::BlockStatus { extents_max: 1 }));
+        for (flags, offset, len) in [(4, 0, 512), (0, 0, 0), (0, 1, 512), (0, 1 << 20, 512), (0, 0, u32::MAX)]
+        {
+            assert_eq!(asked(flags, offset, len), Err(EINVAL), "{flags} {offset} {len}");
+        }
+        assert_eq!(run(CMD_CACHE, 0, 0, 1 << 20), Ok(Checked::Cache));
+        assert_eq!(run(CMD_CACHE, 0, 512, 1 << 20), Err(EINVAL));
+        assert_eq!(run(CMD_CACHE, 8, 0, 512), Err(EINVAL));
+        assert_eq!(run(CMD_WRITE_ZEROES, 0b1_0011, 0, 512), Ok(Checked::WriteZeroes { fua: true }));
     }
 
     #[test]
@@ -130,13 +193,13 @@ mod tests {
             for (offset, len) in [(1, 512), (0, 511), (0, 0)] {
                 assert_eq!(run(command, 0, offset, len), Err(EINVAL), "{command} {offset} {len}");
             }
-            assert_eq!(run(command, 1 << 4, 0, 512), Err(EINVAL), "unknown flag");
+            assert_eq!(run(command, 1 << 5, 0, 512), Err(EINVAL), "unknown flag");
         }
         assert_eq!(run(CMD_READ, 0, 0, (32 << 20) + 512), Err(EINVAL));
         assert_eq!(run(CMD_WRITE, 0, 0, (32 << 20) + 512), Err(EINVAL));
         assert_eq!(run(CMD_READ, COMMAND_NO_HOLE, 0, 512), Err(EINVAL));
         assert_eq!(run(CMD_FLUSH, 0, 0, 512), Err(EINVAL));
-        assert_eq!(run(5, 0, 0, 512), Err(EINVAL));
+        assert_eq!(run(8, 0, 0, 512), Err(EINVAL));
         assert_eq!(run(999, 0, 0, 512), Err(EINVAL));
     }
 
@@ -144,21 +207,22 @@ mod tests {
     fn a_read_only_device_refuses_changes_with_eperm() {
         for command in [CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES] {
             let request = Request { flags: 0, command, cookie: 1, offset: 0, len_bytes: 512 };
-            assert_eq!(check(&request, &info(true)), Err(EPERM));
+            assert_eq!(check(&request, &info(true), Transmission::default()), Err(EPERM));
         }
         let request = Request { flags: 0, command: CMD_FLUSH, cookie: 1, offset: 0, len_bytes: 0 };
-        assert_eq!(check(&request, &info(true)), Ok(Checked::Flush));
+        assert_eq!(check(&request, &info(true), Transmission::default()), Ok(Checked::Flush));
     }
 
     proptest::proptest! {
         #[test]
         fn whatever_passes_is_inside_and_aligned(
-            command in 0u16..8, flags in 0u16..4, offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY,
-            near in 0u64..4096,
+            command in 0u16..9, flags in 0u16..32, structured: bool,
+            offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY, near in 0u64..4096,
         ) {
+            let negotiated = Transmission { structured, allocation: structured };
             for offset in [offset, (1 << 20) - 2048 + near] {
                 let request = Request { flags, command, cookie: 0, offset, len_bytes };
-                match check(&request, &info(false)) {
+                match check(&request, &info(false), negotiated) {
                     Ok(Checked::Flush | Checked::Disconnect) | Err(_) => {}
                     Ok(_) => {
                         proptest::prop_assert!(offset + u64::from(len_bytes) <= 1 << 20);

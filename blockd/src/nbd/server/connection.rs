@@ -10,37 +10,21 @@ use std::time::Duration;
 
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
-use super::handshake::{Outcome, negotiate};
+use super::handshake::{Outcome, Transmission, negotiate};
 use super::registry::Refused;
+use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, Device, IoError, IoOp, IoResult};
+use crate::device::{ClientId, Device, Extent, IoError, IoOp, IoResult};
 use crate::nbd::proto::errno;
-use crate::nbd::proto::reply::{SIMPLE_REPLY_BYTES, SimpleReply};
 use crate::nbd::proto::request::{REQUEST_BYTES, Request};
-use crate::nbd::wire::outbox::{Frame, Outbox, Push};
+use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
 
 /// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
 const READ_HERE_BYTES_MAX: usize = 128 << 10;
 /// Requests given to the device's threads after the client was seen to send more than one at a time.
 const REQUESTS_DEEP: u32 = 256;
-
-/// A reply on its way; its share of the budget goes back when it is written.
-struct Reply {
-    head: [u8; SIMPLE_REPLY_BYTES],
-    payload: Option<AlignedBuf>,
-    _permit: Permit,
-}
-
-impl Frame for Reply {
-    fn head(&self) -> &[u8] {
-        &self.head
-    }
-    fn payload(&self) -> &[u8] {
-        self.payload.as_deref().unwrap_or_default()
-    }
-}
 
 /// Serves an accepted connection on its own thread, or closes it with a log line.
 pub fn spawn(shared: &Arc<Shared>, stream: UnixStream, number: u64) {
@@ -78,8 +62,8 @@ impl Drop for Leave<'_> {
 
 fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
     let mut receiver = Receiver::new(&**stream);
-    match handshake(shared, stream, &mut receiver) {
-        Ok(Outcome::Transmission) => {}
+    let negotiated = match handshake(shared, stream, &mut receiver) {
+        Ok(Outcome::Transmission(negotiated)) => negotiated,
         Ok(Outcome::Ended) => {
             tracing::debug!(number, "NBD client ended the negotiation");
             return;
@@ -92,7 +76,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
             tracing::warn!(number, %error, "closing an NBD connection in its negotiation");
             return;
         }
-    }
+    };
     let (outbox, writer) = match Outbox::start(Arc::clone(stream), &format!("nbd-{number}-out")) {
         Ok(started) => started,
         Err(error) => {
@@ -110,6 +94,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
         outbox,
         budget: budget(&shared.limits),
         reader: std::thread::current().id(),
+        negotiated,
         deep: Cell::new(0),
     };
     match connection.transmit(&mut receiver) {
@@ -165,6 +150,7 @@ struct Connection<'a> {
     outbox: Arc<Outbox<Reply>>,
     budget: Arc<Budget>,
     reader: ThreadId,
+    negotiated: Transmission,
     /// So many more requests are surely not the client's only one at a time.
     deep: Cell<u32>,
 }
@@ -183,7 +169,7 @@ impl Connection<'_> {
             let Some(request) = Request::decode(&head) else {
                 return Err(End::Broken("a request has a wrong magic, so the stream is out of step".into()));
             };
-            match check(&request, &info) {
+            match check(&request, &info, self.negotiated) {
                 Ok(Checked::Disconnect) => return Ok(()),
                 Ok(checked) => self.begin(receiver, &request, checked)?,
                 Err(number) => self.refuse(receiver, &request, number)?,
@@ -213,6 +199,14 @@ impl Connection<'_> {
             Checked::Flush => (self.permit(0), IoOp::Flush),
             Checked::Trim { fua } => (self.permit(0), IoOp::Trim { offset, len_bytes, fua }),
             Checked::WriteZeroes { fua } => (self.permit(0), IoOp::WriteZeroes { offset, len_bytes, fua }),
+            Checked::Cache => {
+                self.answer(request, Answer::Done, self.permit(0));
+                return Ok(());
+            }
+            Checked::BlockStatus { extents_max } => {
+                self.block_status(request, extents_max);
+                return Ok(());
+            }
             Checked::Disconnect => return Ok(()),
         };
         if matches!(op, IoOp::Flush) {
@@ -221,8 +215,8 @@ impl Connection<'_> {
         }
         let here = self.only_request(receiver, &op, &permit);
         let outbox = Arc::clone(&self.outbox);
-        let (request, reader) = (*request, self.reader);
-        let done = Box::new(move |result| complete(&outbox, &request, result, permit, reader));
+        let (request, reader, structured) = (*request, self.reader, self.negotiated.structured);
+        let done = Box::new(move |result| complete(&outbox, structured, &request, result, permit, reader));
         if here {
             self.device.submit_here(self.client, op, done);
             // Asked before the reply goes out: whatever is there was sent without waiting for it.
@@ -258,9 +252,43 @@ impl Connection<'_> {
         let payload = payload_behind(request);
         self.before_receiving(receiver, payload as usize);
         receiver.skip(u64::from(payload))?;
-        let head = SimpleReply { errno: number, cookie: request.cookie }.encode();
-        self.outbox.push(Reply { head, payload: None, _permit: permit }, Push::Hold);
+        let why = match number {
+            errno::EPERM => "the export is read-only",
+            errno::ENOSPC => "the range ends behind the end of the export",
+            _ => "the command, its flags or its range do not fit the export and what was negotiated",
+        };
+        self.answer(request, Answer::Error(number, why), permit);
         Ok(())
+    }
+
+    /// Queues the reply to a request that needed no more than this thread.
+    fn answer(&self, request: &Request, answer: Answer<'_>, mut permit: Permit) {
+        permit.executed();
+        reply::send(&self.outbox, self.negotiated.structured, request, answer, permit, Push::Hold);
+    }
+
+    /// Asks the device, in this thread: what it may read for the answer is bounded.
+    fn block_status(&self, request: &Request, extents_max: usize) {
+        let permit = self.permit(EXTENTS_MAX * size_of::<Extent>());
+        self.outbox.flush();
+        let len_bytes = u64::from(request.len_bytes);
+        match self.device.allocation(self.client, request.offset, len_bytes, extents_max) {
+            Ok(extents) => match cut(extents, len_bytes, extents_max) {
+                extents if extents.is_empty() => {
+                    tracing::error!(?request, "the device said nothing of its allocation");
+                    self.answer(request, Answer::Error(errno::EIO, ""), permit);
+                }
+                extents => self.answer(request, Answer::Extents(&extents), permit),
+            },
+            Err(error) => {
+                log_failure(request, &error);
+                if matches!(error, IoError::Shutdown) {
+                    self.outbox.close();
+                    return;
+                }
+                self.answer(request, Answer::Error(errno::to_wire(&error), &error.to_string()), permit);
+            }
+        }
     }
 
     /// A share of the budget; replies held back are sent before waiting for it.
@@ -282,13 +310,22 @@ impl Connection<'_> {
 /// The request is finished; called from any thread, the reader's included.
 fn complete(
     outbox: &Outbox<Reply>,
+    structured: bool,
     request: &Request,
     result: IoResult,
     mut permit: Permit,
     reader: ThreadId,
 ) {
-    let (number, payload) = match result {
-        Ok(payload) => (0, payload.filter(|_| payload_expected(request))),
+    let text;
+    let answer = match result {
+        Ok(Some(buf)) if payload_expected(request) && buf.len() == request.len_bytes as usize => {
+            Answer::Data(buf)
+        }
+        Ok(_) if !payload_expected(request) => Answer::Done,
+        Ok(_) => {
+            tracing::error!(?request, "the device finished a read without its buffer, or with another one");
+            Answer::Error(errno::EIO, "")
+        }
         Err(error) => {
             log_failure(request, &error);
             if matches!(error, IoError::Shutdown) {
@@ -296,19 +333,9 @@ fn complete(
                 outbox.close();
                 return;
             }
-            (errno::to_wire(&error), None)
+            text = error.to_string();
+            Answer::Error(errno::to_wire(&error), &text)
         }
-    };
-    let (number, payload) = match payload {
-        None if number == 0 && payload_expected(request) => {
-            tracing::error!(?request, "the device finished a read without its buffer");
-            (errno::EIO, None)
-        }
-        Some(buf) if buf.len() != request.len_bytes as usize => {
-            tracing::error!(?request, got = buf.len(), "the device finished a read with another length");
-            (errno::EIO, None)
-        }
-        payload => (number, payload),
     };
     let alone = permit.executed();
     let push = if std::thread::current().id() == reader {
@@ -318,8 +345,19 @@ fn complete(
     } else {
         Push::Thread
     };
-    let head = SimpleReply { errno: number, cookie: request.cookie }.encode();
-    outbox.push(Reply { head, payload, _permit: permit }, push);
+    reply::send(outbox, structured, request, answer, permit, push);
+}
+
+/// What of a device's answer fits a request and the wire.
+fn cut(mut extents: Vec<Extent>, len_bytes: u64, extents_max: usize) -> Vec<Extent> {
+    let mut left = len_bytes;
+    for extent in &mut extents {
+        extent.len_bytes = extent.len_bytes.min(left);
+        left -= extent.len_bytes;
+    }
+    extents.retain(|extent| extent.len_bytes > 0);
+    extents.truncate(extents_max);
+    extents
 }
 
 fn payload_expected(request: &Request) -> bool {

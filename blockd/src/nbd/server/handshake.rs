@@ -4,10 +4,12 @@ use std::io;
 use std::os::unix::net::UnixStream;
 
 use super::Export;
+use super::meta::Chosen;
 use crate::nbd::proto::info::{INFO_DESCRIPTION, INFO_NAME, Info};
 use crate::nbd::proto::option::{
-    GoData, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, OptionHead, OptionReplyHead, REP_ACK,
-    REP_ERR_INVALID, REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_SERVER,
+    GoData, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT,
+    OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, OptionHead, OptionReplyHead, REP_ACK, REP_ERR_INVALID,
+    REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_SERVER,
 };
 use crate::nbd::proto::{STRING_BYTES_MAX, flags, greeting};
 use crate::nbd::wire::receiver::Receiver;
@@ -24,11 +26,26 @@ const OPTIONS_MAX: usize = 64;
 #[derive(Debug)]
 pub enum Outcome {
     /// Requests follow.
-    Transmission,
+    Transmission(Transmission),
     /// The client is done, politely.
     Ended,
     /// The peer broke the protocol; the text says how.
     Broken(String),
+}
+
+/// What the client may do in the transmission.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Transmission {
+    /// Replies come in chunks.
+    pub structured: bool,
+    /// NBD_CMD_BLOCK_STATUS is served, for base:allocation.
+    pub allocation: bool,
+}
+
+impl Chosen {
+    fn transmission(&self, name: &[u8]) -> Transmission {
+        Transmission { structured: self.structured, allocation: self.allocation(name) }
+    }
 }
 
 /// Negotiates until the transmission begins or the connection is to be closed.
@@ -52,6 +69,7 @@ pub fn negotiate(
         return broken("the client does not know the fixed newstyle negotiation".into());
     }
     let no_zeroes = client_flags & flags::CLIENT_NO_ZEROES != 0;
+    let mut chosen = Chosen::default();
     for _ in 0..OPTIONS_MAX {
         let Some(head) = receiver.head()? else { return Ok(Outcome::Ended) };
         let Some(head) = OptionHead::decode(&head) else {
@@ -68,7 +86,7 @@ pub fn negotiate(
         let mut data = vec![0; head.data_bytes as usize];
         receiver.payload(&mut data)?;
         match head.option {
-            OPT_EXPORT_NAME => return export_name(stream, export, &data, no_zeroes),
+            OPT_EXPORT_NAME => return export_name(stream, export, &data, no_zeroes, &chosen),
             OPT_ABORT => {
                 // The client may have gone without waiting for the acknowledgement.
                 let _ = reply(stream, OPT_ABORT, REP_ACK, b"");
@@ -76,9 +94,21 @@ pub fn negotiate(
             }
             OPT_LIST => list(stream, export, &data)?,
             OPT_INFO | OPT_GO => {
-                if info(stream, export, head.option, &data)? && head.option == OPT_GO {
-                    return Ok(Outcome::Transmission);
+                if let Some(transmission) = info(stream, export, head.option, &data, &chosen)?
+                    && head.option == OPT_GO
+                {
+                    return Ok(Outcome::Transmission(transmission));
                 }
+            }
+            OPT_STRUCTURED_REPLY if data.is_empty() => {
+                chosen.structured = true;
+                reply(stream, OPT_STRUCTURED_REPLY, REP_ACK, b"")?;
+            }
+            OPT_STRUCTURED_REPLY => {
+                reply(stream, OPT_STRUCTURED_REPLY, REP_ERR_INVALID, b"the option takes no data")?;
+            }
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
+                send_all(stream, &chosen.answer(export, head.option, &data))?;
             }
             other => reply(stream, other, REP_ERR_UNSUP, b"this server does not support the option")?,
         }
@@ -96,23 +126,25 @@ fn reply(stream: &UnixStream, option: u32, kind: u32, data: &[u8]) -> io::Result
     send_all(stream, &out)
 }
 
-fn names(export: &Export, name: &[u8]) -> bool {
-    name.is_empty() || name == export.name.as_bytes()
-}
-
-fn export_name(stream: &UnixStream, export: &Export, name: &[u8], no_zeroes: bool) -> io::Result<Outcome> {
-    if !names(export, name) {
+fn export_name(
+    stream: &UnixStream,
+    export: &Export,
+    name: &[u8],
+    no_zeroes: bool,
+    chosen: &Chosen,
+) -> io::Result<Outcome> {
+    if !export.is_named(name) {
         // NBD_OPT_EXPORT_NAME has no error reply.
         return broken(format!("no export {:?}", String::from_utf8_lossy(name)));
     }
     let mut out = Vec::with_capacity(134);
     out.extend_from_slice(&export.device.info().size_bytes.to_be_bytes());
-    out.extend_from_slice(&export.flags().to_be_bytes());
+    out.extend_from_slice(&export.flags(chosen.structured).to_be_bytes());
     if !no_zeroes {
         out.resize(out.len() + 124, 0);
     }
     send_all(stream, &out)?;
-    Ok(Outcome::Transmission)
+    Ok(Outcome::Transmission(chosen.transmission(name)))
 }
 
 fn list(stream: &UnixStream, export: &Export, data: &[u8]) -> io::Result<()> {
@@ -128,20 +160,26 @@ fn list(stream: &UnixStream, export: &Export, data: &[u8]) -> io::Result<()> {
     send_all(stream, &out)
 }
 
-/// Answers NBD_OPT_INFO and NBD_OPT_GO; `true` if the export is known.
-fn info(stream: &UnixStream, export: &Export, option: u32, data: &[u8]) -> io::Result<bool> {
+/// Answers NBD_OPT_INFO and NBD_OPT_GO; `None` if the export is not known.
+fn info(
+    stream: &UnixStream,
+    export: &Export,
+    option: u32,
+    data: &[u8],
+    chosen: &Chosen,
+) -> io::Result<Option<Transmission>> {
     let Some(asked) = GoData::decode(data) else {
         reply(stream, option, REP_ERR_INVALID, b"the option's data is malformed")?;
-        return Ok(false);
+        return Ok(None);
     };
-    if !names(export, asked.name) {
+    if !export.is_named(asked.name) {
         let text =
             format!("no such export; this server has only {:?}, also under the empty name", export.name);
         reply(stream, option, REP_ERR_UNKNOWN, text.as_bytes())?;
-        return Ok(false);
+        return Ok(None);
     }
     let mut items = vec![
-        Info::Export { size_bytes: export.device.info().size_bytes, flags: export.flags() },
+        Info::Export { size_bytes: export.device.info().size_bytes, flags: export.flags(chosen.structured) },
         // Sent unasked too, as the specification allows: a client that ignores it gets EINVAL for
         // what does not fit.
         Info::BlockSizes(export.block_sizes()),
@@ -158,5 +196,5 @@ fn info(stream: &UnixStream, export: &Export, option: u32, data: &[u8]) -> io::R
     }
     OptionReplyHead::encode(option, REP_ACK, b"", &mut out);
     send_all(stream, &out)?;
-    Ok(true)
+    Ok(Some(chosen.transmission(asked.name)))
 }

@@ -11,7 +11,9 @@ mod budget;
 mod check;
 mod connection;
 mod handshake;
+mod meta;
 mod registry;
+mod reply;
 mod socket;
 
 use std::path::{Path, PathBuf};
@@ -64,13 +66,23 @@ pub struct Export {
 }
 
 impl Export {
-    fn flags(&self) -> u16 {
+    /// Whether a client means this export.
+    fn is_named(&self, name: &[u8]) -> bool {
+        name.is_empty() || name == self.name.as_bytes()
+    }
+
+    /// The flags for a client that does, or does not, take structured replies.
+    fn flags(&self, structured: bool) -> u16 {
         let info = self.device.info();
         let mut out = flags::EXPORT_HAS_FLAGS
             | flags::EXPORT_SEND_FLUSH
             | flags::EXPORT_SEND_FUA
             | flags::EXPORT_SEND_TRIM
-            | flags::EXPORT_SEND_WRITE_ZEROES;
+            | flags::EXPORT_SEND_WRITE_ZEROES
+            | flags::EXPORT_SEND_FAST_ZERO;
+        if structured {
+            out |= flags::EXPORT_SEND_DF;
+        }
         if info.read_only {
             out |= flags::EXPORT_READ_ONLY;
         }
