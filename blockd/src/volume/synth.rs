@@ -35,8 +35,7 @@ pub(super) fn status(core: &Core, page: &mut [u8]) {
         incarnation: core.incarnation.into(),
         capacity_pages: volume_capacity_pages(core.store.kind, core.store.geometry).into(),
         used_pages: maps.segments.data_live().into(),
-        // Pages bring leaves of the map along, of the open epoch and of the commit: what is said here must hold.
-        available_pages: (core.store.available_pages(&maps, pending, Class::Data) / 8 * 7).into(),
+        available_pages: core.store.available_pages(&maps, pending, Class::Data).into(),
         reserved: [0; 4016],
     };
     page.copy_from_slice(status.as_bytes());
