@@ -72,6 +72,7 @@ impl<'a> Checkpointer<'a> {
     }
 
     fn write_all(&mut self) -> Result<(), IoError> {
+        let number = self.shared.maps.write().segments.begin_checkpoint();
         self.ensure_heads()?;
         let leaves = self.write_dirty_leaves()?;
         let open = self.write_open_epoch()?;
@@ -90,7 +91,7 @@ impl<'a> Checkpointer<'a> {
         };
         write_slots(&self.shared, &superblock)?;
         self.log.superblock = superblock;
-        self.settle(&leaves);
+        self.settle(&leaves, number);
         Ok(())
     }
 
@@ -338,7 +339,7 @@ impl<'a> Checkpointer<'a> {
     }
 
     /// The checkpoint is durable: leaves are clean, what it no longer needs is free.
-    fn settle(&mut self, leaves: &[(u64, Mapping)]) {
+    fn settle(&mut self, leaves: &[(u64, Mapping)], number: u64) {
         let released: Vec<u32> = {
             let mut maps = self.shared.maps.write();
             for (key, page) in leaves {
@@ -348,6 +349,7 @@ impl<'a> Checkpointer<'a> {
             maps.segments.set_meta(disk.into_iter().chain(self.own_pages.iter().copied()));
             let empty: Vec<u32> = maps.segments.empty().collect();
             maps.segments.release(&empty);
+            maps.segments.checkpoint_is_durable(number, self.log.heads.map(|h| h.use_seq));
             empty
         };
         if self.log.discard {

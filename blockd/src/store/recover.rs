@@ -126,6 +126,8 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         let mut maps = shared.maps.write();
         let empty: Vec<u32> = maps.segments.empty_meta().collect();
         maps.segments.release(&empty);
+        // And whatever was replayed is durable since the slots are.
+        maps.segments.release_durable(replayed.next_seq);
     }
     let superblock =
         Superblock { incarnation: superblock.incarnation + 1, boot_id: options.boot_id, ..superblock };
@@ -240,6 +242,7 @@ fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload
         .iter()
         .flat_map(|r| (0..r.pages).map(|i| Loc { offset: r.at.offset.wrapping_add(i as u16), ..r.at }));
     segments.set_meta(leaves.chain(runs).chain([sb.root.loc]));
+    segments.checkpoint_is_durable(0, root.positions.map(|p| p.use_seq));
     let maps = Maps {
         kind: sb.kind,
         base: BaseMap::from_directory(&payload.base),

@@ -16,7 +16,7 @@ use super::{Core, OpenOptions, channel};
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError, VolumeKind};
 use crate::storage::Waker;
-use crate::store::clean::{Cleaner, CleanerLink};
+use crate::store::clean::CleanerLink;
 use crate::store::log::{Job, JobDone, Log, Op};
 use crate::store::space::Class;
 
@@ -41,8 +41,10 @@ pub(crate) enum Internal {
     Relocate(Box<Job>),
     /// A checkpoint now.
     Checkpoint(JobDone),
-    /// There is nothing to clean: who waits for space can't have it.
-    NothingToClean,
+    /// There is enough free space for who waited.
+    Cleaned,
+    /// There is nothing to clean: who waits for space since this stall can't have it.
+    NothingToClean(u64),
     /// Finish, checkpoint, end.
     Shutdown(JobDone),
 }
@@ -80,7 +82,7 @@ impl InternalSender {
         match rejected {
             Some(Internal::Relocate(job)) => (job.done)(Err(IoError::Shutdown)),
             Some(Internal::Checkpoint(done) | Internal::Shutdown(done)) => done(Err(IoError::Shutdown)),
-            Some(Internal::NothingToClean) | None => {}
+            Some(Internal::NothingToClean(_) | Internal::Cleaned) | None => {}
         }
     }
 }
@@ -97,6 +99,17 @@ impl WorkerHandle {
     /// Has it look whether there is something to do now.
     pub(super) fn wake(&self) {
         self.internal.wake.wake();
+    }
+
+    /// For the simulator, which steps the cleaner.
+    #[cfg(test)]
+    pub(super) fn send(&self, message: Internal) {
+        self.internal.send(message);
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_messages(&self) -> bool {
+        !self.internal.sender.is_empty() || !self.requests.is_empty()
     }
 
     pub(super) fn checkpoint(&self, done: JobDone) {
@@ -146,7 +159,7 @@ impl Worker {
         let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
         let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
         let cleaner =
-            options.cleaner.then(|| Cleaner::start(Arc::clone(&core.store), sender.clone(), threads));
+            options.cleaner.then(|| CleanerLink::start(Arc::clone(&core.store), sender.clone(), threads));
         let worker = Worker { cleaner, ..Worker::new(core, log, requests, internal, Arc::clone(&wake)) };
         match std::thread::Builder::new().name("vexfs-log".into()).spawn(move || worker.run()) {
             Ok(handle) => threads.push(handle),
@@ -203,9 +216,9 @@ impl Worker {
     fn run(mut self) {
         loop {
             let took = self.step();
-            if self.log.is_stalled() {
+            if let Some(stall) = self.log.stall() {
                 match &self.cleaner {
-                    Some(cleaner) => cleaner.want_space(),
+                    Some(cleaner) => cleaner.want_space(stall),
                     None => self.log.refuse_stalled(),
                 }
             } else if let Some(cleaner) = &self.cleaner {
@@ -261,7 +274,7 @@ impl Worker {
             match message {
                 Internal::Relocate(job) => (job.done)(Err(IoError::Shutdown)),
                 Internal::Checkpoint(done) | Internal::Shutdown(done) => done(Err(IoError::Shutdown)),
-                Internal::NothingToClean => {}
+                Internal::NothingToClean(_) | Internal::Cleaned => {}
             }
         }
         while let Ok(request) = self.requests.try_recv() {
@@ -281,7 +294,11 @@ impl Worker {
             match message {
                 Internal::Relocate(job) => self.log.submit_cold(*job),
                 Internal::Checkpoint(done) => self.log.submit_checkpoint(done),
-                Internal::NothingToClean => self.log.refuse_stalled(),
+                // Whoever stalls since then waits for what the cleaner finds now.
+                Internal::NothingToClean(stall) if self.log.stall() == Some(stall) => {
+                    self.log.refuse_stalled()
+                }
+                Internal::NothingToClean(_) | Internal::Cleaned => {}
                 Internal::Shutdown(done) => self.shutdown = Some(done),
             }
         }

@@ -78,6 +78,8 @@ pub struct Log {
     /// The users' head was begun with enough segments left.
     user_takes_data: bool,
     user_stalled: bool,
+    /// Times that users' jobs began to wait.
+    stalls: u64,
     cold_stalled: bool,
     reclaim_tried: u64,
 }
@@ -120,6 +122,7 @@ impl Log {
             checkpoint_wanted: false,
             user_takes_data: false,
             user_stalled: false,
+            stalls: 0,
             cold_stalled: false,
             reclaim_tried: 0,
         }
@@ -155,9 +158,15 @@ impl Log {
             && !self.checkpoint_wanted
     }
 
-    /// A user's job waits for the cleaner.
-    pub fn is_stalled(&self) -> bool {
-        self.user_stalled && self.in_flight.is_empty()
+    /// Users' jobs wait for the cleaner: the number of this occasion, which changes once some of them went on.
+    pub fn stall(&self) -> Option<u64> {
+        let stalled = self.user_stalled && self.in_flight.is_empty() && !self.sync_gives_room();
+        stalled.then_some(self.stalls)
+    }
+
+    fn set_user_stalled(&mut self, stalled: bool) {
+        self.stalls += u64::from(stalled && !self.user_stalled);
+        self.user_stalled = stalled;
     }
 
     /// Bytes of users' jobs wait; more should wait with the callers.
@@ -204,6 +213,9 @@ impl Log {
             if self.failed.is_none() && self.in_flight.is_empty() && self.checkpoint_due() {
                 continue;
             }
+            if self.start_sync() {
+                return;
+            }
             if !self.refuse_cold() {
                 return;
             }
@@ -215,7 +227,7 @@ impl Log {
         if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
-        if !self.user_stalled && !self.cold_stalled {
+        if (!self.user_stalled && !self.cold_stalled) || self.sync_gives_room() {
             return false;
         }
         // A checkpoint frees what died since the last one; once for each state of the log.

@@ -114,14 +114,18 @@ impl BaseMap {
 
     /// Forgets the entries of clean leaves, in turn, when there are too many.
     fn evict(&mut self) {
-        if self.held || self.loaded_max == 0 || self.loaded <= self.loaded_max {
+        // Dirty ones stay in any case. Were they counted, one that was just loaded might be the only one that can go, and
+        // whoever needs it would load it for ever.
+        let clean = |map: &Self| map.loaded - map.dirty;
+        if self.held || self.loaded_max == 0 || clean(self) <= self.loaded_max {
             return;
         }
         let keep = self.loaded_max - self.loaded_max / 8;
         let from = self.evict_from;
+        let dirty = self.dirty;
         for pass in [from..u64::MAX, 0..from] {
             for (&key, slot) in self.leaves.range_mut(pass) {
-                if self.loaded <= keep {
+                if self.loaded - dirty <= keep {
                     self.evict_from = key;
                     return;
                 }
@@ -390,7 +394,7 @@ mod tests {
         map.set(MAP_UNIT_PAGES * 19 + 5, at(1));
         map.hold(false);
         let loaded = map.leaves().filter(|(key, _, _)| map.entries(*key).is_some()).count();
-        assert_eq!(loaded, 7);
+        assert_eq!(loaded, 8);
         assert!(map.entries(MAP_UNIT_PAGES * 19).is_some(), "a dirty leaf stays");
         map.load(0, at(9), vec![entry]);
         assert_eq!(map.lookup(1), Lookup::Leaf(0), "a leaf read from an old place is not taken");

@@ -1,7 +1,11 @@
 //! What each segment holds and how much of it is alive.
 //!
 //! Life of a segment: *free* -> *open* (a stream's head) -> *closed* -> all its pages die, by
-//! overwriting or by cleaning -> a durable checkpoint -> *free*.
+//! overwriting or by cleaning -> what killed them is durable -> *free*.
+//!
+//! A start replays the log from the last checkpoint on. So a data segment is free without a checkpoint of its own once
+//! the records that took its last page are durable, if that replay does not read it: if it was left behind
+//! before the last checkpoint. Pages that die otherwise than by a record (a snapshot that is deleted) need a checkpoint.
 
 use std::collections::BTreeSet;
 
@@ -37,12 +41,39 @@ pub struct Segment {
     pub use_seq: u64,
     /// A record in it can't be read: it is never cleaned.
     pub damaged: bool,
+    /// The record that took its last page, as far as it has none.
+    pub emptied_seq: u64,
+    /// The checkpoint (counted from the start of the store) that some page's death waits for; 0 = none.
+    pub needs_checkpoint: u64,
 }
 
 impl Segment {
     /// Pages something refers to.
     pub fn live(&self) -> u32 {
         self.live_base + self.live_open
+    }
+
+    /// Full or left behind, and nothing refers to it.
+    pub fn is_empty(&self) -> bool {
+        self.state == State::Closed && self.live() == 0
+    }
+}
+
+/// What a start would read, from the last durable checkpoint on.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Replay {
+    /// Use numbers of the heads of [`Stream::LOGGED`] at that checkpoint: it reads these segments and later ones.
+    pub from: [u64; Stream::LOGGED.len()],
+    /// That checkpoint, counted from the start of the store.
+    pub checkpoint: u64,
+}
+
+impl Replay {
+    /// Whether the segment, once empty, waits for a checkpoint: a start reads it, or some of its pages died by no record. Else
+    /// it is free as soon as the records that took its last page are durable.
+    pub fn holds(&self, s: &Segment) -> bool {
+        let stream = Stream::LOGGED.iter().position(|&logged| logged == s.stream);
+        stream.is_none_or(|i| s.use_seq >= self.from[i]) || s.needs_checkpoint > self.checkpoint
     }
 }
 
@@ -54,6 +85,14 @@ pub struct SegmentTable {
     data_live: u64,
     meta_live: u64,
     data_uses: u64,
+    /// The record being applied, if one is.
+    applying: Option<u64>,
+    replay: Replay,
+    /// Checkpoints begun since the start of the store.
+    checkpoints_begun: u64,
+    /// Data segments that ran empty: those that wait for a sync only, and those that wait for a checkpoint.
+    emptied: Vec<u32>,
+    emptied_held: Vec<u32>,
 }
 
 impl SegmentTable {
@@ -69,11 +108,24 @@ impl SegmentTable {
                 live_open: 0,
                 use_seq: u.use_seq,
                 damaged: false,
+                emptied_seq: 0,
+                needs_checkpoint: 0,
             })
             .collect();
         let free = (0u32..).zip(&segments).filter(|(_, s)| s.state == State::Free).map(|(i, _)| i).collect();
         let data_live = segments.iter().map(|s| u64::from(s.live_base)).sum();
-        SegmentTable { segments, free, data_live, meta_live: 0, data_uses: 0 }
+        SegmentTable {
+            segments,
+            free,
+            data_live,
+            meta_live: 0,
+            data_uses: 0,
+            applying: None,
+            replay: Replay::default(),
+            checkpoints_begun: 0,
+            emptied: Vec::new(),
+            emptied_held: Vec::new(),
+        }
     }
 
     /// All of them, by index.
@@ -126,6 +178,8 @@ impl SegmentTable {
                 live_open: 0,
                 use_seq,
                 damaged: false,
+                emptied_seq: 0,
+                needs_checkpoint: 0,
             };
         }
     }
@@ -134,7 +188,83 @@ impl SegmentTable {
     pub fn close(&mut self, segment: u32) {
         if let Some(s) = self.segments.get_mut(segment as usize) {
             s.state = State::Closed;
+            if s.live() == 0 {
+                self.ran_empty(segment);
+            }
         }
+    }
+
+    /// From now on changes are those of this record; `None`: of no record, only a checkpoint makes them last.
+    pub fn applying(&mut self, seq: Option<u64>) {
+        self.applying = seq;
+    }
+
+    /// A page of the segment died.
+    fn page_died(&mut self, segment: u32) {
+        let Some(s) = self.segments.get_mut(segment as usize) else { return };
+        match self.applying {
+            Some(seq) => s.emptied_seq = seq,
+            None => s.needs_checkpoint = self.checkpoints_begun + 1,
+        }
+        if s.is_empty() {
+            self.ran_empty(segment);
+        }
+    }
+
+    fn ran_empty(&mut self, segment: u32) {
+        match self.segments.get(segment as usize) {
+            Some(s) if !self.replay.holds(s) => self.emptied.push(segment),
+            _ => self.emptied_held.push(segment),
+        }
+    }
+
+    /// What a start would read.
+    pub fn replay(&self) -> Replay {
+        self.replay
+    }
+
+    /// Empty data segments that the next sync frees.
+    pub fn waiting_for_sync(&self) -> u32 {
+        self.emptied.iter().filter(|&&i| self.segments[i as usize].is_empty()).count() as u32
+    }
+
+    /// A checkpoint of the state as it is now begins; gives its number.
+    pub fn begin_checkpoint(&mut self) -> u64 {
+        self.checkpoints_begun += 1;
+        self.checkpoints_begun
+    }
+
+    /// The checkpoint of this number is durable: a start replays from these heads on.
+    pub fn checkpoint_is_durable(&mut self, number: u64, heads: [u64; Stream::LOGGED.len()]) {
+        self.replay = Replay { from: heads, checkpoint: number };
+        for segment in std::mem::take(&mut self.emptied_held) {
+            self.ran_empty(segment);
+        }
+    }
+
+    /// Records up to this one are durable: data segments that only waited for that are free. Gives them.
+    pub fn release_durable(&mut self, durable_seq: u64) -> Vec<u32> {
+        if self.emptied.is_empty() {
+            return Vec::new();
+        }
+        let mut released = Vec::new();
+        for segment in std::mem::take(&mut self.emptied) {
+            let s = self.segments[segment as usize];
+            if !s.is_empty() || s.stream == Stream::Meta {
+                continue;
+            }
+            if self.replay.holds(&s) {
+                self.emptied_held.push(segment);
+            } else if s.emptied_seq > durable_seq {
+                self.emptied.push(segment);
+            } else {
+                released.push(segment);
+            }
+        }
+        released.sort_unstable();
+        released.dedup();
+        self.release(&released);
+        released
     }
 
     /// The segment is the head of its stream again.
@@ -173,6 +303,7 @@ impl SegmentTable {
         {
             s.live_base -= 1;
             self.data_live = self.data_live.saturating_sub(1);
+            self.page_died(loc.segment);
         }
     }
 
@@ -191,6 +322,7 @@ impl SegmentTable {
         {
             s.live_open -= 1;
             self.data_live = self.data_live.saturating_sub(1);
+            self.page_died(loc.segment);
         }
     }
 
@@ -212,10 +344,7 @@ impl SegmentTable {
 
     /// Closed segments nothing refers to: free once the next checkpoint is durable.
     pub fn empty(&self) -> impl Iterator<Item = u32> {
-        (0u32..)
-            .zip(&self.segments)
-            .filter(|(_, s)| s.state == State::Closed && s.live() == 0)
-            .map(|(i, _)| i)
+        (0u32..).zip(&self.segments).filter(|(_, s)| s.is_empty()).map(|(i, _)| i)
     }
 
     /// Closed meta segments without a page of the current checkpoint.

@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
-use crate::store::clean::policy::Choice;
-use crate::store::clean::worker::Work;
-use crate::store::clean::{Cleaner, Tuning};
+use crate::store::clean::Tuning;
+use crate::store::clean::copy::Copies;
+use crate::store::clean::machine::{Cleaner, Next};
 use crate::store::create::{NewStore, create};
-use crate::store::log::{Job, Op};
+use crate::store::log::Job;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
@@ -29,6 +29,7 @@ pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     worker: Worker,
     handle: WorkerHandle,
+    cleaner: Cleaner,
 }
 
 /// An image with an empty store.
@@ -58,7 +59,8 @@ impl Driver {
         });
         let log = opened.log.expect("a store open for writing has a log");
         let (worker, handle) = Worker::inline(Arc::clone(&core), log);
-        Ok(Driver { disk, core, worker, handle })
+        let cleaner = Cleaner::new(Arc::clone(&core.store), Box::new(|| {}));
+        Ok(Driver { disk, core, worker, handle, cleaner })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -109,94 +111,53 @@ impl Driver {
     pub(super) fn settle(&mut self) {
         for _ in 0..100_000 {
             let took = self.worker.step();
-            if self.worker.log().is_stalled() {
-                match self.clean(true) {
-                    true => continue,
-                    false => self.worker.log().refuse_stalled(),
-                }
+            if let Some(stall) = self.worker.log().stall() {
+                self.cleaner.ask(Some(stall));
             }
-            if !took && self.worker.log().is_idle() {
-                return;
+            let handle = &self.handle;
+            match self.cleaner.step(&mut |message| handle.send(message)) {
+                // Time passes at will.
+                Next::Again | Next::Pause(_) => continue,
+                Next::Rest if !took && !self.handle.has_messages() && self.worker.log().is_idle() => return,
+                Next::Rest | Next::Await => self.worker.log().wait(),
             }
-            self.worker.log().wait();
         }
         panic!("the log does not come to rest");
     }
 
-    /// One round of cleaning; false if there is nothing to gain.
-    pub(super) fn clean(&mut self, urgent: bool) -> bool {
-        let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        let choice = cleaner.choose(urgent, true);
-        self.carry_out(&cleaner, choice)
+    /// Has the cleaner do what it finds to do, as if writers waited; false if there was nothing.
+    pub(super) fn clean(&mut self) -> bool {
+        let before = self.disk.writes();
+        self.cleaner.ask(Some(u64::MAX));
+        self.settle();
+        self.disk.writes() > before
     }
 
-    /// Reads the live pages of a segment, if it is one that could be cleaned, for
-    /// [`Driver::move_pages`]: things may happen in between.
-    pub(super) fn read_live(&mut self, segment: u32) -> Work {
+    /// Reads the live pages of a segment, if it is one that could be cleaned, for [`Driver::relocate`]: things may
+    /// happen in between.
+    pub(super) fn copies_of(&self, segment: u32) -> Vec<Copies> {
         use crate::store::format::segment::Stream;
         use crate::store::map::segments::State;
-        let closed = self
-            .store()
-            .maps
-            .read()
-            .segments
-            .get(segment)
-            .is_some_and(|s| s.state == State::Closed && s.stream != Stream::Meta);
-        if !closed {
-            return Work::Skip;
-        }
-        Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment))
-    }
-
-    /// Moves what [`Driver::read_live`] read, where it still stands.
-    pub(super) fn move_pages(&mut self, work: Work) {
-        self.finish(work);
-    }
-
-    /// The copies that would empty a segment, read but not given to the log yet.
-    pub(super) fn copies_of(&self, segment: u32) -> Vec<Vec<Op>> {
-        match Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment)) {
-            Work::Jobs(jobs) => jobs.into_iter().map(|(ops, _)| ops).collect(),
+        let found = self.store().maps.read().segments.get(segment).copied();
+        match found {
+            Some(s) if s.state == State::Closed && s.stream != Stream::Meta => {
+                self.cleaner.copies_of(segment)
+            }
             _ => Vec::new(),
         }
     }
 
     /// Gives copies to the log and waits.
-    pub(super) fn relocate(&mut self, copies: Vec<Vec<Op>>) {
+    pub(super) fn relocate(&mut self, copies: Vec<Copies>) {
         for ops in copies {
             let (ticket, done) = Self::ticket();
             self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
             self.settle();
-            Self::outcome(&ticket).expect("a relocation");
-        }
-    }
-
-    fn carry_out(&mut self, cleaner: &Cleaner, choice: Choice) -> bool {
-        self.finish(cleaner.carry_out(choice))
-    }
-
-    fn finish(&mut self, work: Work) -> bool {
-        let mut tickets: Vec<Ticket> = Vec::new();
-        match work {
-            Work::Nothing => return false,
-            Work::Skip => return true,
-            Work::Checkpoint => tickets.push(self.checkpoint()),
-            Work::Jobs(jobs) => {
-                for (ops, _) in jobs {
-                    let (ticket, done) = Self::ticket();
-                    self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
-                    tickets.push(ticket);
-                }
+            match Self::outcome(&ticket) {
+                Ok(()) | Err(IoError::NoSpace) => {}
+                Err(e) => assert!(self.disk.crashed(), "a relocation: {e}"),
             }
         }
-        for _ in 0..100_000 {
-            self.worker.step();
-            if tickets.iter().all(|t| t.lock().is_some()) {
-                return tickets.iter().all(|t| matches!(&*t.lock(), Some(Ok(()))));
-            }
-            self.worker.log().wait();
-        }
-        panic!("cleaning does not end");
     }
 
     pub(super) fn read(&self, client: ClientId, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {

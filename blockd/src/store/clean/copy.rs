@@ -1,0 +1,114 @@
+//! Reading the live pages of a segment, ready to be given to the log as relocations.
+
+use std::sync::Arc;
+
+use layout::addr::PAGE;
+
+use crate::buf::AlignedBuf;
+use crate::store::Shared;
+use crate::store::format::record::{Entry, Record};
+use crate::store::format::{Loc, page_crc};
+use crate::store::log::Op;
+use crate::store::map::{Lookup, Maps};
+
+/// Pages moved by one job: as many relocations as fit one record's header page.
+const JOB_PAGES: usize = 185;
+
+/// Relocations that belong together.
+pub(crate) type Copies = Vec<Op>;
+
+/// A page that is alive.
+struct Live {
+    page: u64,
+    loc: Loc,
+    crc: u32,
+}
+
+/// Reads what is alive in a segment.
+///
+/// # Errors
+/// What is wrong with it: it cannot be read, or its records are not what they should be.
+pub(crate) fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
+    let Some(info) = shared.maps.read().segments.get(segment).copied() else {
+        return Err("it does not exist".into());
+    };
+    let mut bytes = AlignedBuf::zeroed(info.used_pages as usize * PAGE);
+    let start = shared.geometry.segment_byte(segment);
+    shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
+    let live = find_live(shared, segment, info.use_seq, &bytes)?;
+    for l in &live {
+        let at = usize::from(l.loc.offset) * PAGE;
+        let found = page_crc(l.page, &bytes[at..at + PAGE]);
+        if found != l.crc {
+            let (page, expected) = (l.page, l.crc);
+            return Err(format!(
+                "device page {page:#x} at {}: crc32c expected {expected:#010x}, found {found:#010x}",
+                l.loc
+            ));
+        }
+    }
+    let buf = Arc::new(bytes);
+    let op = |l: &Live| Op::Relocate {
+        page: l.page,
+        old: l.loc,
+        crc: l.crc,
+        buf: Arc::clone(&buf),
+        page_in_buf: usize::from(l.loc.offset),
+    };
+    Ok(live.chunks(JOB_PAGES).map(|part| part.iter().map(op).collect()).collect())
+}
+
+/// Walks the records of a segment; what the map (either layer) still refers to is alive.
+fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Result<Vec<Live>, String> {
+    let mut live = Vec::new();
+    let mut at = 1usize;
+    while (at + 1) * PAGE <= bytes.len() {
+        let record =
+            Record::decode(&bytes[at * PAGE..(at + 1) * PAGE]).map_err(|e| format!("page {at}: {e}"))?;
+        if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
+            return Err(format!("page {at}: a record of another place or use"));
+        }
+        let mut loc = record.at;
+        for entry in &record.entries {
+            let pages: Vec<(u64, u32)> = match entry {
+                Entry::Write { first, crcs } => (*first..).zip(crcs.iter().copied()).collect(),
+                Entry::Relocate { page, crc, .. } => vec![(*page, *crc)],
+                Entry::Discard { .. } => Vec::new(),
+            };
+            for (page, crc) in pages {
+                let next = loc.offset.checked_add(1).filter(|&o| (usize::from(o) + 1) * PAGE <= bytes.len());
+                let Some(next) = next else {
+                    return Err(format!("page {at}: the record is longer than its segment"));
+                };
+                loc.offset = next;
+                if is_live(shared, page, loc)? {
+                    live.push(Live { page, loc, crc });
+                }
+            }
+        }
+        at += 1 + record.page_count() as usize;
+    }
+    Ok(live)
+}
+
+fn is_live(shared: &Shared, page: u64, loc: Loc) -> Result<bool, String> {
+    loop {
+        let missing = match refers(&shared.maps.read(), page, loc) {
+            Ok(live) => return Ok(live),
+            Err(key) => key,
+        };
+        shared.load_leaf(missing).map_err(|e| e.to_string())?;
+    }
+}
+
+/// Whether either layer has the page there; `Err` names a leaf to load first.
+fn refers(maps: &Maps, page: u64, loc: Loc) -> Result<bool, u64> {
+    if matches!(maps.overlay.lookup(page), Some(Some(m)) if m.loc == loc) {
+        return Ok(true);
+    }
+    match maps.base.lookup(page) {
+        Lookup::Mapped(m) => Ok(m.loc == loc),
+        Lookup::Unmapped => Ok(false),
+        Lookup::Leaf(key) => Err(key),
+    }
+}
