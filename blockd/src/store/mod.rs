@@ -40,4 +40,6 @@ pub struct Shared {
     pub raw_bytes: u64,
     /// The map; changed by the log only, except that readers put loaded leaves in.
     pub maps: RwLock<Maps>,
+    /// What can be changed while the store is open.
+    pub tuning: clean::LiveTuning,
 }

@@ -11,6 +11,7 @@ pub mod session;
 #[cfg(test)]
 mod sim_tests;
 mod synth;
+mod tuning;
 pub(crate) mod worker;
 
 use std::path::Path;
@@ -25,6 +26,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
+use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 pub use options::{CreateOptions, OpenOptions, boot_id};
@@ -88,7 +90,11 @@ impl Volume {
         let recover = RecoverOptions {
             read_only: options.read_only,
             boot_id: options.boot_id,
-            checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
+            tuning: Tuning {
+                cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+                checkpoint_bytes: options.checkpoint_bytes,
+                ..Tuning::default()
+            },
             leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
             discard: options.discard,
         };
@@ -167,6 +173,12 @@ impl Volume {
             let _ = send.send(result);
         }));
         recv.recv().unwrap_or(Err(IoError::Shutdown))
+    }
+
+    fn wake_worker(&self) {
+        if let Some(worker) = &self.worker {
+            worker.wake();
+        }
     }
 
     /// Range and alignment.
