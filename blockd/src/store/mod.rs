@@ -20,6 +20,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::device::VolumeKind;
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 use format::Geometry;
 use map::Maps;
@@ -40,4 +41,6 @@ pub struct Shared {
     pub raw_bytes: u64,
     /// The map; changed by the log only, except that readers put loaded leaves in.
     pub maps: RwLock<Maps>,
+    /// What was done since the start.
+    pub counters: StoreCounters,
 }

@@ -24,6 +24,7 @@ use super::map::segments::SegmentTable;
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
 /// How a store is opened.
@@ -253,6 +254,7 @@ fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload
         kind: sb.kind,
         raw_bytes: sb.raw_bytes,
         maps: RwLock::new(maps),
+        counters: StoreCounters::default(),
     })
 }
 

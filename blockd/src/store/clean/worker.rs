@@ -162,6 +162,7 @@ impl Cleaner {
             }
             before_checkpoint = (choice == Choice::Checkpoint).then_some(standing);
             let work = self.carry_out(choice);
+            let moved = matches!(work, Work::Jobs(_));
             let result = match work {
                 Work::Nothing => {
                     if urgent {
@@ -177,6 +178,7 @@ impl Cleaner {
                 Work::Jobs(jobs) => move_pages(jobs, log, if urgent { 0 } else { bytes_per_s }),
             };
             match result {
+                Ok(()) if moved => self.shared.counters.cleaned_segments.inc(),
                 Ok(()) => {}
                 Err(IoError::NoSpace) => {
                     if urgent {
