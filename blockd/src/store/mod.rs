@@ -20,6 +20,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::device::VolumeKind;
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 use format::Geometry;
 use map::Maps;
@@ -42,4 +43,6 @@ pub struct Shared {
     pub maps: RwLock<Maps>,
     /// What can be changed while the store is open.
     pub tuning: clean::LiveTuning,
+    /// What was done since the start.
+    pub counters: StoreCounters,
 }

@@ -25,6 +25,7 @@ use super::map::segments::SegmentTable;
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
 /// How a store is opened.
@@ -256,6 +257,7 @@ fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload
         raw_bytes: sb.raw_bytes,
         maps: RwLock::new(maps),
         tuning: super::clean::LiveTuning::default(),
+        counters: StoreCounters::default(),
     })
 }
 

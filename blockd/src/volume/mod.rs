@@ -10,6 +10,7 @@ mod reads;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod status;
 mod synth;
 mod tuning;
 pub(crate) mod worker;
@@ -24,6 +25,7 @@ use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE,
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
+use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::clean::Tuning;
@@ -59,6 +61,7 @@ pub struct Volume {
     clients: AtomicU64,
     closing: AtomicBool,
     reads: ReadPool,
+    requests: Arc<RequestCounters>,
     worker: Option<WorkerHandle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -123,6 +126,7 @@ impl Volume {
             clients: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             reads,
+            requests: Arc::default(),
             worker,
             threads: Mutex::new(threads),
         }))
@@ -272,6 +276,10 @@ impl Volume {
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
         self.info.clone()
+    }
+
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.requests)
     }
 
     fn connect(&self) -> ClientId {

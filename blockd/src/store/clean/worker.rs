@@ -161,6 +161,7 @@ impl Cleaner {
             }
             before_checkpoint = (choice == Choice::Checkpoint).then_some(standing);
             let work = self.carry_out(choice);
+            let moved = matches!(work, Work::Jobs(_));
             let result = match work {
                 Work::Nothing => {
                     if urgent {
@@ -180,6 +181,7 @@ impl Cleaner {
                 ),
             };
             match result {
+                Ok(()) if moved => self.shared.counters.cleaned_segments.inc(),
                 Ok(()) => {}
                 Err(IoError::NoSpace) => {
                     if urgent {
