@@ -2,7 +2,7 @@
 //!
 //! [`format`](mod@format): the bytes. [`map`]: where each page stands. [`log`]: the one writer.
 //! [`reader`]: lookups and verified reads, any thread. [`checkpoint`] and [`recover`]: the state on
-//! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store.
+//! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store. [`scrub`]: everything read and checked.
 
 pub mod checkpoint;
 pub mod clean;
@@ -13,6 +13,7 @@ pub mod log;
 pub mod map;
 pub mod reader;
 pub mod recover;
+pub mod scrub;
 pub mod space;
 
 use std::sync::Arc;
