@@ -18,6 +18,7 @@ use crate::nbd::proto::errno;
 use crate::nbd::proto::request::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
+use crate::stats::RequestCounters;
 
 /// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
 const READ_HERE_BYTES_MAX: usize = 128 << 10;
@@ -59,7 +60,7 @@ fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
         info: export.info(),
         client,
         outbox,
-        budget: budget(limits),
+        budget: budget(limits, device.counters()),
         reader: std::thread::current().id(),
         negotiated: *negotiated,
         deep: Cell::new(0),
@@ -81,8 +82,8 @@ fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
     tracing::info!(number, client = client.0, "NBD client gone");
 }
 
-fn budget(limits: &Limits) -> Arc<Budget> {
-    Budget::new(limits.requests, limits.payload_bytes)
+fn budget(limits: &Limits, counters: Arc<RequestCounters>) -> Arc<Budget> {
+    Budget::new(limits.requests, limits.payload_bytes, counters)
 }
 
 /// Why a connection ends other than by the client's wish.

@@ -11,8 +11,9 @@ use crate::nbd::proto::chunk::{
     CHUNK_HEAD_BYTES_MAX, Chunk, ChunkHead, ERROR_TEXT_BYTES_MAX, STATE_HOLE, STATE_ZERO,
 };
 use crate::nbd::proto::reply::{SIMPLE_REPLY_BYTES, SimpleReply};
-use crate::nbd::proto::request::Request;
+use crate::nbd::proto::request::{CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Request};
 use crate::nbd::wire::outbox::{Frame, Outbox, Push};
+use crate::stats::Kind;
 
 /// Number of base:allocation on every connection.
 pub const ALLOCATION_CONTEXT: u32 = 1;
@@ -83,6 +84,7 @@ pub fn send(
     permit: Permit,
     push: Push,
 ) {
+    permit.count(kind(request), request.len_bytes, !matches!(answer, Answer::Error(..)));
     let permit = Some(permit);
     if replies != Replies::Simple {
         return send_chunks(outbox, replies, request, answer, permit, push);
@@ -119,6 +121,18 @@ fn encode_extents(replies: Replies, extents: &[Extent]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// As what a request is counted.
+fn kind(request: &Request) -> Kind {
+    match request.command {
+        CMD_READ => Kind::Read,
+        CMD_WRITE => Kind::Write,
+        CMD_FLUSH => Kind::Flush,
+        CMD_TRIM => Kind::Trim,
+        CMD_WRITE_ZEROES => Kind::WriteZeroes,
+        _ => Kind::Other,
+    }
 }
 
 fn send_chunks(
