@@ -23,6 +23,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::device::VolumeKind;
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 use format::Geometry;
 use map::Maps;
@@ -43,4 +44,8 @@ pub struct Shared {
     pub raw_bytes: u64,
     /// The map; changed by the log only, except that readers put loaded leaves in.
     pub maps: RwLock<Maps>,
+    /// What can be changed while the store is open.
+    pub tuning: clean::LiveTuning,
+    /// What was done since the start.
+    pub counters: StoreCounters,
 }

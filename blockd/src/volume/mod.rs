@@ -15,7 +15,9 @@ mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod status;
 mod synth;
+mod tuning;
 pub(crate) mod worker;
 
 use std::path::Path;
@@ -28,8 +30,10 @@ use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE,
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
+use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
+use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 pub use options::{CreateOptions, OpenOptions, boot_id};
@@ -62,6 +66,7 @@ pub struct Volume {
     clients: AtomicU64,
     closing: AtomicBool,
     reads: ReadPool,
+    requests: Arc<RequestCounters>,
     worker: Option<WorkerHandle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -115,6 +120,7 @@ impl Volume {
             clients: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             reads,
+            requests: Arc::default(),
             worker,
             threads: Mutex::new(threads),
         }))
@@ -165,6 +171,12 @@ impl Volume {
             let _ = send.send(result);
         }));
         recv.recv().unwrap_or(Err(IoError::Shutdown))
+    }
+
+    fn wake_worker(&self) {
+        if let Some(worker) = &self.worker {
+            worker.wake();
+        }
     }
 
     /// Range and alignment.
@@ -260,6 +272,10 @@ impl Device for Volume {
         self.info.clone()
     }
 
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.requests)
+    }
+
     fn connect(&self) -> ClientId {
         ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
     }
@@ -317,7 +333,11 @@ fn recover_options(options: &OpenOptions) -> RecoverOptions {
     RecoverOptions {
         read_only: options.read_only,
         boot_id: options.boot_id,
-        checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
+        tuning: Tuning {
+            cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+            checkpoint_bytes: options.checkpoint_bytes,
+            ..Tuning::default()
+        },
         leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
         discard: options.discard,
     }

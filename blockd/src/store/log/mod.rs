@@ -12,6 +12,7 @@ mod submit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Shared;
 use super::checkpoint::Checkpointer;
@@ -71,7 +72,6 @@ pub struct Log {
     waiters: VecDeque<(u64, JobDone)>,
     failed: Option<String>,
     pages_since_checkpoint: u64,
-    checkpoint_pages: u64,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
@@ -116,7 +116,6 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages: options.checkpoint_pages,
             discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
@@ -214,7 +213,7 @@ impl Log {
 
     /// Whether a checkpoint should come before anything else is written.
     fn checkpoint_due(&self) -> bool {
-        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
+        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
         if !self.user_stalled && !self.cold_stalled {
@@ -228,15 +227,18 @@ impl Log {
     fn run_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.reclaim_tried = self.next_seq;
+        let begun = Instant::now();
         let result = Checkpointer::new(self).run();
         match &result {
             Ok(()) => {
+                self.shared.counters.checkpoints.record(begun.elapsed());
                 self.pages_since_checkpoint = 0;
                 self.now_durable(self.next_seq - 1);
             }
             Err(IoError::NoSpace) => {
+                self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
-                self.pages_since_checkpoint = self.checkpoint_pages / 2;
+                self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
             }
             Err(e) => self.fail(&e.to_string()),
