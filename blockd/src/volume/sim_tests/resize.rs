@@ -138,7 +138,7 @@ fn stores_of_all_fillings_shrink_to_all_sizes() {
         let mut rng = StdRng::seed_from_u64(seed);
         let (image, mut model) = spread(6, seed);
         // From just not enough to nearly all.
-        let backing_bytes = rng.random_range(14 * MIB / 10..45 * MIB / 10);
+        let backing_bytes = rng.random_range(2 * MIB..4 * MIB);
         let to = Sizes { backing_bytes, raw_bytes: PAGES * 4096 };
         let (result, disk, _) = run(image, to, 1);
         let mut image = disk.image_after(Crash::ProcessDeath);
