@@ -3,13 +3,20 @@
 //! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`resize`]: images
+//! made larger or smaller.
 
 mod allocation;
 pub mod options;
+mod page_name;
 mod reads;
+pub mod resize;
+mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod status;
+pub mod stepped;
 mod synth;
 mod tuning;
 pub(crate) mod worker;
@@ -24,6 +31,7 @@ use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE,
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
+use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::clean::Tuning;
@@ -59,6 +67,7 @@ pub struct Volume {
     clients: AtomicU64,
     closing: AtomicBool,
     reads: ReadPool,
+    requests: Arc<RequestCounters>,
     worker: Option<WorkerHandle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -87,18 +96,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::open`].
     pub fn open_storage(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
-        let recover = RecoverOptions {
-            read_only: options.read_only,
-            boot_id: options.boot_id,
-            tuning: Tuning {
-                cleaner_bytes_per_s: options.cleaner_bytes_per_s,
-                checkpoint_bytes: options.checkpoint_bytes,
-                ..Tuning::default()
-            },
-            leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
-            discard: options.discard,
-        };
-        let opened = recover::open(storage, &recover)?;
+        let opened = recover::open(storage, &recover_options(options))?;
         let store = opened.shared;
         let info = DeviceInfo {
             kind: store.kind,
@@ -123,6 +121,7 @@ impl Volume {
             clients: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             reads,
+            requests: Arc::default(),
             worker,
             threads: Mutex::new(threads),
         }))
@@ -274,6 +273,10 @@ impl Device for Volume {
         self.info.clone()
     }
 
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.requests)
+    }
+
     fn connect(&self) -> ClientId {
         ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
     }
@@ -323,6 +326,21 @@ impl Drop for Volume {
         if let Err(e) = self.shutdown() {
             tracing::error!("closing the volume: {e}");
         }
+    }
+}
+
+/// What of the options concerns the store.
+fn recover_options(options: &OpenOptions) -> RecoverOptions {
+    RecoverOptions {
+        read_only: options.read_only,
+        boot_id: options.boot_id,
+        tuning: Tuning {
+            cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+            checkpoint_bytes: options.checkpoint_bytes,
+            ..Tuning::default()
+        },
+        leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+        discard: options.discard,
     }
 }
 

@@ -101,13 +101,11 @@ impl WorkerHandle {
         self.internal.wake.wake();
     }
 
-    /// For the simulator, which steps the cleaner.
-    #[cfg(test)]
+    /// For who steps the cleaner.
     pub(super) fn send(&self, message: Internal) {
         self.internal.send(message);
     }
 
-    #[cfg(test)]
     pub(super) fn has_messages(&self) -> bool {
         !self.internal.sender.is_empty() || !self.requests.is_empty()
     }
@@ -187,8 +185,7 @@ impl Worker {
         }
     }
 
-    /// A worker without thread and cleaner, for the simulator to drive.
-    #[cfg(test)]
+    /// A worker without thread and cleaner, for who steps it.
     pub(super) fn inline(core: Arc<Core>, log: Log) -> (Self, WorkerHandle) {
         let (request_send, requests) = channel();
         let (internal_send, internal) = channel();
@@ -200,7 +197,6 @@ impl Worker {
         )
     }
 
-    #[cfg(test)]
     pub(super) fn log(&mut self) -> &mut Log {
         &mut self.log
     }

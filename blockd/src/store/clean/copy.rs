@@ -24,11 +24,29 @@ struct Live {
     crc: u32,
 }
 
-/// Reads what is alive in a segment.
-///
-/// # Errors
-/// What is wrong with it: it cannot be read, or its records are not what they should be.
-pub(crate) fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
+/// The live pages of a segment. One that has none, or that cannot be read, is not chosen again.
+pub(crate) fn copies_of(shared: &Shared, segment: u32) -> Vec<Copies> {
+    let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
+    let before = use_seq(&shared.maps.read());
+    let found = read_live(shared, segment);
+    if matches!(&found, Ok(jobs) if !jobs.is_empty()) {
+        return found.unwrap_or_default();
+    }
+    let mut maps = shared.maps.write();
+    // Emptied and used again meanwhile: nothing is wrong with it.
+    if use_seq(&maps) == before {
+        if let Err(why) = found {
+            tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
+        }
+        // All died meanwhile, or (a hostile image) the count never was true.
+        maps.segments.mark_damaged(segment);
+    }
+    Vec::new()
+}
+
+/// Reads what is alive in a segment. The error says what is wrong with it: it cannot be read, or its records are not what
+/// they should be.
+fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     let Some(info) = shared.maps.read().segments.get(segment).copied() else {
         return Err("it does not exist".into());
     };

@@ -10,15 +10,14 @@ use std::time::Duration;
 use layout::addr::PAGE;
 use parking_lot::Mutex;
 
-use super::copy::{Copies, read_live};
+use super::copy::{Copies, copies_of};
+use super::meta::{empty_all_meta, empty_meta};
 use super::policy::Choice;
 use super::view::{Asked, choose_now};
 use crate::device::IoError;
 use crate::store::Shared;
-use crate::store::format::segment::Stream;
 use crate::store::log::{Job, JobDone};
 use crate::store::map::Maps;
-use crate::store::map::segments::Segment;
 use crate::volume::worker::Internal;
 
 /// Jobs with the log at once: while one is written the next is there to share its record.
@@ -118,6 +117,7 @@ impl Cleaner {
                     return self.give_up(e, send);
                 }
                 if jobs.is_empty() && *with_log == 0 {
+                    self.shared.counters.cleaned_segments.inc();
                     self.phase = Phase::Choosing;
                     return Next::Again;
                 }
@@ -201,21 +201,21 @@ impl Cleaner {
                 self.await_outcome()
             }
             Choice::Meta(segment) => {
-                if self.empty_meta(segment) {
+                if empty_meta(&self.shared, segment) {
                     send(Internal::Checkpoint(self.done()));
                     return self.await_outcome();
                 }
                 Next::Again
             }
             Choice::AllMeta => {
-                if self.empty_all_meta() {
+                if empty_all_meta(&self.shared) {
                     send(Internal::Checkpoint(self.done()));
                     return self.await_outcome();
                 }
                 Next::Again
             }
             Choice::Data(segment) => {
-                let jobs = self.copies_of(segment);
+                let jobs = copies_of(&self.shared, segment);
                 if !jobs.is_empty() {
                     self.phase = Phase::Moving { jobs: jobs.into(), with_log: 0 };
                 }
@@ -236,48 +236,5 @@ impl Cleaner {
             send(Internal::NothingToClean(stall));
         }
         Next::Rest
-    }
-
-    /// The live pages of a segment. One that has none, or that cannot be read, is not chosen again.
-    pub(crate) fn copies_of(&self, segment: u32) -> Vec<Copies> {
-        let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
-        let before = use_seq(&self.shared.maps.read());
-        let found = read_live(&self.shared, segment);
-        if matches!(&found, Ok(jobs) if !jobs.is_empty()) {
-            return found.unwrap_or_default();
-        }
-        let mut maps = self.shared.maps.write();
-        // Emptied and used again meanwhile: nothing is wrong with it.
-        if use_seq(&maps) == before {
-            if let Err(why) = found {
-                tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
-            }
-            // All died meanwhile, or (a hostile image) the count never was true.
-            maps.segments.mark_damaged(segment);
-        }
-        Vec::new()
-    }
-
-    /// Has the leaves of a meta segment written anew by the next checkpoint; false if one cannot be read.
-    fn empty_meta(&self, segment: u32) -> bool {
-        let keys = self.shared.maps.read().base.clean_in(segment);
-        for key in keys {
-            while !self.shared.maps.write().base.make_dirty(key) {
-                if self.shared.load_leaf(key).is_err() {
-                    self.shared.maps.write().segments.mark_damaged(segment);
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    fn empty_all_meta(&self) -> bool {
-        let spread = |s: &Segment| s.stream == Stream::Meta && s.live() > 0;
-        let metas: Vec<u32> = {
-            let maps = self.shared.maps.read();
-            (0u32..).zip(maps.segments.all()).filter(|(_, s)| spread(s)).map(|(i, _)| i).collect()
-        };
-        metas.into_iter().all(|segment| self.empty_meta(segment))
     }
 }

@@ -6,10 +6,12 @@
 
 pub(crate) mod copy;
 pub(crate) mod machine;
+pub(crate) mod meta;
 pub mod policy;
 pub mod thread;
 pub mod tuning;
 mod view;
+pub(crate) mod watch;
 
 pub use thread::CleanerLink;
 pub use tuning::{LiveTuning, Tuning};

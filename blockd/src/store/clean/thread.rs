@@ -1,16 +1,14 @@
 //! The cleaner's thread, and how it is told that there may be work.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::machine::{Cleaner, Next};
-use super::view::low_segments;
+use super::watch::Watch;
 use crate::store::Shared;
-use crate::store::map::Maps;
 use crate::volume::worker::InternalSender;
 
 /// Tells the cleaner that there may be work.
@@ -23,8 +21,7 @@ pub struct CleanerLink {
 struct Bell {
     signal: Mutex<Signal>,
     ring: Condvar,
-    /// [`standing`] when the cleaner was last asked to look: it is not asked again before something changed.
-    looked_at: AtomicU64,
+    watch: Watch,
 }
 
 #[derive(Default)]
@@ -38,11 +35,6 @@ struct Signal {
     stop: bool,
 }
 
-/// Changes whenever a segment is taken or freed.
-fn standing(maps: &Maps) -> u64 {
-    (maps.segments.data_uses() << 32) | u64::from(maps.segments.free_count())
-}
-
 impl CleanerLink {
     /// Users wait for space: `stall` numbers the occasion.
     pub fn want_space(&self, stall: u64) {
@@ -52,13 +44,7 @@ impl CleanerLink {
 
     /// Wakes the cleaner if free space ran low since it last looked, or its settings changed.
     pub fn look(&self) {
-        let maps = self.shared.maps.read();
-        let now = standing(&maps);
-        let tuning = self.shared.tuning.get();
-        let wanted =
-            tuning.dead_percent_max < 100 || maps.segments.free_count() < low_segments(&self.shared, &maps);
-        drop(maps);
-        if wanted && self.bell.looked_at.swap(now, Ordering::Relaxed) != now {
+        if self.bell.watch.wants(&self.shared) {
             self.bell.signal.lock().low = true;
             self.bell.ring.notify_one();
         }
@@ -79,7 +65,7 @@ impl CleanerLink {
         let bell = Arc::new(Bell {
             signal: Mutex::new(Signal::default()),
             ring: Condvar::new(),
-            looked_at: AtomicU64::new(u64::MAX),
+            watch: Watch::default(),
         });
         let link = CleanerLink { bell: Arc::clone(&bell), shared: Arc::clone(&shared) };
         let ring = Arc::clone(&bell);

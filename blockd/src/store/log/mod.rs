@@ -12,6 +12,7 @@ mod submit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Shared;
 use super::checkpoint::Checkpointer;
@@ -238,13 +239,16 @@ impl Log {
     fn run_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.reclaim_tried = self.next_seq;
+        let begun = Instant::now();
         let result = Checkpointer::new(self).run();
         match &result {
             Ok(()) => {
+                self.shared.counters.checkpoints.record(begun.elapsed());
                 self.pages_since_checkpoint = 0;
                 self.now_durable(self.next_seq - 1);
             }
             Err(IoError::NoSpace) => {
+                self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
                 self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");

@@ -1,7 +1,6 @@
 //! Drives a volume without threads: requests are queued, steps are taken one by one.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
@@ -9,16 +8,15 @@ use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
 use crate::store::clean::Tuning;
-use crate::store::clean::copy::Copies;
-use crate::store::clean::machine::{Cleaner, Next};
+use crate::store::clean::copy::{Copies, copies_of};
 use crate::store::create::{NewStore, create};
 use crate::store::log::Job;
-use crate::store::recover::{self, RecoverOptions};
+use crate::store::recover::RecoverOptions;
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
 use crate::volume::reads::{self, ReadJob};
-use crate::volume::session::Sessions;
-use crate::volume::worker::{Request, Worker, WorkerHandle};
+use crate::volume::stepped::Stepped;
+use crate::volume::worker::Request;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
@@ -27,9 +25,7 @@ pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
 pub(super) struct Driver {
     pub(super) disk: SimStorage,
     pub(super) core: Arc<Core>,
-    worker: Worker,
-    handle: WorkerHandle,
-    cleaner: Cleaner,
+    volume: Stepped,
 }
 
 /// An image with an empty store.
@@ -49,18 +45,8 @@ impl Driver {
             leaves_max: 24,
             discard: true,
         };
-        let opened = recover::open(Arc::new(disk.clone()), &options)?;
-        let core = Arc::new(Core {
-            store: opened.shared,
-            sessions: Mutex::new(Sessions::new(opened.incarnation, opened.lost_session)),
-            incarnation: opened.incarnation,
-            read_only: false,
-            pending_pages: AtomicU64::new(0),
-        });
-        let log = opened.log.expect("a store open for writing has a log");
-        let (worker, handle) = Worker::inline(Arc::clone(&core), log);
-        let cleaner = Cleaner::new(Arc::clone(&core.store), Box::new(|| {}));
-        Ok(Driver { disk, core, worker, handle, cleaner })
+        let volume = Stepped::open_with(Arc::new(disk.clone()), &options, false)?;
+        Ok(Driver { disk, core: Arc::clone(&volume.core), volume })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -76,60 +62,46 @@ impl Driver {
     pub(super) fn write(&mut self, client: ClientId, offset: u64, bytes: &[u8], fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
         let buf = Arc::new(AlignedBuf::from_slice(bytes));
-        self.handle.submit(Request::Write { client, offset, buf, fua, done });
+        self.volume.submit(Request::Write { client, offset, buf, fua, done });
         ticket
     }
 
     pub(super) fn zero(&mut self, client: ClientId, offset: u64, len_bytes: u64, fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.handle.submit(Request::Zero { client, offset, len_bytes, fua, done });
+        self.volume.submit(Request::Zero { client, offset, len_bytes, fua, done });
         ticket
     }
 
     pub(super) fn flush(&mut self) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.handle.submit(Request::Flush { done });
+        self.volume.submit(Request::Flush { done });
         ticket
     }
 
     pub(super) fn checkpoint(&mut self) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
+        self.volume.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
         ticket
     }
 
     /// Takes some steps.
     pub(super) fn steps(&mut self, count: usize) {
         for _ in 0..count {
-            self.worker.step();
-            self.worker.log().wait();
+            self.volume.worker.step();
+            self.volume.worker.log().wait();
         }
-        self.worker.step();
+        self.volume.worker.step();
     }
 
     /// Steps until everything given has its outcome, cleaning when the log waits for space.
     pub(super) fn settle(&mut self) {
-        for _ in 0..100_000 {
-            let took = self.worker.step();
-            if let Some(stall) = self.worker.log().stall() {
-                self.cleaner.ask(Some(stall));
-            }
-            let handle = &self.handle;
-            match self.cleaner.step(&mut |message| handle.send(message)) {
-                // Time passes at will.
-                Next::Again | Next::Pause(_) => continue,
-                Next::Rest if !took && !self.handle.has_messages() && self.worker.log().is_idle() => return,
-                Next::Rest | Next::Await => self.worker.log().wait(),
-            }
-        }
-        panic!("the log does not come to rest");
+        self.volume.settle();
     }
 
     /// Has the cleaner do what it finds to do, as if writers waited; false if there was nothing.
     pub(super) fn clean(&mut self) -> bool {
         let before = self.disk.writes();
-        self.cleaner.ask(Some(u64::MAX));
-        self.settle();
+        self.volume.clean();
         self.disk.writes() > before
     }
 
@@ -141,7 +113,7 @@ impl Driver {
         let found = self.store().maps.read().segments.get(segment).copied();
         match found {
             Some(s) if s.state == State::Closed && s.stream != Stream::Meta => {
-                self.cleaner.copies_of(segment)
+                copies_of(self.store(), segment)
             }
             _ => Vec::new(),
         }
@@ -151,7 +123,7 @@ impl Driver {
     pub(super) fn relocate(&mut self, copies: Vec<Copies>) {
         for ops in copies {
             let (ticket, done) = Self::ticket();
-            self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
+            self.volume.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
             self.settle();
             match Self::outcome(&ticket) {
                 Ok(()) | Err(IoError::NoSpace) => {}
