@@ -1,9 +1,11 @@
-//! `vexctl`: vectors and search on mounted VexFS volumes.
+//! `vexctl`: vectors and search on mounted VexFS volumes, and the daemons that serve them.
 //!
 //! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
+//! It talks to a daemon through its control socket ([`daemon`]).
 
 mod cli;
 mod collection;
+mod daemon;
 mod embedder;
 mod ingest;
 mod npy;
@@ -15,6 +17,7 @@ mod search;
 mod session;
 mod snippet;
 mod stats;
+mod status;
 mod vectors;
 
 use std::process::ExitCode;
@@ -30,6 +33,9 @@ fn main() -> ExitCode {
         Command::Put(args) => put::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Checkpoint(args) => daemon::jobs::checkpoint(&args),
+        Command::Drain(args) => daemon::jobs::drain(&args),
         Command::Ingest(args) => ingest::run(&args),
     };
     match result {

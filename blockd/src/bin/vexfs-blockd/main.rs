@@ -1,7 +1,13 @@
 //! `vexfs-blockd`: the daemon that serves an image.
 
 mod args;
+mod check;
+mod config;
+mod logging;
+mod notify;
 mod serve;
+mod settings;
+mod side;
 
 use std::process::ExitCode;
 
@@ -11,6 +17,7 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     let result = match args.command {
         args::Command::Serve(serve) => serve::run(&serve),
+        args::Command::CheckConfig(check) => check::run(&check),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

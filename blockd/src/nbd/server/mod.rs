@@ -26,7 +26,7 @@ use crate::nbd::proto::flags;
 use crate::nbd::proto::info::BlockSizes;
 use crate::nbd::proto::{PAYLOAD_BYTES_MAX, STRING_BYTES_MAX};
 
-pub use socket::BindError;
+pub use socket::{BindError, Socket as PrivateSocket};
 
 /// What one connection, and all of them, may use.
 #[derive(Clone, Debug)]

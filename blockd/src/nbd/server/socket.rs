@@ -46,6 +46,9 @@ pub struct Socket {
 
 impl Socket {
     /// Binds and listens. A stale file is replaced.
+    ///
+    /// # Errors
+    /// When someone listens there, something else stands there, or it cannot be made.
     pub fn bind(path: &Path) -> Result<Socket, BindError> {
         let address = SocketAddrUnix::new(path).map_err(|_| BindError::Path(path.into()))?;
         let system = |what| move |source: io::Error| BindError::System { what, path: path.into(), source };
@@ -62,10 +65,12 @@ impl Socket {
         })
     }
 
+    /// The socket.
     pub fn listener(&self) -> Arc<UnixListener> {
         Arc::clone(&self.listener)
     }
 
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
