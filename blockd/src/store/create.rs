@@ -177,6 +177,7 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         kind: new.kind,
         raw_bytes: new.raw_bytes,
         maps: RwLock::new(maps),
+        tuning: super::clean::LiveTuning::default(),
         counters: StoreCounters::default(),
     };
     checkpoint::write_slots(&shared, &superblock).map_err(|e| StoreError::Io {

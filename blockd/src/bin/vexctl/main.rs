@@ -1,7 +1,7 @@
-//! `vexctl`: vectors and search on mounted VexFS volumes, and the daemons that serve them.
+//! `vexctl`: vectors and search on mounted VexFS volumes; the daemons that serve them; care for images.
 //!
 //! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
-//! It talks to a daemon through its control socket ([`daemon`]).
+//! It talks to a daemon through its control socket ([`daemon`]). Images it opens itself, as the daemon would ([`scrub`]).
 
 mod cli;
 mod collection;
@@ -13,6 +13,7 @@ mod output;
 mod put;
 mod remedy;
 mod schema;
+mod scrub;
 mod search;
 mod session;
 mod snippet;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Checkpoint(args) => daemon::jobs::checkpoint(&args),
         Command::Drain(args) => daemon::jobs::drain(&args),
         Command::Ingest(args) => ingest::run(&args),
+        Command::Scrub(args) => scrub::run(&args),
     };
     match result {
         Ok(status) => status,

@@ -72,7 +72,6 @@ pub struct Log {
     waiters: VecDeque<(u64, JobDone)>,
     failed: Option<String>,
     pages_since_checkpoint: u64,
-    checkpoint_pages: u64,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
@@ -117,7 +116,6 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages: options.checkpoint_pages,
             discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
@@ -215,7 +213,7 @@ impl Log {
 
     /// Whether a checkpoint should come before anything else is written.
     fn checkpoint_due(&self) -> bool {
-        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
+        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
         if !self.user_stalled && !self.cold_stalled {
@@ -240,7 +238,7 @@ impl Log {
             Err(IoError::NoSpace) => {
                 self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
-                self.pages_since_checkpoint = self.checkpoint_pages / 2;
+                self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
             }
             Err(e) => self.fail(&e.to_string()),
