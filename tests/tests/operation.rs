@@ -17,7 +17,7 @@ const VOLUME_MIB: u64 = 64;
 fn config(stage: &Stage, more: &str) -> std::path::PathBuf {
     let path = stage.path("config.toml");
     let text = format!(
-        "name = \"disk\"\n{more}\n[[listen]]\nunix = \"{}\"\n\n[[export]]\nimage = \"{}\"\nname = \"vol\"\n",
+        "name = \"disk\"\n{more}\n[[listen]]\naddress = \"unix:{}\"\n\n[[export]]\nimage = \"{}\"\nname = \"vol\"\n",
         stage.socket().display(),
         stage.image().display()
     );

@@ -13,6 +13,7 @@ use super::metrics::Metrics;
 use super::protocol::Request;
 use super::server::{Handler, Replies};
 use super::side::Engine;
+use crate::nbd::server::Stopper;
 use crate::volume::Volume;
 
 /// A volume that is served.
@@ -33,18 +34,20 @@ pub struct Host {
     started: Instant,
     engine: OnceLock<Engine>,
     draining: AtomicBool,
-    stop: Box<dyn Fn() + Send + Sync>,
+    server: Stopper,
+    on_drain: Box<dyn Fn() + Send + Sync>,
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
 }
 
 impl Host {
-    /// Begins to serve. `stop` begins to end it; it may be called more than once and does not wait.
+    /// Begins to serve. `on_drain` is told when the end begins.
     pub fn new(
         name: String,
         listen: Vec<String>,
         exports: Vec<Served>,
-        stop: Box<dyn Fn() + Send + Sync>,
+        server: Stopper,
+        on_drain: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Self> {
         Arc::new(Host {
             name,
@@ -53,7 +56,8 @@ impl Host {
             started: Instant::now(),
             engine: OnceLock::new(),
             draining: AtomicBool::new(false),
-            stop,
+            server,
+            on_drain,
             outcome: Mutex::new(None),
             ended: Condvar::new(),
         })
@@ -78,6 +82,11 @@ impl Host {
     /// Where clients connect.
     pub fn listen(&self) -> &[String] {
         &self.listen
+    }
+
+    /// The NBD server.
+    pub fn server(&self) -> &Stopper {
+        &self.server
     }
 
     /// Since when it serves.
@@ -117,8 +126,10 @@ impl Host {
 
     /// Takes no more clients from now on. May be called more than once; does not wait.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
-        (self.stop)();
+        if !self.draining.swap(true, Ordering::SeqCst) {
+            (self.on_drain)();
+        }
+        self.server.stop();
     }
 
     /// It is about to end.

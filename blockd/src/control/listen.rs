@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::paths;
-use crate::nbd::server::{BindError, PrivateSocket};
+use crate::nbd::server::{BindError, MODE, SocketFile};
 
 /// Where to listen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,7 +53,7 @@ impl fmt::Display for Address {
 /// A bound socket; a unix socket's file goes away with it.
 pub struct Listening {
     fd: Arc<OwnedFd>,
-    _file: Option<PrivateSocket>,
+    _file: Option<SocketFile>,
 }
 
 impl Listening {
@@ -67,9 +67,8 @@ impl Listening {
         match address {
             Address::Unix(path) => {
                 paths::make_directory(path).map_err(system("make the directory of", path.clone()))?;
-                let socket = PrivateSocket::bind(path)?;
-                let fd = socket.listener().try_clone().map_err(system("listen on", path.clone()))?;
-                Ok(Listening { fd: Arc::new(fd.into()), _file: Some(socket) })
+                let (socket, file) = SocketFile::bind(path, MODE)?;
+                Ok(Listening { fd: Arc::new(socket.into()), _file: Some(file) })
             }
             Address::Tcp(tcp) => {
                 let listener = TcpListener::bind(tcp)

@@ -63,8 +63,27 @@ pub struct Status {
     pub side_engine: String,
     /// Where clients connect.
     pub listen: Vec<String>,
+    /// Clients in their negotiation.
+    pub negotiations: usize,
     /// Its volumes, by export.
     pub exports: Vec<ExportStatus>,
+    /// Clients that send requests, oldest first.
+    pub connections: Vec<ConnectionStatus>,
+}
+
+/// A client's connection.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct ConnectionStatus {
+    /// Grows with each connection of the daemon.
+    pub number: u64,
+    /// Name of its export.
+    pub export: String,
+    /// Address and port, or the process on the unix socket.
+    pub peer: String,
+    /// Everything is encrypted.
+    pub tls: bool,
+    /// For how long, in seconds.
+    pub age_s: u64,
 }
 
 /// A served volume at a moment.

@@ -83,6 +83,17 @@ fn text(status: &Status) -> String {
             let _ = writeln!(out, "    commit {}, {session}", volume.epoch);
         }
     }
+    for client in &status.connections {
+        let tls = if client.tls { ", TLS" } else { "" };
+        let _ = writeln!(
+            out,
+            "  client {}: {} on {:?} for {}{tls}",
+            client.number,
+            client.peer,
+            client.export,
+            span(client.age_s)
+        );
+    }
     out
 }
 

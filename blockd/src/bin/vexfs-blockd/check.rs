@@ -23,7 +23,7 @@ pub fn run(args: &CheckConfig) -> Result<()> {
         writeln!(out, "  serve {} as {:?}{mode}", export.image.display(), export.name)?;
     }
     for listen in &settings.listen {
-        writeln!(out, "  listen at unix:{}", listen.unix.display())?;
+        writeln!(out, "  listen at {}", listen.address)?;
     }
     match &settings.control {
         Control::Off => writeln!(out, "  have no control socket")?,

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Context;
+use blockd::nbd::server::{Address, MODE};
 use blockd::storage::IoEngine;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use crate::args::{Io, LogFormat};
+use crate::nbd;
 
 /// The whole file. Flags override what stands in it.
 #[derive(Deserialize, Default, Debug)]
@@ -33,12 +36,37 @@ pub struct File {
     pub export: Vec<Export>,
 }
 
-/// One place where NBD clients connect.
+/// One place where NBD clients connect, and how it is protected.
 #[derive(Clone, Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
-    /// Path of a unix socket.
-    pub unix: PathBuf,
+    /// "unix:PATH" or "tcp:HOST[:PORT]".
+    #[serde(deserialize_with = "address")]
+    pub address: Address,
+    /// Permissions of a unix socket, octal digits.
+    #[serde(default = "default_mode", deserialize_with = "mode")]
+    pub mode: u32,
+    /// Certificate for TLS on TCP.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
+    /// Who signs clients' certificates.
+    pub tls_client_ca: Option<PathBuf>,
+    /// TCP without TLS.
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Address, D::Error> {
+    String::deserialize(from)?.parse().map_err(D::Error::custom)
+}
+
+fn mode<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    nbd::mode(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+fn default_mode() -> u32 {
+    MODE
 }
 
 /// One image and how it is served.
@@ -53,6 +81,8 @@ pub struct Export {
     /// Take no writes.
     #[serde(default)]
     pub read_only: bool,
+    /// Size of a logical block that clients are told.
+    pub block_size: Option<u32>,
     /// How the image is read and written.
     #[serde(default)]
     pub io: Io,
@@ -93,13 +123,13 @@ impl Export {
 ///
 /// # Errors
 /// It cannot be read, or a line of it is wrong; the text shows the line.
-pub fn read(path: &Path) -> Result<File> {
+pub fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the configuration {}", path.display()))?;
     parse(&text).with_context(|| format!("the configuration {} is wrong", path.display()))
 }
 
-fn parse(text: &str) -> Result<File> {
+fn parse(text: &str) -> anyhow::Result<File> {
     let file: File =
         toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
     for export in &file.export {
@@ -120,7 +150,7 @@ log_format = "json"
 metrics = ["tcp:127.0.0.1:9151"]
 
 [[listen]]
-unix = "/run/vexfs/disks.nbd"
+address = "unix:/run/vexfs/disks.nbd"
 
 [[export]]
 image = "/srv/a.img"
@@ -152,6 +182,8 @@ read_only = true
             ("[[export]]\nname = \"a\"\n", "line 1", "image"),
             ("drain_timeout_s = \"long\"\n", "line 1", "drain_timeout_s"),
             ("log = [\n", "line", "log"),
+            ("[[listen]]\naddress = \"x\"\n", "line 2", "unix:PATH"),
+            ("[[listen]]\naddress = \"unix:/x\"\nmode = \"999\"\n", "line 3", "octal"),
         ] {
             let message = format!("{:#}", parse(bad).unwrap_err());
             assert!(message.contains(line) && message.contains(word), "{message}");

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod config;
 mod logging;
+mod nbd;
 mod notify;
 mod serve;
 mod settings;

@@ -3,11 +3,10 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use blockd::control::host::{Host, Served};
 use blockd::device::Device;
-use blockd::nbd::client::Target;
-use blockd::nbd::server::{Export, Limits, Server};
+use blockd::nbd::server::{Exports, Limits, Server};
 use blockd::report::one_line;
 use blockd::session::boot_id;
 use blockd::volume::Volume;
@@ -17,23 +16,18 @@ use signal_hook::iterator::Signals;
 use crate::args::Serve;
 use crate::settings::Settings;
 use crate::side::SideWork;
-use crate::{logging, notify};
+use crate::{logging, nbd, notify};
 
 /// Serves until a signal or `vexctl drain` comes.
+///
+/// # Errors
+/// It cannot serve, or not everything could be written at the end.
 pub fn run(args: &Serve) -> Result<()> {
     let settings = Settings::new(args)?;
     logging::start(&settings.log, settings.log_format)?;
-    ensure!(
-        settings.exports.len() == 1 && settings.listen.len() == 1,
-        "this version serves one export at one socket; start a daemon for each"
-    );
-    let export = &settings.exports[0];
-    let volume = Volume::open(&export.image, &export.options(boot_id()?.0))
-        .with_context(|| format!("cannot open the image {}", export.image.display()))?;
-    let served = serve(&settings, &volume);
-    let closed = volume.shutdown().with_context(|| {
-        format!("cannot write the last state of {}; the next start replays the log", export.image.display())
-    });
+    let volumes = open(&settings)?;
+    let served = serve(&settings, &volumes);
+    let closed = close(&settings, &volumes);
     let (host, side) = served?;
     host.ended(match &closed {
         Ok(()) => Ok(()),
@@ -43,31 +37,65 @@ pub fn run(args: &Serve) -> Result<()> {
     closed
 }
 
-fn serve(settings: &Settings, volume: &Arc<Volume>) -> Result<(Arc<Host>, SideWork)> {
+fn open(settings: &Settings) -> Result<Vec<Arc<Volume>>> {
+    let boot_id = boot_id()?.0;
+    let volume = |export: &crate::config::Export| {
+        Volume::open(&export.image, &export.options(boot_id))
+            .with_context(|| format!("cannot open the image {}", export.image.display()))
+    };
+    settings.exports.iter().map(volume).collect()
+}
+
+/// Closes all of them; gives the first error.
+fn close(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<()> {
+    let mut first = Ok(());
+    for (export, volume) in settings.exports.iter().zip(volumes) {
+        let closed = volume.shutdown().with_context(|| {
+            let image = export.image.display();
+            format!("cannot write the last state of {image}; the next start replays the log")
+        });
+        match &closed {
+            Err(error) if first.is_err() => tracing::error!("{}", one_line(error.as_ref())),
+            _ => first = first.and(closed),
+        }
+    }
+    first
+}
+
+fn serve(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<(Arc<Host>, SideWork)> {
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
-    let (config, listen) = (&settings.exports[0], &settings.listen[0]);
-    let export = Export { name: config.name.clone(), device: Arc::clone(volume) as Arc<dyn Device> };
+    let exports = Exports::new();
+    for (config, volume) in settings.exports.iter().zip(volumes) {
+        let export = nbd::export(config, Arc::clone(volume) as Arc<dyn Device>)
+            .with_context(|| format!("cannot export {}", config.image.display()))?;
+        exports.add(export)?;
+    }
     let limits = Limits {
         drain_timeout_ms: u64::try_from(settings.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     };
-    let server = Server::bind(&listen.unix, export, limits)?;
+    let listeners = settings.listen.iter().map(nbd::listener).collect::<Result<_>>()?;
+    let server = Server::bind(listeners, exports, limits)?;
     let stopper = server.stopper();
-    let exports =
-        vec![Served { name: config.name.clone(), image: config.image.clone(), volume: Arc::clone(volume) }];
-    let stop = move || {
-        notify::stopping("draining");
-        stopper.stop();
+    let served = |(config, volume): (&crate::config::Export, &Arc<Volume>)| Served {
+        name: config.name.clone(),
+        image: config.image.clone(),
+        volume: Arc::clone(volume),
     };
-    let place = format!("unix:{}", listen.unix.display());
-    let host = Host::new(settings.name.clone(), vec![place], exports, Box::new(stop));
+    let host = Host::new(
+        settings.name.clone(),
+        server.addresses(),
+        settings.exports.iter().zip(volumes).map(served).collect(),
+        stopper,
+        Box::new(|| notify::stopping("draining")),
+    );
     let side = SideWork::start(settings, &host)?;
     let for_signals = Arc::clone(&host);
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || stop_at_signal(signals, &for_signals))
         .context("cannot start a thread")?;
-    announce(settings, &**volume);
+    announce(settings, volumes, &server.addresses());
     notify::ready("serving");
     server.run();
     tracing::info!("all clients are drained; closing the image");
@@ -87,21 +115,24 @@ fn stop_at_signal(mut signals: Signals, host: &Host) {
     }
 }
 
-/// The one line on standard output: from now on clients can connect.
-fn announce(settings: &Settings, device: &dyn Device) {
-    let info = device.info();
-    let kind = info.kind.name();
-    let mode = if info.read_only { ", read-only" } else { "" };
-    let (export, listen) = (&settings.exports[0], &settings.listen[0]);
-    let target = Target { socket: listen.unix.clone(), export: export.name.clone() };
+/// A line for each export on standard output: from now on clients can connect.
+fn announce(settings: &Settings, volumes: &[Arc<Volume>], addresses: &[String]) {
     let mut out = std::io::stdout().lock();
-    // Nobody may be reading it.
-    let _ = writeln!(
-        out,
-        "vexfs-blockd: serving {} ({kind} volume, {} bytes, uuid {}{mode}) at {target}",
-        export.image.display(),
-        info.size_bytes,
-        info.uuid,
-    );
+    for (export, volume) in settings.exports.iter().zip(volumes) {
+        let info = volume.info();
+        let kind = info.kind.name();
+        let mode = if info.read_only { ", read-only" } else { "" };
+        let uris: Vec<_> =
+            addresses.iter().map(|address| nbd::uri(address, &export.name, &settings.listen)).collect();
+        // Nobody may be reading it.
+        let _ = writeln!(
+            out,
+            "vexfs-blockd: serving {} ({kind} volume, {} bytes, uuid {}{mode}) at {}",
+            export.image.display(),
+            info.size_bytes,
+            info.uuid,
+            uris.join(" "),
+        );
+    }
     let _ = out.flush();
 }

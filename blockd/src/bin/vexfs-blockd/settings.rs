@@ -50,8 +50,9 @@ impl Settings {
         if let Some(image) = &args.image {
             file.export = vec![Export {
                 image: image.clone(),
-                name: args.export.clone().unwrap_or_default(),
+                name: args.nbd.export.clone().unwrap_or_default(),
                 read_only: args.read_only,
+                block_size: args.nbd.block_size,
                 io: args.io.unwrap_or(Io::Auto),
                 checkpoint_mib: None,
                 map_mib: None,
@@ -59,8 +60,8 @@ impl Settings {
                 cleaner_mib_per_s: None,
             }];
         }
-        if let Some(unix) = &args.nbd {
-            file.listen = vec![Listen { unix: unix.clone() }];
+        if !args.nbd.addresses.is_empty() {
+            file.listen = args.nbd.listen();
         }
         file.name = args.name.clone().or(file.name);
         file.log = args.log.clone().or(file.log);
@@ -151,7 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         let text = "name = \"n\"\nlog = \"warn\"\ncontrol = \"none\"\ndrain_timeout_s = 3\n\
-                    [[listen]]\nunix = \"/run/a\"\n[[export]]\nimage = \"/a.img\"\nname = \"a\"\n";
+                    [[listen]]\naddress = \"unix:/run/a\"\n[[export]]\nimage = \"/a.img\"\nname = \"a\"\n";
         std::fs::write(&path, text).unwrap();
         let config = path.to_str().unwrap();
         let plain = settings(&["--config", config]).unwrap();
@@ -162,7 +163,7 @@ mod tests {
         let over = settings(&[&flags[..], &["--control", "unix:/c", "--name", "m"]].concat()).unwrap();
         assert_eq!((over.name.as_str(), over.log.as_str()), ("m", "debug"));
         assert_eq!(over.exports[0].image, PathBuf::from("b.img"));
-        assert_eq!(over.listen[0].unix, PathBuf::from("/run/b"));
+        assert_eq!(over.listen[0].address.to_string(), "unix:/run/b");
         assert_eq!((over.control, over.drain_timeout), (Control::At("/c".into()), Duration::from_secs(4)));
     }
 
@@ -170,7 +171,7 @@ mod tests {
     fn what_does_not_fit_together_is_refused() {
         let export =
             |image: &str, name: &str| format!("[[export]]\nimage = \"{image}\"\nname = \"{name}\"\n");
-        let listen = "[[listen]]\nunix = \"/s\"\n";
+        let listen = "[[listen]]\naddress = \"unix:/s\"\n";
         for (text, word) in [
             (listen.to_owned(), "nothing to serve"),
             (export("a", ""), "nowhere to listen"),

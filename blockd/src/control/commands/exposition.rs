@@ -139,6 +139,13 @@ pub fn text(host: &Host) -> String {
     sample(&mut out, "vexfs_build_info", &labels, 1.0);
     head(&mut out, "vexfs_start_time_seconds", "gauge", "Since when it serves, as seconds since 1970.");
     sample(&mut out, "vexfs_start_time_seconds", &[], start.as_secs_f64());
+    head(&mut out, "vexfs_connections", "gauge", "Clients that send requests.");
+    for export in &status.exports {
+        let count = status.connections.iter().filter(|connection| connection.export == export.name).count();
+        sample(&mut out, "vexfs_connections", &[("export", &export.name)], count as f64);
+    }
+    head(&mut out, "vexfs_negotiations", "gauge", "Clients in their negotiation.");
+    sample(&mut out, "vexfs_negotiations", &[], status.negotiations as f64);
     volumes(&mut out, &status.exports);
     stores(&mut out, &stats.exports.iter().collect::<Vec<_>>());
     out

@@ -1,8 +1,11 @@
 //! `status` and `stats`.
 
+use std::time::SystemTime;
+
 use crate::control::host::Host;
-use crate::control::protocol::{ExportStats, ExportStatus, Stats, Status};
+use crate::control::protocol::{ConnectionStatus, ExportStats, ExportStatus, Stats, Status};
 use crate::device::Device;
+use crate::nbd::server::ConnectionInfo;
 
 pub(super) fn status(host: &Host) -> Status {
     let export = |served: &crate::control::host::Served| ExportStatus {
@@ -18,8 +21,16 @@ pub(super) fn status(host: &Host) -> Status {
         uptime_s: host.started().elapsed().as_secs(),
         side_engine: host.engine().name().to_owned(),
         listen: host.listen().to_vec(),
+        negotiations: host.server().negotiations(),
         exports: host.exports().iter().map(export).collect(),
+        connections: host.server().connections().into_iter().map(connection).collect(),
     }
+}
+
+fn connection(info: ConnectionInfo) -> ConnectionStatus {
+    let age = SystemTime::now().duration_since(info.since).unwrap_or_default();
+    let ConnectionInfo { number, export, peer, tls, .. } = info;
+    ConnectionStatus { number, export, peer, tls, age_s: age.as_secs() }
 }
 
 pub(super) fn stats(host: &Host) -> Stats {
