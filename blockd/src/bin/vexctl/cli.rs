@@ -24,11 +24,12 @@ EXAMPLES
   vexctl status
   vexctl stats --watch 5
   vexctl scrub docs.img
+  vexctl resize docs.img --size 20G
 
-scrub works on an image that nothing else has open for writing. status, checkpoint, drain and stats without DIR ask daemons by
-their control sockets: /run/vexfs/NAME.sock (for users other than root $XDG_RUNTIME_DIR/vexfs/NAME.sock; $VEXFS_RUN_DIR names another
-directory). All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs
-it.";
+scrub and resize work on an image that nothing else has open. status, checkpoint, tune, compact, drain and stats without DIR ask
+daemons by their control sockets: /run/vexfs/NAME.sock (for users other than root $XDG_RUNTIME_DIR/vexfs/NAME.sock; $VEXFS_RUN_DIR names
+another directory). All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user
+who runs it.";
 
 /// Vectors and search on mounted VexFS volumes; the daemons that serve them; care for images.
 #[derive(Parser)]
@@ -88,6 +89,31 @@ pub enum Command {
     /// VexFS volume, the inode and the bytes of the file. What nothing refers to any more does not count. The image
     /// is only read; what a live session has not committed yet is not looked at.
     Scrub(ScrubArgs),
+    /// Make an image larger or smaller.
+    ///
+    /// A VexFS volume fills its image. A raw volume has a size of its own: its image needs about a quarter more. An image grows at
+    /// once. Before it shrinks, what stands past the new end is moved; a size that does not hold the data is refused. Whatever
+    /// breaks a resize off leaves the old size or the new one, with all data: run it again.
+    Resize(ResizeArgs),
+}
+
+#[derive(Args)]
+pub struct ResizeArgs {
+    /// The image or block device; nothing else may have it open.
+    pub image: PathBuf,
+    /// Bytes of the image; suffixes K, M, G, T are powers of 1024 [default: what the file or device has, or what a raw
+    /// volume that grows needs].
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Bytes of a raw volume.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub volume_size: Option<u64>,
+    /// Cut a raw volume together with the data in the part cut off, or make an image too small to be filled by its volume.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON: {"image","old":{"image_bytes","volume_bytes"},"new":{..}}; volume_bytes is 0 for VexFS.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

@@ -1,7 +1,7 @@
 //! `vexctl`: vectors and search on mounted VexFS volumes; the daemons that serve them; care for images.
 //!
 //! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
-//! It talks to a daemon through its control socket ([`daemon`]). Images it opens itself, as the daemon would ([`scrub`]).
+//! It talks to a daemon through its control socket ([`daemon`]). Images it opens itself, as the daemon would ([`scrub`], [`resize`]).
 
 mod cli;
 mod collection;
@@ -12,6 +12,7 @@ mod npy;
 mod output;
 mod put;
 mod remedy;
+mod resize;
 mod schema;
 mod scrub;
 mod search;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Drain(args) => daemon::jobs::drain(&args),
         Command::Ingest(args) => ingest::run(&args),
         Command::Scrub(args) => scrub::run(&args),
+        Command::Resize(args) => resize::run(&args),
     };
     match result {
         Ok(status) => status,
