@@ -8,6 +8,7 @@ mod faults;
 mod raw;
 mod resize;
 mod scrub;
+mod space;
 mod vexfs;
 
 use rand::Rng;

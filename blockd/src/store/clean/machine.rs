@@ -23,6 +23,10 @@ use crate::volume::worker::Internal;
 /// Jobs with the log at once: while one is written the next is there to share its record.
 const JOBS_IN_FLIGHT: usize = 2;
 
+/// Checkpoints in a row for the sake of segments of map leaves: one may gain little, but where so many gain nothing, each
+/// leaves behind as much as it empties.
+const META_ROUNDS_MAX: u32 = 4;
+
 /// Where outcomes of jobs arrive, from the log's thread.
 pub(crate) struct Inbox {
     outcomes: Mutex<Vec<Result<(), IoError>>>,
@@ -82,13 +86,23 @@ pub(crate) struct Cleaner {
     /// How things stood before the last sync and the last checkpoint, if nothing else was done since.
     before_sync: Option<Standing>,
     before_checkpoint: Option<Standing>,
+    /// How things stood before the first of some checkpoints made to empty segments of map leaves, and how many they are.
+    meta_rounds: Option<(Standing, u32)>,
 }
 
 impl Cleaner {
     /// Idle. `wake` is called when there is an outcome to step on.
     pub(crate) fn new(shared: Arc<Shared>, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         let inbox = Arc::new(Inbox { outcomes: Mutex::new(Vec::new()), wake });
-        Cleaner { shared, inbox, phase: Phase::Idle, stall: None, before_sync: None, before_checkpoint: None }
+        Cleaner {
+            shared,
+            inbox,
+            phase: Phase::Idle,
+            stall: None,
+            before_sync: None,
+            before_checkpoint: None,
+            meta_rounds: None,
+        }
     }
 
     /// There may be work; `stall` names writers that wait for space.
@@ -97,6 +111,7 @@ impl Cleaner {
         if matches!(self.phase, Phase::Idle) {
             self.before_sync = None;
             self.before_checkpoint = None;
+            self.meta_rounds = None;
             self.phase = Phase::Choosing;
         }
     }
@@ -164,15 +179,22 @@ impl Cleaner {
     fn choose(&mut self, send: &mut dyn FnMut(Internal)) -> Next {
         let standing = Standing::of(&self.shared.maps.read());
         let gains = |before: Option<Standing>| before.is_none_or(|b| standing.gained_since(b));
+        let in_vain =
+            |(before, rounds): (Standing, u32)| rounds >= META_ROUNDS_MAX && !standing.gained_since(before);
         let asked = Asked {
             urgent: self.stall.is_some(),
             sync: gains(self.before_sync),
-            checkpoint: gains(self.before_checkpoint),
+            checkpoint: gains(self.before_checkpoint) && !self.meta_rounds.is_some_and(in_vain),
         };
         let choice = choose_now(&self.shared, asked);
         match choice {
             Choice::Sync => self.before_sync = Some(standing),
             Choice::Checkpoint => self.before_checkpoint = Some(standing),
+            Choice::Meta(_) | Choice::AllMeta => {
+                (self.before_sync, self.before_checkpoint) = (None, None);
+                let going_on = self.meta_rounds.filter(|(before, _)| !standing.gained_since(*before));
+                self.meta_rounds = Some(going_on.map_or((standing, 1), |(before, n)| (before, n + 1)));
+            }
             _ => (self.before_sync, self.before_checkpoint) = (None, None),
         }
         match choice {

@@ -7,16 +7,11 @@ use crate::store::map::segments::Segment;
 /// Has the leaves of a meta segment written anew by the next checkpoint; false if one cannot be read: then the segment is
 /// not chosen again.
 pub(crate) fn empty_meta(shared: &Shared, segment: u32) -> bool {
-    let keys = shared.maps.read().base.clean_in(segment);
-    for key in keys {
-        while !shared.maps.write().base.make_dirty(key) {
-            if shared.load_leaf(key).is_err() {
-                shared.maps.write().segments.mark_damaged(segment);
-                return false;
-            }
-        }
+    let emptied = shared.empty_meta(segment).is_ok();
+    if !emptied {
+        shared.maps.write().segments.mark_damaged(segment);
     }
-    true
+    emptied
 }
 
 /// As [`empty_meta`], all of them.

@@ -19,7 +19,7 @@ pub(super) struct Asked {
 /// Below so many free segments cleaning begins, so that users are not kept waiting.
 pub(super) fn low_segments(shared: &Shared, maps: &Maps) -> u32 {
     let wanted = match shared.tuning.get().free_segments {
-        0 => shared.geometry.segments / 512 + 2,
+        0 => shared.geometry.segments / 1024 + 1,
         given => given,
     };
     shared.keep_segments(maps, Taker::Users).saturating_add(wanted)

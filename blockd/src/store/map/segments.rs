@@ -41,7 +41,7 @@ pub struct Segment {
     pub use_seq: u64,
     /// A record in it can't be read: it is never cleaned.
     pub damaged: bool,
-    /// The record that took its last page, as far as it has none.
+    /// The last record that took a page of it.
     pub emptied_seq: u64,
     /// The checkpoint (counted from the start of the store) that some page's death waits for; 0 = none.
     pub needs_checkpoint: u64,
@@ -82,19 +82,22 @@ impl Replay {
 pub struct SegmentTable {
     segments: Vec<Segment>,
     free: BTreeSet<u32>,
+    /// Free ones that only the checkpoint under way may take.
+    reserved: u32,
+    /// Closed ones that nothing refers to.
+    empty: BTreeSet<u32>,
     /// Segments from here on are never taken: the store is being made smaller.
     limit: u32,
     data_live: u64,
     meta_live: u64,
+    /// Pages of the checkpoint under way.
+    meta_new: u64,
     data_uses: u64,
     /// The record being applied, if one is.
     applying: Option<u64>,
     replay: Replay,
     /// Checkpoints begun since the start of the store.
     checkpoints_begun: u64,
-    /// Data segments that ran empty: those that wait for a sync only, and those that wait for a checkpoint.
-    emptied: Vec<u32>,
-    emptied_held: Vec<u32>,
 }
 
 impl SegmentTable {
@@ -116,18 +119,30 @@ impl SegmentTable {
             .collect();
         let free = (0u32..).zip(&segments).filter(|(_, s)| s.state == State::Free).map(|(i, _)| i).collect();
         let data_live = segments.iter().map(|s| u64::from(s.live_base)).sum();
-        SegmentTable {
+        let mut table = SegmentTable {
             segments,
             free,
+            reserved: 0,
+            empty: BTreeSet::new(),
             limit: u32::MAX,
             data_live,
             meta_live: 0,
+            meta_new: 0,
             data_uses: 0,
             applying: None,
             replay: Replay::default(),
             checkpoints_begun: 0,
-            emptied: Vec::new(),
-            emptied_held: Vec::new(),
+        };
+        (0..usage.len() as u32).for_each(|segment| table.look(segment));
+        table
+    }
+
+    /// Notes whether a segment is empty, after a change of it.
+    fn look(&mut self, segment: u32) {
+        if self.segments.get(segment as usize).is_some_and(Segment::is_empty) {
+            self.empty.insert(segment);
+        } else {
+            self.empty.remove(&segment);
         }
     }
 
@@ -141,9 +156,31 @@ impl SegmentTable {
         self.segments.get(segment as usize)
     }
 
-    /// Free segments.
+    /// Free segments, but for those kept for the checkpoint under way.
     pub fn free_count(&self) -> u32 {
-        self.free.len() as u32
+        (self.free.len() as u32).saturating_sub(self.reserved)
+    }
+
+    /// Keeps so many free segments for the checkpoint that begins; false if there are not as many.
+    pub fn reserve(&mut self, segments: u32) -> bool {
+        let enough = self.free_count() >= segments;
+        if enough {
+            self.reserved += segments;
+        }
+        enough
+    }
+
+    /// The checkpoint needs no more.
+    pub fn end_reservation(&mut self) {
+        self.reserved = 0;
+    }
+
+    /// Takes the lowest free segment out of the reserve.
+    pub fn take_reserved(&mut self, use_seq: u64) -> Option<u32> {
+        self.reserved = self.reserved.checked_sub(1)?;
+        let segment = self.free.pop_first()?;
+        self.open(segment, Stream::Meta, use_seq);
+        Some(segment)
     }
 
     /// Segments taken for data so far.
@@ -163,6 +200,9 @@ impl SegmentTable {
 
     /// Takes the lowest free segment as the head of a stream.
     pub fn take(&mut self, stream: Stream, use_seq: u64) -> Option<u32> {
+        if self.free_count() == 0 {
+            return None;
+        }
         let segment = self.free.pop_first()?;
         self.data_uses += u64::from(stream != Stream::Meta);
         self.open(segment, stream, use_seq);
@@ -185,16 +225,15 @@ impl SegmentTable {
                 needs_checkpoint: 0,
             };
         }
+        self.look(segment);
     }
 
     /// The segment is no longer a head.
     pub fn close(&mut self, segment: u32) {
         if let Some(s) = self.segments.get_mut(segment as usize) {
             s.state = State::Closed;
-            if s.live() == 0 {
-                self.ran_empty(segment);
-            }
         }
+        self.look(segment);
     }
 
     /// From now on changes are those of this record; `None`: of no record, only a checkpoint makes them last.
@@ -209,15 +248,8 @@ impl SegmentTable {
             Some(seq) => s.emptied_seq = seq,
             None => s.needs_checkpoint = self.checkpoints_begun + 1,
         }
-        if s.is_empty() {
-            self.ran_empty(segment);
-        }
-    }
-
-    fn ran_empty(&mut self, segment: u32) {
-        match self.segments.get(segment as usize) {
-            Some(s) if !self.replay.holds(s) => self.emptied.push(segment),
-            _ => self.emptied_held.push(segment),
+        if s.live() == 0 {
+            self.look(segment);
         }
     }
 
@@ -228,7 +260,7 @@ impl SegmentTable {
 
     /// Empty data segments that the next sync frees.
     pub fn waiting_for_sync(&self) -> u32 {
-        self.emptied.iter().filter(|&&i| self.segments[i as usize].is_empty()).count() as u32
+        self.empty.iter().filter(|&&i| !self.replay.holds(&self.segments[i as usize])).count() as u32
     }
 
     /// A checkpoint of the state as it is now begins; gives its number.
@@ -237,44 +269,18 @@ impl SegmentTable {
         self.checkpoints_begun
     }
 
-    /// The checkpoint of this number is durable: a start replays from these heads on.
-    pub fn checkpoint_is_durable(&mut self, number: u64, heads: [u64; Stream::LOGGED.len()]) {
-        self.replay = Replay { from: heads, checkpoint: number };
-        for segment in std::mem::take(&mut self.emptied_held) {
-            self.ran_empty(segment);
-        }
+    /// The checkpoint of this number is durable: a start replays from these uses of segments on.
+    pub fn checkpoint_is_durable(&mut self, number: u64, from: [u64; Stream::LOGGED.len()]) {
+        self.replay = Replay { from, checkpoint: number };
     }
 
-    /// Records up to this one are durable: data segments that only waited for that are free. Gives them.
+    /// Records up to this one are durable: empty data segments that only waited for that are free. Gives them.
     pub fn release_durable(&mut self, durable_seq: u64) -> Vec<u32> {
-        if self.emptied.is_empty() {
-            return Vec::new();
-        }
-        let mut released = Vec::new();
-        for segment in std::mem::take(&mut self.emptied) {
-            let s = self.segments[segment as usize];
-            if !s.is_empty() || s.stream == Stream::Meta {
-                continue;
-            }
-            if self.replay.holds(&s) {
-                self.emptied_held.push(segment);
-            } else if s.emptied_seq > durable_seq {
-                self.emptied.push(segment);
-            } else {
-                released.push(segment);
-            }
-        }
-        released.sort_unstable();
-        released.dedup();
+        let free = |s: &Segment| !self.replay.holds(s) && s.emptied_seq <= durable_seq;
+        let released: Vec<u32> =
+            self.empty.iter().copied().filter(|&i| free(&self.segments[i as usize])).collect();
         self.release(&released);
         released
-    }
-
-    /// The segment is the head of its stream again.
-    pub fn reopen(&mut self, segment: u32) {
-        if let Some(s) = self.segments.get_mut(segment as usize) {
-            s.state = State::Open;
-        }
     }
 
     /// Never to be cleaned.
@@ -296,6 +302,9 @@ impl SegmentTable {
         if let Some(s) = self.segments.get_mut(loc.segment as usize) {
             s.live_base += 1;
             self.data_live += 1;
+            if s.live() == 1 {
+                self.look(loc.segment);
+            }
         }
     }
 
@@ -315,6 +324,9 @@ impl SegmentTable {
         if let Some(s) = self.segments.get_mut(loc.segment as usize) {
             s.live_open += 1;
             self.data_live += 1;
+            if s.live() == 1 {
+                self.look(loc.segment);
+            }
         }
     }
 
@@ -329,25 +341,41 @@ impl SegmentTable {
         }
     }
 
-    /// The last checkpoint consists of these pages; only meta segments change.
-    pub fn set_meta(&mut self, pages: impl Iterator<Item = Loc>) {
-        for s in self.segments.iter_mut().filter(|s| s.stream == Stream::Meta) {
-            s.live_base = 0;
-        }
-        self.meta_live = 0;
-        for loc in pages {
-            if let Some(s) = self.segments.get_mut(loc.segment as usize)
-                && s.stream == Stream::Meta
-            {
-                s.live_base += 1;
-                self.meta_live += 1;
+    /// A page of the checkpoint under way (or, at a start, of the last one).
+    pub fn add_meta(&mut self, loc: Loc) {
+        if let Some(s) = self.segments.get_mut(loc.segment as usize)
+            && s.stream == Stream::Meta
+        {
+            s.live_base += 1;
+            self.meta_new += 1;
+            if s.live() == 1 {
+                self.look(loc.segment);
             }
         }
     }
 
+    /// A page that only the checkpoint before the last one needed.
+    pub fn drop_meta(&mut self, loc: Loc) {
+        if let Some(s) = self.segments.get_mut(loc.segment as usize)
+            && s.stream == Stream::Meta
+            && s.live_base > 0
+        {
+            s.live_base -= 1;
+            self.meta_live = self.meta_live.saturating_sub(1);
+            if s.live() == 0 {
+                self.look(loc.segment);
+            }
+        }
+    }
+
+    /// The checkpoint under way is durable: its pages count as those of the last one.
+    pub fn meta_is_durable(&mut self) {
+        self.meta_live += std::mem::take(&mut self.meta_new);
+    }
+
     /// Closed segments nothing refers to: free once the next checkpoint is durable.
     pub fn empty(&self) -> impl Iterator<Item = u32> {
-        (0u32..).zip(&self.segments).filter(|(_, s)| s.is_empty()).map(|(i, _)| i)
+        self.empty.iter().copied()
     }
 
     /// Closed meta segments without a page of the current checkpoint.
@@ -364,6 +392,7 @@ impl SegmentTable {
                 if segment < self.limit {
                     self.free.insert(segment);
                 }
+                self.empty.remove(&segment);
             }
         }
     }
