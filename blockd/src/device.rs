@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::buf::AlignedBuf;
+use crate::completion;
 
 /// What kind of volume a store holds; fixed when it is created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +115,12 @@ pub trait Device: Send + Sync {
     /// calling thread, which saves two hand-offs between threads. `done` may be called before this returns.
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
         self.submit(client, op, done);
+    }
+    /// As [`Device::submit`] for each request, from a caller that has nothing else to do before it needs them: the
+    /// device may carry out in the calling thread what does not take long, and serve them together. Completions are
+    /// told within a [`completion::scope`].
+    fn submit_batch(&self, client: ClientId, batch: Vec<(IoOp, Done)>) {
+        completion::scope(|| batch.into_iter().for_each(|(op, done)| self.submit(client, op, done)));
     }
     /// Which parts of a range (not empty, within the device) hold data: at least one extent, at most `extents_max`
     /// (not 0), from `offset` on, neighbours unlike. They may cover less than the range, never more. May wait for reads

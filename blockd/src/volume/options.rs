@@ -10,7 +10,7 @@ use layout::addr::PAGE;
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
 use crate::storage::file::{FileStorage, OpenError};
-use crate::storage::{IoEngine, Storage};
+use crate::storage::{IoEngine, ReadCache, Storage};
 use crate::store::create::{self, NewStore};
 use crate::store::{StoreError, format};
 
@@ -38,6 +38,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// How the backing is read and written.
     pub io: IoEngine,
+    /// What reads are answered from.
+    pub read_cache: ReadCache,
     /// This machine's boot id; see [`boot_id`].
     pub boot_id: [u8; 16],
     /// Bytes of log between checkpoints: bounds the time of recovery.
@@ -57,6 +59,7 @@ impl Default for OpenOptions {
         OpenOptions {
             read_only: false,
             io: IoEngine::Auto,
+            read_cache: ReadCache::Direct,
             boot_id: boot_id(),
             checkpoint_bytes: 256 << 20,
             map_bytes_max: 1 << 30,

@@ -49,6 +49,14 @@ pub struct Serve {
     #[arg(long, value_enum, value_name = "ENGINE", default_value_t = Io::Auto)]
     pub io: Io,
 
+    /// What reads are answered from
+    ///
+    /// Every page is checked against its crc either way; one that does not fit is read again from
+    /// the image itself. Clients that cache on their own (a file system, a virtual machine) gain
+    /// nothing from a second copy here.
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Cache::Direct)]
+    pub cache: Cache,
+
     /// Take no writes, and change nothing in the image
     #[arg(long)]
     pub read_only: bool,
@@ -60,12 +68,20 @@ pub struct Serve {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
 pub enum Io {
-    /// io_uring where the kernel permits it, else sync
+    /// io_uring where the kernel permits it and the image gains by it, else sync
     Auto,
     /// io_uring, or an error
     Uring,
     /// pread(2) and pwrite(2)
     Sync,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub enum Cache {
+    /// The image, past the page cache (O_DIRECT)
+    Direct,
+    /// The kernel's page cache
+    Buffered,
 }
 
 const AFTER_HELP: &str = "\

@@ -8,13 +8,13 @@ use blockd::device::{Device, VolumeKind};
 use blockd::nbd::client::Target;
 use blockd::nbd::server::{Export, Limits, Server, Stopper};
 use blockd::session::boot_id;
-use blockd::storage::IoEngine;
+use blockd::storage::{IoEngine, ReadCache};
 use blockd::volume::{OpenOptions, Volume};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Io, Serve};
+use crate::args::{Cache, Io, Serve};
 
 /// Serves until a signal comes.
 pub fn run(args: &Serve) -> Result<()> {
@@ -25,6 +25,10 @@ pub fn run(args: &Serve) -> Result<()> {
             Io::Auto => IoEngine::Auto,
             Io::Uring => IoEngine::Uring,
             Io::Sync => IoEngine::Sync,
+        },
+        read_cache: match args.cache {
+            Cache::Direct => ReadCache::Direct,
+            Cache::Buffered => ReadCache::Buffered,
         },
         boot_id: boot_id()?.0,
         ..OpenOptions::default()

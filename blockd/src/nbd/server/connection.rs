@@ -1,6 +1,6 @@
 //! One connection: requests in, replies out, in the order of completion.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -15,14 +15,18 @@ use super::registry::Refused;
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, Device, Extent, IoError, IoOp, IoResult};
+use crate::completion;
+use crate::device::{ClientId, Device, Done, Extent, IoError, IoOp, IoResult};
 use crate::nbd::proto::errno;
 use crate::nbd::proto::request::{REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
 
-/// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
-const READ_HERE_BYTES_MAX: usize = 128 << 10;
+/// Largest request that the connection's own thread carries out: others of the connection wait meanwhile.
+const HERE_BYTES_MAX: usize = 128 << 10;
+/// Requests are given to the device together up to so many, and so many payload bytes.
+const BATCH_REQUESTS_MAX: usize = 64;
+const BATCH_BYTES_MAX: usize = 512 << 10;
 /// Requests given to the device's threads after the client was seen to send more than one at a time.
 const REQUESTS_DEEP: u32 = 256;
 
@@ -96,8 +100,11 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
         reader: std::thread::current().id(),
         negotiated,
         deep: Cell::new(0),
+        batch: RefCell::default(),
     };
-    match connection.transmit(&mut receiver) {
+    let end = connection.transmit(&mut receiver);
+    connection.submit_batch();
+    match end {
         Ok(()) => {}
         Err(End::Broken(why)) => tracing::warn!(number, "closing an NBD connection: {why}"),
         Err(End::Socket(error)) => tracing::info!(number, %error, "an NBD connection broke"),
@@ -153,6 +160,14 @@ struct Connection<'a> {
     negotiated: Transmission,
     /// So many more requests are surely not the client's only one at a time.
     deep: Cell<u32>,
+    /// Taken in, not yet given to the device.
+    batch: RefCell<Batch>,
+}
+
+#[derive(Default)]
+struct Batch {
+    requests: Vec<(IoOp, Done)>,
+    payload_bytes: usize,
 }
 
 impl Connection<'_> {
@@ -187,11 +202,11 @@ impl Connection<'_> {
         let len_bytes = u64::from(request.len_bytes);
         let (permit, op) = match checked {
             Checked::Read { len_bytes } => {
-                (self.permit(len_bytes), IoOp::Read { offset, buf: AlignedBuf::zeroed(len_bytes) })
+                (self.permit(len_bytes), IoOp::Read { offset, buf: AlignedBuf::recycled(len_bytes) })
             }
             Checked::Write { len_bytes, fua } => {
                 let permit = self.permit(len_bytes);
-                let mut buf = AlignedBuf::zeroed(len_bytes);
+                let mut buf = AlignedBuf::recycled(len_bytes);
                 self.before_receiving(receiver, len_bytes);
                 receiver.payload(&mut buf)?;
                 (permit, IoOp::Write { offset, buf, fua })
@@ -209,35 +224,48 @@ impl Connection<'_> {
             }
             Checked::Disconnect => return Ok(()),
         };
-        if matches!(op, IoOp::Flush) {
-            // It may take long inside `submit`; finished replies do not wait for it.
-            self.outbox.flush();
-        }
         let here = self.only_request(receiver, &op, &permit);
         let outbox = Arc::clone(&self.outbox);
         let (request, reader, structured) = (*request, self.reader, self.negotiated.structured);
         let done = Box::new(move |result| complete(&outbox, structured, &request, result, permit, reader));
         if here {
+            // Replies of requests before it are with the client, or it would not be the only one.
             self.device.submit_here(self.client, op, done);
             // Asked before the reply goes out: whatever is there was sent without waiting for it.
             if rustix::io::ioctl_fionread(receiver.stream()).is_ok_and(|bytes| bytes > 0) {
                 self.deep.set(REQUESTS_DEEP);
             }
-        } else {
-            self.device.submit(self.client, op, done);
+            return Ok(());
+        }
+        let full = {
+            let mut batch = self.batch.borrow_mut();
+            batch.payload_bytes += payload_bytes(&op);
+            batch.requests.push((op, done));
+            batch.payload_bytes >= BATCH_BYTES_MAX || batch.requests.len() >= BATCH_REQUESTS_MAX
+        };
+        if full {
+            self.submit_batch();
+            self.outbox.flush();
         }
         Ok(())
     }
 
-    /// Whether this is a small read of a client that sends one request at a time: this thread would only wait
-    /// for its end, so it may as well carry it out.
+    /// Gives the device what was taken in.
+    fn submit_batch(&self) {
+        let Batch { requests, .. } = self.batch.take();
+        if !requests.is_empty() {
+            self.device.submit_batch(self.client, requests);
+        }
+    }
+
+    /// Whether this is a small request of a client that sends one at a time: this thread would only wait for its end, so it
+    /// may as well carry it out.
     fn only_request(&self, receiver: &Receiver<&UnixStream>, op: &IoOp, permit: &Permit) -> bool {
         if self.deep.get() > 0 {
             self.deep.set(self.deep.get() - 1);
             return false;
         }
-        let small = matches!(op, IoOp::Read { buf, .. } if buf.len() <= READ_HERE_BYTES_MAX);
-        small && receiver.buffered() == 0 && permit.is_alone()
+        payload_bytes(op) <= HERE_BYTES_MAX && receiver.buffered() == 0 && permit.is_alone()
     }
 
     /// Answers a request that is not taken, and skips its payload.
@@ -270,6 +298,7 @@ impl Connection<'_> {
     /// Asks the device, in this thread: what it may read for the answer is bounded.
     fn block_status(&self, request: &Request, extents_max: usize) {
         let permit = self.permit(EXTENTS_MAX * size_of::<Extent>());
+        self.submit_batch();
         self.outbox.flush();
         let len_bytes = u64::from(request.len_bytes);
         match self.device.allocation(self.client, request.offset, len_bytes, extents_max) {
@@ -294,14 +323,16 @@ impl Connection<'_> {
     /// A share of the budget; replies held back are sent before waiting for it.
     fn permit(&self, payload_bytes: usize) -> Permit {
         self.budget.try_acquire(payload_bytes).unwrap_or_else(|| {
+            self.submit_batch();
             self.outbox.flush();
             self.budget.acquire(payload_bytes)
         })
     }
 
-    /// Sends the replies held back if reading `wanted` bytes may wait for the peer.
+    /// Begins what was taken in and sends the replies held back, if reading `wanted` bytes may wait for the peer.
     fn before_receiving(&self, receiver: &Receiver<&UnixStream>, wanted: usize) {
         if receiver.buffered() < wanted {
+            self.submit_batch();
             self.outbox.flush();
         }
     }
@@ -309,7 +340,7 @@ impl Connection<'_> {
 
 /// The request is finished; called from any thread, the reader's included.
 fn complete(
-    outbox: &Outbox<Reply>,
+    outbox: &Arc<Outbox<Reply>>,
     structured: bool,
     request: &Request,
     result: IoResult,
@@ -338,7 +369,7 @@ fn complete(
         }
     };
     let alone = permit.executed();
-    let push = if std::thread::current().id() == reader {
+    let push = if std::thread::current().id() == reader || completion::defer(outbox) {
         Push::Hold
     } else if alone {
         Push::Now
@@ -346,6 +377,13 @@ fn complete(
         Push::Thread
     };
     reply::send(outbox, structured, request, answer, permit, push);
+}
+
+fn payload_bytes(op: &IoOp) -> usize {
+    match op {
+        IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => buf.len(),
+        IoOp::Flush | IoOp::Trim { .. } | IoOp::WriteZeroes { .. } => 0,
+    }
 }
 
 /// What of a device's answer fits a request and the wire.

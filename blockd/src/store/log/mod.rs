@@ -20,16 +20,27 @@ use super::format::record::{Record, SessionState};
 use super::format::segment::Stream;
 use super::format::superblock::Superblock;
 use crate::device::IoError;
-use crate::storage::{Waker, WriteQueue};
+use crate::storage::{Waiter, Waker, WriteQueue};
 pub(super) use complete::apply_record;
 pub use job::{Job, JobDone, Op};
 
-/// Records in flight at once: few, so that those that wait share a header page.
+/// Records in flight at once.
 const IN_FLIGHT_MAX: usize = 4;
+/// While records are in flight, fewer pages than this wait for more: they share a header page and a request.
+const GATHER_PAGES: u64 = 16;
 /// Data pages of a record.
 const RECORD_PAGES_MAX: u32 = 256;
 /// Token of a sync; records have their sequence.
 const SYNC_TOKEN: u64 = u64::MAX;
+
+/// Which thread drives the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// The log's own.
+    Thread,
+    /// One that has other things to do: it writes no checkpoint.
+    Caller,
+}
 
 /// Where a stream writes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,6 +148,35 @@ impl Log {
         self.queue.wait();
     }
 
+    /// As [`Log::wait`], for the log's thread while others may drive the log.
+    pub fn waiter(&self) -> Waiter {
+        self.queue.waiter()
+    }
+
+    /// Whoever drives the log does its writes and syncs.
+    pub fn is_synchronous(&self) -> bool {
+        self.queue.is_synchronous()
+    }
+
+    /// Whether writes and syncs are done by the thread that drives the log; changed only while it is idle.
+    pub fn set_inline(&mut self, inline: bool) {
+        self.queue.set_inline(inline);
+    }
+
+    /// Something waits that only [`Place::Thread`] does.
+    pub fn wants_thread(&self) -> bool {
+        self.user_stalled || self.cold_stalled || self.checkpoint_due()
+    }
+
+    /// So many pages of users must wait before the log gains by being driven; until then it waits for what is in flight.
+    pub fn worth_waking_pages(&self) -> u64 {
+        match self.in_flight.len() {
+            0 => 1,
+            IN_FLIGHT_MAX.. => u64::MAX,
+            _ => GATHER_PAGES.saturating_sub(waiting_pages(&self.user)).max(1),
+        }
+    }
+
     /// The session state as of the last job given.
     pub fn session(&self) -> &SessionState {
         &self.session
@@ -178,13 +218,16 @@ impl Log {
     }
 
     /// Does all that can be done without waiting.
-    pub fn pump(&mut self) {
+    pub fn pump(&mut self, place: Place) {
         loop {
             let mut progress = self.reap();
             progress |= self.start_sync();
             if self.failed.is_some() {
                 self.fail_all();
             } else if self.checkpoint_due() {
+                if place == Place::Caller {
+                    return;
+                }
                 if !self.in_flight.is_empty() || self.syncing.is_some() {
                     // It begins when what is in flight has landed.
                     if !progress {
@@ -201,6 +244,9 @@ impl Log {
             }
             if progress {
                 continue;
+            }
+            if place == Place::Caller {
+                return;
             }
             // A lane that just found no room first has what is dead reclaimed.
             if self.failed.is_none() && self.in_flight.is_empty() && self.checkpoint_due() {
@@ -245,4 +291,16 @@ impl Log {
             done(result.clone());
         }
     }
+}
+
+/// Pages of waiting jobs; counted only as far as it matters.
+fn waiting_pages(lane: &VecDeque<Job>) -> u64 {
+    let mut pages = 0;
+    for job in lane {
+        pages += job.ops.iter().map(Op::pages).sum::<u64>();
+        if pages >= GATHER_PAGES {
+            break;
+        }
+    }
+    pages
 }
