@@ -26,7 +26,7 @@ pub fn scope<R>(f: impl FnOnce() -> R) -> R {
         !nested
     });
     // Steps are run even if `f` panics: others wait for them.
-    let _end = outer.then_some(End);
+    let _end = outer.then(|| End);
     f()
 }
 

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::buf::AlignedBuf;
 use crate::completion;
+use crate::stats::RequestCounters;
 
 /// What kind of volume a store holds; fixed when it is created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +105,10 @@ pub type Done = Box<dyn FnOnce(IoResult) + Send>;
 pub trait Device: Send + Sync {
     /// Size, kind and limits; constant.
     fn info(&self) -> DeviceInfo;
+    /// Where those who serve this device count its requests; by default nowhere that anyone looks.
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::default()
+    }
     /// A new client of this device.
     fn connect(&self) -> ClientId;
     /// The client is gone: its session, if any, stays live (it may attach again).
@@ -122,6 +127,9 @@ pub trait Device: Send + Sync {
     fn submit_batch(&self, client: ClientId, batch: Vec<(IoOp, Done)>) {
         completion::scope(|| batch.into_iter().for_each(|(op, done)| self.submit(client, op, done)));
     }
+    /// The client, which waits for each request before it sends another, is about to ask for a flush, going by what it
+    /// did before: the device may begin with it. May block as long as a flush does.
+    fn expect_flush(&self) {}
     /// Which parts of a range (not empty, within the device) hold data: at least one extent, at most `extents_max`
     /// (not 0), from `offset` on, neighbours unlike. They may cover less than the range, never more. May wait for reads
     /// of the backing, a bounded number at a call.

@@ -37,6 +37,7 @@ impl Shared {
                 plan_reads(self, plan, read.buf, &mut batch);
             }
         }
+        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
         self.storage.read_batch(&mut batch);
         drop(batch);
         for (read, plan) in reads.iter_mut().zip(plans) {
@@ -124,6 +125,7 @@ impl Shared {
     }
 
     fn read_error(&self, page: u64, mapping: Mapping, why: &str) -> IoError {
+        self.counters.read_errors.inc();
         let byte = self.geometry.byte(mapping.loc);
         let text =
             format!("device page {page:#x} at {} (image byte {byte}) cannot be read: {why}", mapping.loc);
@@ -143,11 +145,13 @@ impl Shared {
             let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(key, at, &buf));
             match checked {
                 Ok(entries) => {
+                    self.counters.leaf_loads.inc();
                     self.maps.write().base.load(key, at, entries);
                     return Ok(());
                 }
                 Err(_) if self.maps.read().base.unloaded(key) != Some(at) => {}
                 Err(why) => {
+                    self.counters.read_errors.inc();
                     let byte = self.geometry.byte(at.loc);
                     let text =
                         format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);

@@ -207,7 +207,7 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    fn flush(outcomes: &crossbeam_channel::Sender<Result<(), IoError>>) -> Request {
+    fn flush(outcomes: &Sender<Result<(), IoError>>) -> Request {
         let outcomes = outcomes.clone();
         Request::Flush { done: Box::new(move |result| outcomes.send(result.map(|_| ())).unwrap()) }
     }

@@ -3,15 +3,22 @@
 //! [`options`]: how it is made and opened. [`inbox`]: what waits for the log. [`writer`]: which thread drives it.
 //! [`worker`]: what it does, giving every change its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`resize`]: images
+//! made larger or smaller.
 
 mod allocation;
 mod inbox;
 pub mod options;
+mod page_name;
 mod reads;
+pub mod resize;
+mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod status;
 mod synth;
+mod tuning;
 pub(crate) mod worker;
 mod writer;
 
@@ -26,14 +33,16 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::completion;
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, VolumeKind};
+use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
+use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
+use inbox::Request;
 pub use options::{CreateOptions, OpenOptions, boot_id};
 use reads::{ReadJob, ReadPool};
 use session::Sessions;
-use inbox::Request;
 use writer::Writer;
 
 /// Threads that read; each keeps many reads in flight.
@@ -61,6 +70,7 @@ pub struct Volume {
     clients: AtomicU64,
     closing: AtomicBool,
     reads: ReadPool,
+    requests: Arc<RequestCounters>,
     writer: Option<Arc<Writer>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -73,6 +83,15 @@ impl Volume {
     /// [`StoreError`]; `InUse` when something is there already and `force` is not set.
     pub fn create(path: &Path, options: &CreateOptions) -> Result<(), StoreError> {
         options::create(path, options)
+    }
+
+    /// Writes every part of an image file once, so that its space is there, and syncs need not write the file system's
+    /// metadata when a place is used for the first time. The image's content stays.
+    ///
+    /// # Errors
+    /// [`StoreError`]; `InUse` while it is open.
+    pub fn preallocate(path: &Path) -> Result<(), StoreError> {
+        options::preallocate(path)
     }
 
     /// Opens the volume in an image or block device: replays its log, and starts its threads.
@@ -90,14 +109,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::open`].
     pub fn open_storage(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
-        let recover = RecoverOptions {
-            read_only: options.read_only,
-            boot_id: options.boot_id,
-            checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
-            leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
-            discard: options.discard,
-        };
-        let opened = recover::open(storage, &recover)?;
+        let opened = recover::open(storage, &recover_options(options))?;
         let store = opened.shared;
         let info = DeviceInfo {
             kind: store.kind,
@@ -122,6 +134,7 @@ impl Volume {
             clients: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             reads,
+            requests: Arc::default(),
             writer,
             threads: Mutex::new(threads),
         }))
@@ -172,6 +185,12 @@ impl Volume {
             let _ = send.send(result);
         }));
         recv.recv().unwrap_or(Err(IoError::Shutdown))
+    }
+
+    fn wake_worker(&self) {
+        if let Some(writer) = &self.writer {
+            writer.call();
+        }
     }
 
     /// Range and alignment.
@@ -282,6 +301,10 @@ impl Device for Volume {
         self.info.clone()
     }
 
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.requests)
+    }
+
     fn connect(&self) -> ClientId {
         ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
     }
@@ -341,12 +364,18 @@ impl Device for Volume {
             if !changes.is_empty() {
                 self.change(changes);
             }
-            if self.core.store.storage.is_cached() {
+            if !reads.is_empty() {
                 reads::run(&self.core, reads);
-            } else {
-                reads.into_iter().for_each(|job| self.reads.submit(job));
             }
         });
+    }
+
+    fn expect_flush(&self) {
+        if let Some(writer) = &self.writer
+            && !self.closing.load(Ordering::SeqCst)
+        {
+            writer.expect_flush();
+        }
     }
 }
 
@@ -355,6 +384,21 @@ impl Drop for Volume {
         if let Err(e) = self.shutdown() {
             tracing::error!("closing the volume: {e}");
         }
+    }
+}
+
+/// What of the options concerns the store.
+fn recover_options(options: &OpenOptions) -> RecoverOptions {
+    RecoverOptions {
+        read_only: options.read_only,
+        boot_id: options.boot_id,
+        tuning: Tuning {
+            cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+            checkpoint_bytes: options.checkpoint_bytes,
+            ..Tuning::default()
+        },
+        leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+        discard: options.discard,
     }
 }
 

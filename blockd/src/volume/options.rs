@@ -14,6 +14,9 @@ use crate::storage::{IoEngine, ReadCache, Storage};
 use crate::store::create::{self, NewStore};
 use crate::store::{StoreError, format};
 
+/// Bytes written at once to all of an image.
+const PART_BYTES: usize = 4 << 20;
+
 /// How a volume is made.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
@@ -128,6 +131,28 @@ fn make(path: &Path, options: &CreateOptions, size_bytes: u64, is_device: bool) 
             segment_bytes: options.segment_bytes,
         },
     )
+}
+
+/// Writes every part of an image file once, with what stands there, so that no hole is left. Where a place was only
+/// reserved, or not even that, the first write to it changes the file system's metadata, and a sync has to write that too.
+pub(super) fn preallocate(path: &Path) -> Result<(), StoreError> {
+    let storage = FileStorage::open(path, false, IoEngine::Sync)?;
+    let end = storage.len_bytes() & !(PAGE as u64 - 1);
+    let mut part = AlignedBuf::zeroed(PART_BYTES);
+    let mut offset = 0;
+    while offset < end {
+        let part = &mut part[..(end - offset).min(PART_BYTES as u64) as usize];
+        storage
+            .read_exact(offset, part)
+            .and_then(|()| storage.write_all(offset, part))
+            .map_err(|source| StoreError::Io { action: "writing all of the image once", offset, source })?;
+        offset += part.len() as u64;
+    }
+    storage.sync().map_err(|source| StoreError::Io {
+        action: "writing all of the image once",
+        offset,
+        source,
+    })
 }
 
 /// Whether a file or device looks as if something lived in it.

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use layout::addr::{CLASS0_BASE, COMMAND_PAGE, PAGE, SUPERBLOCK_PAGE};
 
 use super::Core;
-pub(crate) use super::inbox::{Internal, InternalSender};
 use super::inbox::{Inbox, Request};
+pub(crate) use super::inbox::{Internal, InternalSender};
 use super::session::Action;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError, VolumeKind};
@@ -69,7 +69,7 @@ impl Worker {
 
     fn step_at(&mut self, place: Place) -> bool {
         let took = self.take_in();
-        self.log.pump(place);
+        self.log.pump_at(place);
         self.core.pending_pages.store(self.log.pending_pages(), Ordering::Relaxed);
         took
     }
@@ -83,7 +83,7 @@ impl Worker {
     pub(super) fn carry_out(&mut self, request: Request) {
         self.log.set_inline(true);
         self.handle(request);
-        self.log.pump(Place::Caller);
+        self.log.pump_at(Place::Caller);
         self.log.set_inline(false);
         self.core.pending_pages.store(self.log.pending_pages(), Ordering::Relaxed);
         self.look_for_space();
@@ -138,7 +138,7 @@ impl Worker {
             let _ = send.send(result);
         }));
         while !self.log.is_idle() {
-            self.log.pump(Place::Thread);
+            self.log.pump();
             if !self.log.is_idle() {
                 self.log.wait();
             }

@@ -45,7 +45,7 @@ impl Writer {
         let (waiter, synchronous) = (log.waiter(), log.is_synchronous());
         let cleaner = options.cleaner.then(|| {
             let sender = InternalSender(Arc::clone(&inbox));
-            Cleaner::start(Arc::clone(&core.store), sender, options.cleaner_bytes_per_s, threads)
+            Cleaner::start(Arc::clone(&core.store), sender, threads)
         });
         let worker = Worker::new(core, log, Arc::clone(&inbox), cleaner);
         let writer = Arc::new(Writer { inbox, worker: Mutex::new(Some(worker)), synchronous });
@@ -77,10 +77,24 @@ impl Writer {
         worker.carry_out(request);
         let wants_thread = worker.wants_thread();
         drop(guard);
+        self.leave(wants_thread);
+    }
+
+    /// Makes durable what is written, in a thread whose client is about to ask for it, if nobody else wants the log.
+    pub(super) fn expect_flush(&self) {
+        let Some(mut guard) = self.worker.try_lock() else { return };
+        let Some(worker) = guard.as_mut().filter(|worker| worker.is_at_rest()) else { return };
+        worker.carry_out(Request::Flush { done: Box::new(|_| {}) });
+        let wants_thread = worker.wants_thread();
+        drop(guard);
+        self.leave(wants_thread);
+    }
+
+    /// The log is let go by a thread that carried one request out; others may have found it taken.
+    fn leave(&self, wants_thread: bool) {
         if wants_thread {
             self.inbox.call();
         }
-        // Others may have found the log taken.
         self.submit([]);
     }
 
@@ -101,6 +115,11 @@ impl Writer {
                 return;
             }
         }
+        self.inbox.call();
+    }
+
+    /// Has the log's thread look whether there is something to do now.
+    pub(super) fn call(&self) {
         self.inbox.call();
     }
 

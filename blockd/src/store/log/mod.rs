@@ -12,6 +12,7 @@ mod submit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Shared;
 use super::checkpoint::Checkpointer;
@@ -82,7 +83,6 @@ pub struct Log {
     waiters: VecDeque<(u64, JobDone)>,
     failed: Option<String>,
     pages_since_checkpoint: u64,
-    checkpoint_pages: u64,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
@@ -127,7 +127,6 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages: options.checkpoint_pages,
             discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
@@ -218,7 +217,12 @@ impl Log {
     }
 
     /// Does all that can be done without waiting.
-    pub fn pump(&mut self, place: Place) {
+    pub fn pump(&mut self) {
+        self.pump_at(Place::Thread);
+    }
+
+    /// As [`Log::pump`], as far as it may be done there.
+    pub fn pump_at(&mut self, place: Place) {
         loop {
             let mut progress = self.reap();
             progress |= self.start_sync();
@@ -260,7 +264,7 @@ impl Log {
 
     /// Whether a checkpoint should come before anything else is written.
     fn checkpoint_due(&self) -> bool {
-        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
+        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
         if !self.user_stalled && !self.cold_stalled {
@@ -274,15 +278,18 @@ impl Log {
     fn run_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.reclaim_tried = self.next_seq;
+        let begun = Instant::now();
         let result = Checkpointer::new(self).run();
         match &result {
             Ok(()) => {
+                self.shared.counters.checkpoints.record(begun.elapsed());
                 self.pages_since_checkpoint = 0;
                 self.now_durable(self.next_seq - 1);
             }
             Err(IoError::NoSpace) => {
+                self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
-                self.pages_since_checkpoint = self.checkpoint_pages / 2;
+                self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
             }
             Err(e) => self.fail(&e.to_string()),

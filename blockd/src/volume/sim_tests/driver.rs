@@ -8,17 +8,17 @@ use parking_lot::Mutex;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
-use crate::store::clean::Cleaner;
 use crate::store::clean::policy::Choice;
 use crate::store::clean::worker::Work;
+use crate::store::clean::{Cleaner, Tuning};
 use crate::store::create::{NewStore, create};
 use crate::store::log::{Job, Op};
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
+use crate::volume::inbox::{Inbox, Request};
 use crate::volume::reads::{self, ReadJob};
 use crate::volume::session::Sessions;
-use crate::volume::inbox::{Inbox, Request};
 use crate::volume::worker::Worker;
 
 /// The outcome of a request, once it is there.
@@ -46,7 +46,7 @@ impl Driver {
         let options = RecoverOptions {
             read_only: false,
             boot_id: [boot; 16],
-            checkpoint_pages: 200,
+            tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
             leaves_max: 24,
             discard: true,
         };
