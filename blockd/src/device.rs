@@ -169,26 +169,31 @@ pub fn batch(device: &dyn Device, client: ClientId, ops: impl IntoIterator<Item 
         pending: usize,
     }
     let state = Arc::new((Mutex::new(State { results: Vec::new(), pending: 0 }), Condvar::new()));
-    let mut ops = ops.into_iter().enumerate().peekable();
-    while let Some((i, op)) = ops.next() {
-        {
-            let mut s = state.0.lock();
-            s.results.push(None);
-            s.pending += 1;
-        }
-        let state = Arc::clone(&state);
-        let done = Box::new(move |result| {
-            let mut s = state.0.lock();
-            s.results[i] = Some(result);
-            s.pending -= 1;
-            if s.pending == 0 {
-                state.1.notify_one();
-            }
-        });
-        match ops.peek() {
-            Some(_) => device.submit(client, op, done),
-            None => device.submit_here(client, op, done),
-        }
+    let mut requests: Vec<(IoOp, Done)> = ops
+        .into_iter()
+        .enumerate()
+        .map(|(i, op)| {
+            let state = Arc::clone(&state);
+            let done = Box::new(move |result| {
+                let mut s = state.0.lock();
+                s.results[i] = Some(result);
+                s.pending -= 1;
+                if s.pending == 0 {
+                    state.1.notify_one();
+                }
+            });
+            (op, done as Done)
+        })
+        .collect();
+    {
+        let mut s = state.0.lock();
+        s.results.resize_with(requests.len(), || None);
+        s.pending = requests.len();
+    }
+    match requests.len() {
+        0 => {}
+        1 => requests.drain(..).for_each(|(op, done)| device.submit_here(client, op, done)),
+        _ => device.submit_batch(client, requests),
     }
     let mut s = state.0.lock();
     while s.pending > 0 {

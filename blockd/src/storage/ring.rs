@@ -60,6 +60,11 @@ fn lone_ring(entries: u32) -> io::Result<IoUring> {
     builder.build(entries).or_else(|_| IoUring::new(entries))
 }
 
+/// A ring whose completions do not interrupt its thread, where the kernel (5.19 on) can do that.
+fn log_ring(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder().setup_coop_taskrun().build(entries).or_else(|_| IoUring::new(entries))
+}
+
 /// Reads through io_uring are possible.
 pub(super) struct ReadRings(());
 
@@ -154,7 +159,7 @@ impl RingQueue {
     /// What io_uring_setup(2) or eventfd(2) says.
     pub(super) fn new(file: Arc<File>) -> io::Result<Self> {
         Ok(RingQueue {
-            ring: Arc::new(IoUring::new(WRITE_ENTRIES)?),
+            ring: Arc::new(log_ring(WRITE_ENTRIES)?),
             file,
             slots: Vec::new(),
             free: Vec::new(),

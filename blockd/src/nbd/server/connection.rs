@@ -422,3 +422,25 @@ fn log_failure(request: &Request, error: &IoError) {
         _ => tracing::debug!(command, offset, len_bytes, %error, "an NBD request failed"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_is_expected_only_of_a_client_that_flushes_after_each_write() {
+        let flushes = Flushes::default();
+        let write = |fua| IoOp::Write { offset: 0, buf: AlignedBuf::zeroed(512), fua };
+        for _ in 0..FLUSHES_LIKELY {
+            assert!(!flushes.likely_after(&write(false)), "not known yet");
+            assert!(!flushes.likely_after(&IoOp::Flush));
+        }
+        assert!(flushes.likely_after(&write(false)));
+        assert!(!flushes.likely_after(&IoOp::Flush), "nothing to begin behind a flush");
+        assert!(!flushes.likely_after(&write(true)), "it is durable by itself");
+        assert!(flushes.likely_after(&write(false)));
+        assert!(!flushes.likely_after(&write(false)), "the flush did not come");
+        assert!(!flushes.likely_after(&IoOp::Flush));
+        assert!(!flushes.likely_after(&write(false)), "and has to be learned again");
+    }
+}
