@@ -4,6 +4,7 @@
 
 pub mod buf;
 pub mod completion;
+pub mod control;
 pub mod device;
 pub mod embed;
 pub mod nbd;

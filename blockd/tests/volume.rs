@@ -439,7 +439,10 @@ fn reads_through_the_page_cache_see_every_write() {
         }
         for part in 0..32u64 {
             let bytes = pattern(round * 100 + part, 256 << 10);
-            assert!(read(&volume, client, part * (256 << 10), 256 << 10) == bytes, "round {round}, part {part}");
+            assert!(
+                read(&volume, client, part * (256 << 10), 256 << 10) == bytes,
+                "round {round}, part {part}"
+            );
         }
     }
 }

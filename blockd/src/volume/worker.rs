@@ -96,7 +96,7 @@ impl Worker {
 
     /// A request that was taken from the inbox waits here, and could be handled.
     pub(super) fn has_backlog(&self) -> bool {
-        self.backlog.front().is_some_and(|request| !needs_quiet(request) || self.log.is_idle())
+        self.backlog.front().is_some_and(|request| !needs_quiet(request) || self.log.is_quiet())
     }
 
     fn look_for_space(&self) {
@@ -117,7 +117,7 @@ impl Worker {
             }
         }
         self.look_for_space();
-        if took || self.has_backlog() {
+        if took || self.has_backlog() || self.log.can_go_on() {
             return Rest::Not;
         }
         if self.shutdown.is_some() && self.is_at_rest() {
@@ -166,7 +166,7 @@ impl Worker {
             let Some(request) = self.backlog.pop_front().or_else(|| self.inbox.next_request()) else {
                 break;
             };
-            if needs_quiet(&request) && !self.log.is_idle() {
+            if needs_quiet(&request) && !self.log.is_quiet() {
                 // A part of a page is changed: what is under way must be in the map first.
                 self.backlog.push_front(request);
                 break;

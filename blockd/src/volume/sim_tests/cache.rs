@@ -71,11 +71,12 @@ fn what_a_cache_has_not_is_read_from_the_backing_and_only_that() {
         read_only: true,
         boot_id: [1; 16],
         tuning: Tuning::default(),
-        leaves_max: 24,
+        map_bytes_max: 64 << 10,
         discard: false,
     };
     let open = |now: Vec<u8>| {
-        let storage = Stale { old: old.clone(), now: SimStorage::new(now, 2), past_the_cache: AtomicU64::new(0) };
+        let storage =
+            Stale { old: old.clone(), now: SimStorage::new(now, 2), past_the_cache: AtomicU64::new(0) };
         let storage = Arc::new(storage);
         let opened = recover::open(Arc::clone(&storage) as Arc<dyn Storage>, &options).expect("it opens");
         (storage, opened.shared)
