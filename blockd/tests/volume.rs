@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, Extent, IoError, IoOp, VolumeKind, batch, blocking};
+use blockd::device::{ClientId, Device, Done, Extent, IoError, IoOp, IoResult, VolumeKind, batch, blocking};
 use blockd::storage::IoEngine;
 use blockd::store::StoreError;
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
@@ -392,9 +392,9 @@ fn requests_of_many_threads_are_all_carried_out_whoever_drives_the_log() {
                                 batch(&**volume, client, ops).into_iter().for_each(|r| drop(r.unwrap()));
                             }
                             1 => {
-                                let (send, recv) = std::sync::mpsc::channel();
-                                let done = |send: std::sync::mpsc::Sender<_>| {
-                                    Box::new(move |result| send.send(result).unwrap()) as blockd::device::Done
+                                let (send, recv) = std::sync::mpsc::channel::<IoResult>();
+                                let done = |send: std::sync::mpsc::Sender<IoResult>| -> Done {
+                                    Box::new(move |result| send.send(result).unwrap())
                                 };
                                 let read = IoOp::Read { offset: at(i + 1), buf: AlignedBuf::recycled(4096) };
                                 let ops = vec![(op, done(send.clone())), (read, done(send))];
