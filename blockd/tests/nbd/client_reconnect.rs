@@ -31,11 +31,21 @@ fn dying_daemon(listener: &UnixListener, requests: usize) {
 fn handshake(stream: &mut UnixStream) {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
     stream.read_exact(&mut [0; 4]).unwrap();
-    let mut head = [0; 16];
-    stream.read_exact(&mut head).unwrap();
-    assert_eq!(head[8..12], 7u32.to_be_bytes(), "NBD_OPT_GO");
-    let len = u32::from_be_bytes(head[12..].try_into().unwrap());
-    stream.read_exact(&mut vec![0; len as usize]).unwrap();
+    // It knows nothing but NBD_OPT_GO.
+    loop {
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        let len = u32::from_be_bytes(head[12..].try_into().unwrap());
+        stream.read_exact(&mut vec![0; len as usize]).unwrap();
+        if head[8..12] == 7u32.to_be_bytes() {
+            break;
+        }
+        let mut out = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
+        out.extend(&head[8..12]);
+        out.extend(0x8000_0001u32.to_be_bytes());
+        out.extend([0; 4]);
+        stream.write_all(&out).unwrap();
+    }
     let mut reply = |kind: u32, data: &[u8]| {
         let mut out = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
         out.extend(7u32.to_be_bytes());
