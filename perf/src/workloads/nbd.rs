@@ -116,7 +116,7 @@ impl Contender for Ours {
         allocate(&image)?;
         let socket = env.scratch().join("ours.sock");
         let listen = format!("unix:{}", socket.display());
-        let args = ["serve", path_text(&image)?, "--nbd", &listen];
+        let args = ["serve", path_text(&image)?, "--nbd", &listen, "--control", "none"];
         self.running = Some(Running::start(&self.blockd, &args, socket)?);
         Ok(())
     }
