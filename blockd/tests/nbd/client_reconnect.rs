@@ -205,6 +205,28 @@ fn another_volume_at_the_same_socket_is_not_written_to() {
 }
 
 #[test]
+fn a_server_without_extended_headers_is_not_used_where_one_with_them_was() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(MIB);
+    let served = Served::start(&path, ram.clone());
+    let client = NbdClient::connect(&Target::socket(&path), ConnectOptions::default()).unwrap();
+    drop(served);
+    let result = submit(&client, IoOp::Write { offset: 512, buf: tagged(3, 512), fua: false });
+    let listener = UnixListener::bind(&path).unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    handshake(&mut stream);
+    // It leaves without a request, and comes again.
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+    drop((stream, listener));
+    std::fs::remove_file(&path).unwrap();
+    let _served = Served::start(&path, ram.clone());
+    result.recv().unwrap().unwrap();
+    assert_eq!(ram.bytes(512, 512), tagged(3, 512)[..]);
+}
+
+#[test]
 fn a_daemon_that_talks_nonsense_is_left_and_waited_for() {
     let (_dir, path) = socket();
     let listener = UnixListener::bind(&path).unwrap();

@@ -94,12 +94,13 @@ impl ConnectError {
     }
 }
 
-/// Negotiates; the stream has its timeouts set.
+/// Negotiates, with a form of requests and replies up to `longest`; the stream has its timeouts set.
 ///
 /// # Errors
 /// [`ConnectError`].
 pub fn negotiate(
     target: &Target,
+    longest: Replies,
     stream: &UnixStream,
     receiver: &mut Receiver<impl Read>,
 ) -> Result<Negotiated, ConnectError> {
@@ -119,7 +120,7 @@ pub fn negotiate(
         answer |= flags::CLIENT_NO_ZEROES;
     }
     send_all(stream, &answer.to_be_bytes()).map_err(socket_error)?;
-    let form = choose_form(target, stream, receiver)?;
+    let form = choose_form(target, longest, stream, receiver)?;
     let mut out = Vec::new();
     OptionHead::encode(
         OPT_GO,
@@ -168,11 +169,18 @@ pub fn negotiate(
 /// Asks for extended headers, or else for replies in chunks; a server that knows neither sends simple replies.
 fn choose_form(
     target: &Target,
+    longest: Replies,
     stream: &UnixStream,
     receiver: &mut Receiver<impl Read>,
 ) -> Result<Replies, ConnectError> {
-    for (option, form) in [(OPT_EXTENDED_HEADERS, Replies::Extended), (OPT_STRUCTURED_REPLY, Replies::Chunks)]
-    {
+    let known: &[_] = match longest {
+        Replies::Extended => {
+            &[(OPT_EXTENDED_HEADERS, Replies::Extended), (OPT_STRUCTURED_REPLY, Replies::Chunks)]
+        }
+        Replies::Chunks => &[(OPT_STRUCTURED_REPLY, Replies::Chunks)],
+        Replies::Simple => &[],
+    };
+    for &(option, form) in known {
         let mut out = Vec::new();
         OptionHead::encode(option, b"", &mut out);
         send_all(stream, &out).map_err(|e| ConnectError::handshake(target, e))?;
