@@ -7,7 +7,7 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e fuzz crash-test perf clean
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e fuzz crash-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ perf: deps-perf build perf-rivals ## ours and rivals side by side (ARGS="--only 
 
 perf-rivals:
 	@perf/rivals/prepare.sh
+
+map-scale: ## open a volume with 1 TiB mapped at random (writes 3 GB to TMPDIR)
+	VEXFS_SCALE_DIR=$${VEXFS_SCALE_DIR:-$${TMPDIR:-/tmp}} $(CARGO) test --release -p vexfs-blockd --test map_scale -- --ignored --nocapture
 
 clean: ## remove what was built
 	$(CARGO) clean

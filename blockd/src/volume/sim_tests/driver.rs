@@ -139,6 +139,11 @@ impl Driver {
         panic!("the log does not come to rest");
     }
 
+    /// A user's job waits for space.
+    pub(super) fn is_stalled(&mut self) -> bool {
+        self.worker.log().is_stalled()
+    }
+
     /// One round of cleaning; false if there is nothing to gain.
     pub(super) fn clean(&mut self, urgent: bool) -> bool {
         let cleaner = Cleaner::new(Arc::clone(&self.core.store));
