@@ -6,6 +6,7 @@ pub mod buf;
 pub mod control;
 pub mod device;
 pub mod embed;
+pub mod handover;
 pub mod nbd;
 pub mod report;
 pub mod session;
