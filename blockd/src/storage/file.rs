@@ -283,6 +283,12 @@ impl Storage for FileStorage {
         }
     }
 
+    fn release(&self) {
+        if let Err(error) = rustix::fs::flock(&*self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the image cannot be unlocked; it is when this process ends");
+        }
+    }
+
     fn queue(&self) -> io::Result<Box<dyn WriteQueue>> {
         if self.rings.is_some() {
             return Ok(Box::new(RingQueue::new(Arc::clone(&self.file))?));

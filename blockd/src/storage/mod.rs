@@ -142,6 +142,8 @@ pub trait Storage: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Gives the space of a range back; it reads as anything afterwards. May do nothing.
     fn discard(&self, offset: u64, len_bytes: u64);
+    /// Lets others have the backing; nothing is written to it any more.
+    fn release(&self) {}
     /// A queue of asynchronous writes.
     ///
     /// # Errors

@@ -169,6 +169,8 @@ impl Volume {
                 tracing::error!("a thread of the volume panicked");
             }
         }
+        // All who could write have ended.
+        self.core.store.storage.release();
         result
     }
 
@@ -312,6 +314,14 @@ impl Device for Volume {
             Some(writer) => writer.submit([Request::Disconnect { client }]),
             None => self.core.sessions.lock().disconnect(client),
         }
+    }
+
+    fn client_state(&self, client: ClientId) -> Vec<u8> {
+        self.core.sessions.lock().client_state(client)
+    }
+
+    fn restore_client(&self, client: ClientId, state: &[u8]) {
+        self.core.sessions.lock().restore_client(client, state);
     }
 
     fn submit(&self, client: ClientId, op: IoOp, done: Done) {
