@@ -30,8 +30,19 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         export: Option<String>,
     },
+    /// Change settings of one volume, or of all, until they are closed; gives what holds then, by export.
+    Tune {
+        /// The export; all if it is missing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// By key; empty changes nothing.
+        #[serde(default)]
+        set: BTreeMap<String, u64>,
+    },
     /// Take no more clients, finish, exit.
     Drain {},
+    /// Hand everything over to the process that asks. The answer is not JSON: see [`crate::handover`].
+    Takeover {},
 }
 
 /// One line of an answer.

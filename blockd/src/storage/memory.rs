@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::RwLock;
 
-use super::{Chunk, Completion, Read, Storage, Waker, WriteQueue};
+use super::{Chunk, Completion, Read, Storage, Waiter, Waker, WriteQueue};
 
 struct Inner {
     bytes: RwLock<Vec<u8>>,
@@ -120,6 +120,19 @@ impl WriteQueue for MemoryQueue {
         Arc::new(move || {
             let _ = ring.try_send(());
         })
+    }
+
+    fn waiter(&self) -> Waiter {
+        let rung = self.rung.clone();
+        Box::new(move || {
+            let _ = rung.recv();
+        })
+    }
+
+    fn set_inline(&mut self, _inline: bool) {}
+
+    fn is_synchronous(&self) -> bool {
+        true
     }
 }
 

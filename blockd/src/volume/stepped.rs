@@ -7,8 +7,9 @@ use std::sync::atomic::AtomicU64;
 use layout::addr::PAGE;
 use parking_lot::Mutex;
 
+use super::inbox::{Inbox, Request};
 use super::session::Sessions;
-use super::worker::{Request, Worker, WorkerHandle};
+use super::worker::Worker;
 use super::{Core, OpenOptions, recover_options};
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError, IoResult};
@@ -25,7 +26,7 @@ const STEPS_MAX: usize = 1_000_000;
 pub struct Stepped {
     pub(super) core: Arc<Core>,
     pub(super) worker: Worker,
-    handle: WorkerHandle,
+    pub(super) inbox: Arc<Inbox>,
     cleaner: Cleaner,
     watch: Watch,
     clean: bool,
@@ -56,9 +57,10 @@ impl Stepped {
             read_only: false,
             pending_pages: AtomicU64::new(0),
         });
-        let (worker, handle) = Worker::inline(Arc::clone(&core), log);
+        let inbox = Inbox::new(log.waker());
+        let worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
         let cleaner = Cleaner::new(Arc::clone(&core.store), Box::new(|| {}));
-        Ok(Stepped { core, worker, handle, cleaner, watch: Watch::default(), clean })
+        Ok(Stepped { core, worker, inbox, cleaner, watch: Watch::default(), clean })
     }
 
     /// The store.
@@ -72,7 +74,7 @@ impl Stepped {
     }
 
     pub(super) fn submit(&mut self, request: Request) {
-        self.handle.submit(request);
+        self.inbox.push(request);
     }
 
     /// The cleaner's next step; time passes at will.
@@ -82,8 +84,8 @@ impl Stepped {
         } else if self.clean && self.watch.wants(&self.core.store) {
             self.cleaner.ask(None);
         }
-        let handle = &self.handle;
-        self.cleaner.step(&mut |message| handle.send(message))
+        let inbox = &self.inbox;
+        self.cleaner.step(&mut |message| inbox.send_internal(message))
     }
 
     /// Steps until everything given has its outcome and the cleaner rests.
@@ -95,8 +97,8 @@ impl Stepped {
             let took = self.worker.step();
             match self.clean_step() {
                 Next::Again | Next::Pause(_) => {}
-                _ if took || self.handle.has_messages() => {}
-                Next::Rest if self.worker.log().is_idle() => return,
+                _ if took || self.inbox.has_internal() || self.inbox.has_requests() => {}
+                Next::Rest if self.worker.is_at_rest() => return,
                 Next::Rest | Next::Await => self.worker.log().wait(),
             }
         }

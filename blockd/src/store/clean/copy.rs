@@ -50,7 +50,7 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     let Some(info) = shared.maps.read().segments.get(segment).copied() else {
         return Err("it does not exist".into());
     };
-    let mut bytes = AlignedBuf::zeroed(info.used_pages as usize * PAGE);
+    let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
     let start = shared.geometry.segment_byte(segment);
     shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
     let live = find_live(shared, segment, info.use_seq, &bytes)?;

@@ -14,9 +14,9 @@ use crate::store::log::Job;
 use crate::store::recover::RecoverOptions;
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
+use crate::volume::inbox::Request;
 use crate::volume::reads::{self, ReadJob};
 use crate::volume::stepped::Stepped;
-use crate::volume::worker::Request;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
@@ -26,6 +26,7 @@ pub(super) struct Driver {
     pub(super) disk: SimStorage,
     pub(super) core: Arc<Core>,
     volume: Stepped,
+    submitted: u64,
 }
 
 /// An image with an empty store.
@@ -46,7 +47,7 @@ impl Driver {
             discard: true,
         };
         let volume = Stepped::open_with(Arc::new(disk.clone()), &options, false)?;
-        Ok(Driver { disk, core: Arc::clone(&volume.core), volume })
+        Ok(Driver { disk, core: Arc::clone(&volume.core), volume, submitted: 0 })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -59,22 +60,35 @@ impl Driver {
         (ticket, Box::new(move |result| *mine.lock() = Some(result.map(|_| ()))))
     }
 
+    /// Every third request is carried out by who brings it, if the log is at rest; after every fifth, a thread that brought
+    /// one drives the log.
+    fn submit(&mut self, request: Request) {
+        self.submitted += 1;
+        if self.submitted.is_multiple_of(3) && self.volume.worker.is_at_rest() {
+            return self.volume.worker.carry_out(request);
+        }
+        self.volume.submit(request);
+        if self.submitted.is_multiple_of(5) {
+            self.volume.worker.step_here();
+        }
+    }
+
     pub(super) fn write(&mut self, client: ClientId, offset: u64, bytes: &[u8], fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
         let buf = Arc::new(AlignedBuf::from_slice(bytes));
-        self.volume.submit(Request::Write { client, offset, buf, fua, done });
+        self.submit(Request::Write { client, offset, buf, fua, done });
         ticket
     }
 
     pub(super) fn zero(&mut self, client: ClientId, offset: u64, len_bytes: u64, fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.volume.submit(Request::Zero { client, offset, len_bytes, fua, done });
+        self.submit(Request::Zero { client, offset, len_bytes, fua, done });
         ticket
     }
 
     pub(super) fn flush(&mut self) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.volume.submit(Request::Flush { done });
+        self.submit(Request::Flush { done });
         ticket
     }
 
@@ -96,6 +110,11 @@ impl Driver {
     /// Steps until everything given has its outcome, cleaning when the log waits for space.
     pub(super) fn settle(&mut self) {
         self.volume.settle();
+    }
+
+    /// A user's job waits for space.
+    pub(super) fn is_stalled(&mut self) -> bool {
+        self.volume.worker.log().stall().is_some()
     }
 
     /// Has the cleaner do what it finds to do, as if writers waited; false if there was nothing.
