@@ -110,6 +110,8 @@ pub trait WriteQueue: Send {
     fn submit(&mut self);
     /// Moves finished requests to `out`, without waiting.
     fn reap(&mut self, out: &mut Vec<Completion>);
+    /// Whether [`WriteQueue::reap`] would give something that is known already; a [`Waiter`] does not see that.
+    fn has_finished(&self) -> bool;
     /// Waits until a request is finished or the waker was called since the last wait.
     fn wait(&mut self);
     /// Ends waits; may be called from any thread.
