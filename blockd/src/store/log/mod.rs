@@ -266,9 +266,10 @@ impl Log {
                 }
                 progress |= self.build(Stream::Cold);
                 progress |= self.build(Stream::User);
-                self.queue.submit();
             }
-            if progress {
+            // Also when nothing is begun any more: the waker is heard only after it.
+            self.queue.submit();
+            if progress || self.queue.has_finished() {
                 continue;
             }
             if place == Place::Caller {
