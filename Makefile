@@ -7,7 +7,7 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e crash-test perf map-scale clean
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e fuzz crash-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ ifeq ($(NEXTEST),nextest)
 else
 	$(CARGO) test --workspace
 endif
+
+fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
+	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture
 
 crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
 	$(CARGO) build --workspace --bins --release

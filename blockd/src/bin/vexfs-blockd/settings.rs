@@ -54,6 +54,7 @@ impl Settings {
                 read_only: args.read_only,
                 block_size: args.nbd.block_size,
                 io: args.io.unwrap_or(Io::Auto),
+                cache: args.cache.unwrap_or_default(),
                 checkpoint_mib: None,
                 map_mib: None,
                 discard: false,
