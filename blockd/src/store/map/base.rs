@@ -688,6 +688,11 @@ impl BaseMap {
         self.slots.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
     }
 
+    /// Pages of the directory as the last checkpoint has it: level, key, place and crc.
+    pub fn directory_pages(&self) -> impl Iterator<Item = (u16, u64, Mapping)> {
+        self.directory.all()
+    }
+
     /// Every page of the last checkpoint that this map refers to: leaves and directory.
     pub fn disk_locs(&self) -> impl Iterator<Item = Loc> {
         self.slots.values().filter_map(|s| s.disk().map(|d| d.loc)).chain(self.directory.pages())
