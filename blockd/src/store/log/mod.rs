@@ -329,7 +329,10 @@ impl Log {
     }
 
     fn step_checkpoint(&mut self) {
-        let Some(mut checkpoint) = self.checkpoint.take().filter(|_| self.failed.is_none()) else { return };
+        if self.failed.is_some() {
+            return;
+        }
+        let Some(mut checkpoint) = self.checkpoint.take() else { return };
         match checkpoint.step(self) {
             Ok(Progress::Some | Progress::Blocked) => self.checkpoint = Some(checkpoint),
             Ok(Progress::Done) => {
