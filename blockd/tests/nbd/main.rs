@@ -5,6 +5,7 @@ mod client_server;
 mod counters;
 mod daemon;
 mod fuzz;
+mod hand_over;
 mod interop;
 mod interop_sparse;
 mod peer;
