@@ -5,6 +5,7 @@
 mod corners;
 mod driver;
 mod faults;
+mod part;
 mod raw;
 mod resize;
 mod scrub;
