@@ -80,7 +80,7 @@ impl Served {
                 make_image(mkfs, &file, &["--raw", "--size", &size])?;
                 allocate(&file)?;
                 let listen = format!("unix:{socket}");
-                let mut args = owned(&["serve", text, "--nbd", &listen]);
+                let mut args = owned(&["serve", text, "--nbd", &listen, "--control", "none"]);
                 args.extend(owned(settings));
                 (blockd, args)
             }
