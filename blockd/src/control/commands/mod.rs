@@ -4,6 +4,7 @@
 mod checkpoint;
 mod drain;
 pub(super) mod exposition;
+mod scrub;
 mod status;
 
 use serde::Serialize;
@@ -14,12 +15,13 @@ use super::protocol::Request;
 use super::server::Replies;
 
 pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Value, String> {
-    // Those that answer at once have no use for the way of the progress.
-    let _ = replies;
     match request {
         Request::Status {} => value(&status::status(host)),
         Request::Stats {} => value(&status::stats(host)),
         Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
+        Request::Scrub { export, bytes_per_s } => {
+            value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)
+        }
         Request::Drain {} => drain::run(host),
     }
 }
