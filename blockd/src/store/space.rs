@@ -8,6 +8,7 @@ use super::Shared;
 use super::format::Geometry;
 use super::format::segment::Stream;
 use super::map::Maps;
+use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
@@ -71,9 +72,10 @@ fn metadata_reserve_pages(capacity: u64) -> u64 {
     (capacity / 50).clamp(16, 4096)
 }
 
-/// Leaves that the open epoch fills, about.
-fn open_leaves(maps: &Maps) -> u64 {
-    maps.overlay.unit_count() as u64 + maps.overlay.page_count() / 200
+/// Leaves that a commit makes dirty, at most: one for each page, and no more than there are or come to be.
+fn commit_leaves(maps: &Maps) -> u64 {
+    let leaves = maps.base.leaf_count() + maps.overlay.map.leaf_count();
+    maps.overlay.page_count().min(leaves as u64)
 }
 
 impl Shared {
@@ -92,9 +94,13 @@ impl Shared {
     /// Pages in use: data, and the store's own twice, since a checkpoint stands beside the last one. Leaves
     /// that no checkpoint has written yet count like those that one has.
     pub fn used_pages(&self, maps: &Maps) -> u64 {
-        let leaves = maps.base.leaf_count() as u64 + 2 * open_leaves(maps);
-        let own = leaves + self.payload_pages(maps) + 1;
+        let own = self.map_pages(maps) + self.payload_pages(maps) + 1;
         maps.segments.data_live() + 2 * own.max(maps.segments.meta_live())
+    }
+
+    /// Pages that the maps take on disk, about, those of the open epoch once for itself and once for its commit.
+    fn map_pages(&self, maps: &Maps) -> u64 {
+        (maps.base.disk_pages() + 2 * maps.overlay.map.disk_pages()) as u64
     }
 
     /// Segments that must stay free when one is taken: a checkpoint must be possible at any time until it is
@@ -118,7 +124,7 @@ impl Shared {
 
     /// Segments that a checkpoint of all leaves would need now.
     pub fn full_checkpoint_segments(&self, maps: &Maps) -> u32 {
-        let clean = maps.base.leaf_count().saturating_sub(maps.base.dirty_count()) as u64;
+        let clean = maps.base.disk_pages().saturating_sub(maps.base.dirty_count()) as u64;
         let pages = self.next_checkpoint_pages(maps) + clean;
         pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
     }
@@ -128,12 +134,16 @@ impl Shared {
         (self.next_checkpoint_pages(maps) / (u64::from(self.geometry.segment_pages) - 1)) as u32
     }
 
-    /// Pages that a checkpoint would write now.
+    /// Pages that the next checkpoint would write, were what is open committed before.
     pub fn next_checkpoint_pages(&self, maps: &Maps) -> u64 {
-        // A leaf of scattered pages is split when it is written; one that is has 253 entries at least.
-        let dirty = maps.base.dirty_count() as u64;
-        let split = dirty.min(maps.segments.data_live() / 253);
-        dirty + split + 2 * open_leaves(maps) + self.payload_pages(maps) + 1
+        self.checkpoint_pages_now(maps) + commit_leaves(maps)
+    }
+
+    /// Most pages that a checkpoint writes that begins now.
+    pub fn checkpoint_pages_now(&self, maps: &Maps) -> u64 {
+        let maps_pages: usize =
+            maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::checkpoint_pages).sum();
+        maps_pages as u64 + self.payload_pages(maps) + 1
     }
 
     /// Data pages that the cleaner's stream can still take.
@@ -160,7 +170,7 @@ impl Shared {
             self.keep_segments(maps, Taker::Cleaner),
             maps.segments.data_live(),
             maps.segments.meta_live(),
-            maps.base.dirty_count(),
+            maps.dirty_count(),
             maps.overlay.page_count(),
             self.cold_room_pages(maps)
         )
@@ -168,9 +178,9 @@ impl Shared {
 
     /// Pages of a checkpoint's payload.
     pub fn payload_pages(&self, maps: &Maps) -> u64 {
-        let leaves = maps.base.leaf_count() as u64 + 2 * open_leaves(maps);
-        let bytes =
-            24 * (leaves + u64::from(self.geometry.segments)) + 16 * maps.overlay.discard_count() as u64;
+        let bytes = 24 * u64::from(self.geometry.segments)
+            + 40 * maps.ids().len() as u64
+            + 16 * maps.overlay.discard_count() as u64;
         bytes.div_ceil(4096)
     }
 }

@@ -287,14 +287,9 @@ impl Cleaner {
 
     /// Has the leaves of a meta segment written anew by the next checkpoint.
     fn empty_meta(&self, segment: u32) -> Work {
-        let keys = self.shared.maps.read().base.clean_in(segment);
-        for key in keys {
-            while !self.shared.maps.write().base.make_dirty(key) {
-                if self.shared.load_leaf(key).is_err() {
-                    self.shared.maps.write().segments.mark_damaged(segment);
-                    return Work::Skip;
-                }
-            }
+        if self.shared.empty_meta(segment).is_err() {
+            self.shared.maps.write().segments.mark_damaged(segment);
+            return Work::Skip;
         }
         Work::Checkpoint
     }

@@ -4,6 +4,7 @@
 //! were checked. Everything is little-endian; zero is valid neither as magic nor as type.
 
 pub mod checkpoint;
+pub mod directory;
 pub mod leaf;
 pub mod record;
 pub mod segment;
@@ -183,6 +184,11 @@ pub(crate) fn push_varint(out: &mut Vec<u8>, mut value: u32) {
     out.push(value as u8);
 }
 
+/// Bytes of a number as LEB128.
+pub(crate) fn varint_len(value: u32) -> usize {
+    (32 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +230,7 @@ mod tests {
         for value in [0, 1, 127, 128, 16383, 16384, u32::MAX] {
             let mut out = Vec::new();
             push_varint(&mut out, value);
+            assert_eq!(out.len(), varint_len(value));
             assert_eq!(Cursor::new(&out, "test").varint(), Ok(value));
         }
         for bad in [&[0x80, 0][..], &[0xff, 0xff, 0xff, 0xff, 0x7f], &[0x80; 6], &[0x80]] {

@@ -211,6 +211,6 @@ fn mapped_pages(shared: &Shared, wanted: impl Fn(Loc) -> bool) -> Vec<(u64, Mapp
 fn add_leaf(maps: &Maps, key: u64, add: &mut impl FnMut(u64, Mapping)) -> bool {
     let Some(entries) = maps.base.entries(key) else { return false };
     let unit = key & !(layout::addr::MAP_UNIT_PAGES - 1);
-    entries.iter().for_each(|e| add(unit + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc }));
+    entries.for_each(|e| add(unit + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc }));
     true
 }

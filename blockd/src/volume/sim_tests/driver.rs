@@ -45,7 +45,7 @@ impl Driver {
             read_only: false,
             boot_id: [boot; 16],
             tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
-            leaves_max: 24,
+            map_bytes_max: 16 << 10,
             discard: true,
         };
         let opened = recover::open(Arc::new(disk.clone()), &options)?;
@@ -217,7 +217,7 @@ impl Driver {
     /// Segment counts of the map, counted anew: they must agree with the running ones.
     pub(super) fn check_usage(&self) {
         let store = self.store();
-        let keys: Vec<u64> = store.maps.read().base.leaves().map(|(key, _, _)| key).collect();
+        let keys: Vec<u64> = store.maps.read().base.keys().collect();
         store.maps.write().base.hold(true);
         for key in keys {
             store.load_leaf(key).expect("every leaf can be read");
@@ -226,13 +226,10 @@ impl Driver {
         let segments = maps.segments.all();
         let mut base = vec![0u32; segments.len()];
         let mut open = vec![0u32; segments.len()];
-        for (key, count, _) in maps.base.leaves() {
-            let entries = maps.base.entries(key).expect("just loaded");
-            assert_eq!(usize::from(count), entries.len(), "count of leaf {key:#x}");
-            for e in entries {
-                base[e.segment as usize] += 1;
-            }
+        for (_, mapping) in maps.base.mappings() {
+            base[mapping.loc.segment as usize] += 1;
         }
+        assert_eq!(maps.base.mappings().count() as u64, maps.base.page_count());
         for (_, mapping) in maps.overlay.mappings() {
             open[mapping.loc.segment as usize] += 1;
         }
