@@ -3,9 +3,11 @@
 //! Order of dependency: frontends ([`nbd`]) -> [`device`] <- volume -> store -> storage.
 
 pub mod buf;
+pub mod completion;
 pub mod control;
 pub mod device;
 pub mod embed;
+pub mod handover;
 pub mod nbd;
 pub mod report;
 pub mod session;

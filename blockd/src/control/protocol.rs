@@ -31,6 +31,15 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         export: Option<String>,
     },
+    /// Change settings of one volume, or of all, until they are closed; gives what holds then, by export.
+    Tune {
+        /// The export; all if it is missing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// By key; empty changes nothing.
+        #[serde(default)]
+        set: BTreeMap<String, u64>,
+    },
     /// Read a volume whole and check every checksum: a [`Scrubbed`], and
     /// [`crate::store::scrub::Progress`] meanwhile.
     Scrub {
@@ -43,6 +52,8 @@ pub enum Request {
     },
     /// Take no more clients, finish, exit.
     Drain {},
+    /// Hand everything over to the process that asks. The answer is not JSON: see [`crate::handover`].
+    Takeover {},
 }
 
 /// One line of an answer.

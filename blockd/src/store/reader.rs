@@ -9,7 +9,7 @@ use layout::addr::PAGE;
 use super::Shared;
 use super::format::checkpoint::MapId;
 use super::format::{Geometry, Loc, Mapping, leaf, page_crc};
-use super::map::Lookup;
+use super::map::{Lookup, Maps};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
 use crate::storage::Read;
@@ -30,19 +30,25 @@ pub struct PageRead<'a> {
 impl Shared {
     /// Carries out all reads, those that miss the zeros in one batch.
     pub fn read_pages(&self, reads: &mut [PageRead<'_>]) {
-        let plans: Vec<Result<Vec<Lookup>, IoError>> =
-            reads.iter().map(|r| self.lookup_run(r.first, r.buf.len() / PAGE)).collect();
+        let plan = self.lookup_all(reads);
         let mut batch = Vec::new();
-        for (read, plan) in reads.iter_mut().zip(&plans) {
-            if let Ok(plan) = plan {
-                plan_reads(self, plan, read.buf, &mut batch);
+        let mut at = 0;
+        for read in reads.iter_mut() {
+            let pages = read.buf.len() / PAGE;
+            if read.result.is_ok() {
+                plan_reads(self, &plan[at..at + pages], read.buf, &mut batch);
             }
+            at += pages;
         }
-        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
         self.storage.read_batch(&mut batch);
         drop(batch);
-        for (read, plan) in reads.iter_mut().zip(plans) {
-            read.result = plan.and_then(|plan| self.verify(read.first, read.buf, &plan));
+        let mut at = 0;
+        for read in reads.iter_mut() {
+            let pages = read.buf.len() / PAGE;
+            if read.result.is_ok() {
+                read.result = self.verify(read.first, read.buf, &plan[at..at + pages]);
+            }
+            at += pages;
         }
     }
 
@@ -57,20 +63,33 @@ impl Shared {
         read.result
     }
 
+    /// Looks all pages of all reads up, one after another; a read whose leaf is bad gets its error.
+    fn lookup_all(&self, reads: &mut [PageRead<'_>]) -> Vec<Lookup> {
+        let mut plan = Vec::with_capacity(reads.iter().map(|r| r.buf.len() / PAGE).sum());
+        let mut maps = self.maps.read();
+        for read in reads {
+            let (start, count) = (plan.len(), read.buf.len() / PAGE);
+            read.result = Ok(());
+            while let Some(key) = lookup_onto(&maps, read.first, count, &mut plan) {
+                plan.truncate(start);
+                drop(maps);
+                let loaded = self.load_leaf(key);
+                maps = self.maps.read();
+                if let Err(e) = loaded {
+                    plan.resize(start + count, Lookup::Unmapped);
+                    read.result = Err(e);
+                    break;
+                }
+            }
+        }
+        plan
+    }
+
     /// Looks pages up, loading leaves as needed.
     fn lookup_run(&self, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
         loop {
             let mut plan = Vec::with_capacity(count);
-            let missing = {
-                let maps = self.maps.read();
-                (first..first + count as u64).find_map(|page| match maps.lookup(page) {
-                    Lookup::Leaf(key) => Some(key),
-                    found => {
-                        plan.push(found);
-                        None
-                    }
-                })
-            };
+            let missing = lookup_onto(&self.maps.read(), first, count, &mut plan);
             match missing {
                 Some(key) => self.load_leaf(key)?,
                 None => return Ok(plan),
@@ -119,7 +138,7 @@ impl Shared {
     }
 
     fn read_one(&self, loc: Loc, bytes: &mut [u8]) -> std::io::Result<()> {
-        let mut page = AlignedBuf::zeroed(PAGE);
+        let mut page = AlignedBuf::recycled(PAGE);
         self.storage.read_exact(self.geometry.byte(loc), &mut page)?;
         bytes.copy_from_slice(&page);
         Ok(())
@@ -217,6 +236,17 @@ pub(super) fn decode_leaf(
         Some(run) => Err(format!("it names {}, past the end of the image", last(run))),
         None => Ok(runs),
     }
+}
+
+/// Adds what stands behind pages, up to one whose leaf has to be loaded first; gives that leaf's key.
+fn lookup_onto(maps: &Maps, first: u64, count: usize, plan: &mut Vec<Lookup>) -> Option<u64> {
+    (first..first + count as u64).find_map(|page| match maps.lookup(page) {
+        Lookup::Leaf(key) => Some(key),
+        found => {
+            plan.push(found);
+            None
+        }
+    })
 }
 
 /// Adds the reads of one request: runs that are contiguous in the log are read at once.

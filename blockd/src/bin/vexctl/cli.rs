@@ -60,6 +60,12 @@ pub enum Command {
     Status(StatusArgs),
     /// Have a daemon write a checkpoint, so that its next start has nothing to replay.
     Checkpoint(CheckpointArgs),
+    /// Change how a daemon keeps house, while it serves; without KEY=VALUE, show it.
+    ///
+    /// Keys: cleaner_mib_per_s (what the cleaner moves at most while nobody waits for space; 0 for no limit), checkpoint_mib (log
+    /// between checkpoints: bounds the time of recovery), free_segments (what the cleaner aims for; 0 chooses), dead_percent_max (the
+    /// cleaner goes on while more than this part of the filled space is dead; 100 for never). A change holds until the daemon ends.
+    Tune(TuneArgs),
     /// Have a daemon take no more clients, finish what is under way, write everything and end.
     ///
     /// Waits for its end.
@@ -208,6 +214,27 @@ pub struct CheckpointArgs {
     pub export: Option<String>,
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+#[derive(Args)]
+pub struct TuneArgs {
+    /// What to change.
+    #[arg(value_name = "KEY=VALUE", value_parser = setting)]
+    pub set: Vec<(String, u64)>,
+    /// Only this export.
+    #[arg(long, short = 'e', value_name = "NAME")]
+    pub export: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+fn setting(text: &str) -> Result<(String, u64), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as cleaner_mib_per_s=50")?;
+    let value = value.parse().map_err(|_| format!("{value:?} is not a whole number"))?;
+    Ok((key.to_owned(), value))
 }
 
 #[derive(Args)]

@@ -50,9 +50,24 @@ pub struct Serve {
     #[command(flatten)]
     pub nbd: Nbd,
 
+    /// Take over from the daemon that runs with this name and control socket, without its clients noticing
+    ///
+    /// It finishes what is under way, writes a checkpoint and hands over its sockets and live connections with their
+    /// state. It goes on itself if this one cannot serve. Clients over TLS have to connect again.
+    #[arg(long)]
+    pub takeover: bool,
+
     /// How the image is read and written
     #[arg(long, value_enum, value_name = "ENGINE", requires = "image")]
     pub io: Option<Io>,
+
+    /// What reads are answered from
+    ///
+    /// Every page is checked against its crc either way; one that does not fit is read again from
+    /// the image itself. Clients that cache on their own (a file system, a virtual machine) gain
+    /// nothing from a second copy here.
+    #[arg(long, value_enum, value_name = "WHAT", requires = "image")]
+    pub cache: Option<Cache>,
 
     /// Take no writes, and change nothing in the image
     #[arg(long, requires = "image")]
@@ -100,13 +115,23 @@ pub struct CheckConfig {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Default, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum Io {
-    /// io_uring where the kernel permits it, else sync
+    /// io_uring where the kernel permits it and the image gains by it, else sync
     #[default]
     Auto,
     /// io_uring, or an error
     Uring,
     /// pread(2) and pwrite(2)
     Sync,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Default, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// The image, past the page cache (O_DIRECT)
+    #[default]
+    Direct,
+    /// The kernel's page cache
+    Buffered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Debug)]
@@ -123,11 +148,13 @@ Signals:
   SIGTERM, SIGINT   Take no more requests, finish and answer those in flight, write a checkpoint,
                     remove the sockets and exit with status 0. A second signal exits at once; then
                     the next start replays the log.
+  SIGUSR2           Start this program's file anew, with the same arguments and --takeover.
 
-systemd: the service type is notify (READY, STOPPING, STATUS, WATCHDOG).
+systemd: the service type is notify (READY, STOPPING, STATUS, WATCHDOG, MAINPID); sockets that it passes are
+listened on: those named control and metrics for that, all others for NBD.
 
 Exit status:
-  0   Stopped by a signal or by vexctl drain, everything written.
+  0   Stopped by a signal or by vexctl drain, everything written; or a successor serves.
   1   An error; standard error says what and what to do.
   2   A wrong command line.
 

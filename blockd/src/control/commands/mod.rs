@@ -6,6 +6,8 @@ mod drain;
 pub(super) mod exposition;
 mod scrub;
 mod status;
+mod takeover;
+mod tune;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -19,10 +21,12 @@ pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Va
         Request::Status {} => value(&status::status(host)),
         Request::Stats {} => value(&status::stats(host)),
         Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
+        Request::Tune { export, set } => value(&tune::run(host, export.as_deref(), &set)?),
         Request::Scrub { export, bytes_per_s } => {
             value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)
         }
         Request::Drain {} => drain::run(host),
+        Request::Takeover {} => takeover::run(host, replies),
     }
 }
 

@@ -1,11 +1,12 @@
-//! Buffered receiving: one system call picks up many small messages, and a payload goes straight
+//! Buffered receiving: one system call picks up many small messages, and a large payload goes straight
 //! into its own buffer.
 
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 
-/// Bytes read ahead. Larger means fewer system calls at high queue depth, but also that more
-/// payload is copied once more.
-const BUFFER_BYTES: usize = 32 << 10;
+/// Bytes read ahead: what a unix socket holds, about. One system call costs more than copying a page once more.
+const BUFFER_BYTES: usize = 256 << 10;
+/// A payload of which more than this is missing goes straight into its buffer.
+const STRAIGHT_BYTES_MIN: usize = 32 << 10;
 
 /// Whether the peer ended the stream between two messages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +31,23 @@ impl<R: Read> Receiver<R> {
         Receiver { stream, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0 }
     }
 
+    /// Another receiver of the same stream has read `unread` ahead already.
+    pub fn resumed(stream: R, unread: &[u8]) -> Self {
+        let mut receiver = Self::new(stream);
+        if unread.len() > receiver.buffer.len() {
+            // It had a larger buffer.
+            receiver.buffer = vec![0; unread.len()].into_boxed_slice();
+        }
+        receiver.buffer[..unread.len()].copy_from_slice(unread);
+        receiver.end = unread.len();
+        receiver
+    }
+
+    /// The bytes read ahead, for another receiver of the same stream.
+    pub fn into_unread(self) -> Vec<u8> {
+        self.buffer[self.start..self.end].to_vec()
+    }
+
     /// The stream behind the buffer.
     pub fn stream(&self) -> &R {
         &self.stream
@@ -40,7 +58,7 @@ impl<R: Read> Receiver<R> {
         self.end - self.start
     }
 
-    /// Takes a message head of `N` bytes (at most 32 KiB); `None` if the peer closed the
+    /// Takes a message head of `N` bytes (at most 256 KiB); `None` if the peer closed the
     /// connection before its first byte.
     ///
     /// # Errors
@@ -73,7 +91,7 @@ impl<R: Read> Receiver<R> {
         Ok(Fill::Ready)
     }
 
-    /// Fills `out`: first from the buffer, then from the stream without a copy, reading ahead in
+    /// Fills `out`: first from the buffer, then from the stream, a large part without a copy, reading ahead in
     /// the same system call.
     ///
     /// # Errors
@@ -82,6 +100,15 @@ impl<R: Read> Receiver<R> {
         let mut filled = self.buffered().min(out.len());
         out[..filled].copy_from_slice(&self.buffer[self.start..self.start + filled]);
         self.start += filled;
+        if out.len() - filled < STRAIGHT_BYTES_MIN {
+            let rest = &mut out[filled..];
+            if self.fill(rest.len())? == Fill::End && !rest.is_empty() {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            rest.copy_from_slice(&self.buffer[self.start..self.start + rest.len()]);
+            self.start += rest.len();
+            return Ok(());
+        }
         while filled < out.len() {
             self.start = 0;
             self.end = 0;
@@ -188,6 +215,24 @@ mod tests {
         assert!(payload == bytes[..90_000]);
         assert_eq!(r.buffered(), 10_000, "read ahead in the same call");
         assert_eq!(r.head::<28>().unwrap().unwrap()[..], bytes[90_000..90_028]);
+    }
+
+    #[test]
+    fn another_receiver_goes_on_with_what_was_read_ahead() {
+        let bytes = pattern(100_000);
+        let mut stream = &bytes[..];
+        let mut first = Receiver::new(&mut stream);
+        assert_eq!(first.head::<28>().unwrap().unwrap()[..], bytes[..28]);
+        let unread = first.into_unread();
+        assert!(!unread.is_empty(), "it reads ahead");
+        let mut second = Receiver::resumed(&mut stream, &unread);
+        let mut rest = vec![0; bytes.len() - 28];
+        second.payload(&mut rest).unwrap();
+        assert!(rest == bytes[28..]);
+        let long = vec![7; 1 << 20];
+        let mut whole = vec![0; 1 << 20];
+        Receiver::resumed(&[][..], &long).payload(&mut whole).unwrap();
+        assert!(whole == long);
     }
 
     #[test]
