@@ -9,6 +9,7 @@ mod build;
 mod complete;
 mod job;
 mod submit;
+mod touch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
