@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::stats::{RequestStats, StoreStats};
+use crate::store::scrub::Report;
 use crate::volume::status::VolumeStatus;
 
 /// Longest request, in bytes with its newline.
@@ -38,6 +39,16 @@ pub enum Request {
         /// By key; empty changes nothing.
         #[serde(default)]
         set: BTreeMap<String, u64>,
+    },
+    /// Read a volume whole and check every checksum: a [`Scrubbed`], and
+    /// [`crate::store::scrub::Progress`] meanwhile.
+    Scrub {
+        /// The export; may be missing if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// Most bytes to read a second; 0 = no limit.
+        #[serde(default)]
+        bytes_per_s: u64,
     },
     /// Take no more clients, finish, exit.
     Drain {},
@@ -106,6 +117,18 @@ pub struct ExportStatus {
     pub image: String,
     /// The volume in it.
     pub volume: VolumeStatus,
+}
+
+/// What a scrub found.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct Scrubbed {
+    /// Path of the image.
+    pub image: String,
+    /// `raw` or `vexfs`.
+    pub kind: String,
+    /// The findings.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
 /// Counters of a daemon at a moment.

@@ -108,6 +108,10 @@ impl WriteQueue for MemoryQueue {
         out.append(&mut self.done);
     }
 
+    fn has_finished(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     fn wait(&mut self) {
         if self.done.is_empty() {
             // The sender is ours, so it is never gone.

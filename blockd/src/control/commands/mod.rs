@@ -4,6 +4,7 @@
 mod checkpoint;
 mod drain;
 pub(super) mod exposition;
+mod scrub;
 mod status;
 mod takeover;
 mod tune;
@@ -21,6 +22,9 @@ pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Va
         Request::Stats {} => value(&status::stats(host)),
         Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
         Request::Tune { export, set } => value(&tune::run(host, export.as_deref(), &set)?),
+        Request::Scrub { export, bytes_per_s } => {
+            value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)
+        }
         Request::Drain {} => drain::run(host),
         Request::Takeover {} => takeover::run(host, replies),
     }
