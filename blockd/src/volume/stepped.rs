@@ -97,7 +97,12 @@ impl Stepped {
             let took = self.worker.step();
             match self.clean_step() {
                 Next::Again | Next::Pause(_) => {}
-                _ if took || self.inbox.has_internal() || self.inbox.has_requests() => {}
+                // A thread would be busy, and writes finish meanwhile.
+                _ if took || self.inbox.has_internal() || self.inbox.has_requests() => {
+                    if self.worker.log().has_in_flight() {
+                        self.worker.log().wait();
+                    }
+                }
                 Next::Rest if self.worker.is_at_rest() => return,
                 Next::Rest | Next::Await => self.worker.log().wait(),
             }

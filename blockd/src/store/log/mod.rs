@@ -238,6 +238,11 @@ impl Log {
         self.user_stalled = stalled;
     }
 
+    /// A record is being written.
+    pub fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Records built and not yet applied, in order.
     pub(super) fn records_in_flight(&self) -> impl Iterator<Item = &Record> {
         self.in_flight.iter().map(|f| &f.record)
