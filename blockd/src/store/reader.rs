@@ -43,7 +43,8 @@ impl Shared {
             }
             at += pages;
         }
-        self.storage.read_batch(&mut batch);
+        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
+        self.storage.read_cached(&mut batch);
         drop(batch);
         let mut at = 0;
         for read in reads.iter_mut() {

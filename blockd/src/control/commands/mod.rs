@@ -4,7 +4,10 @@
 mod checkpoint;
 mod drain;
 pub(super) mod exposition;
+mod scrub;
 mod status;
+mod takeover;
+mod tune;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,13 +17,16 @@ use super::protocol::Request;
 use super::server::Replies;
 
 pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Value, String> {
-    // Those that answer at once have no use for the way of the progress.
-    let _ = replies;
     match request {
         Request::Status {} => value(&status::status(host)),
         Request::Stats {} => value(&status::stats(host)),
         Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
+        Request::Tune { export, set } => value(&tune::run(host, export.as_deref(), &set)?),
+        Request::Scrub { export, bytes_per_s } => {
+            value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)
+        }
         Request::Drain {} => drain::run(host),
+        Request::Takeover {} => takeover::run(host, replies),
     }
 }
 

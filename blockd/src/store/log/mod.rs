@@ -9,6 +9,7 @@ mod build;
 mod complete;
 mod job;
 mod submit;
+mod touch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -266,9 +267,10 @@ impl Log {
                 }
                 progress |= self.build(Stream::Cold);
                 progress |= self.build(Stream::User);
-                self.queue.submit();
             }
-            if progress {
+            // Also when nothing is begun any more: the waker is heard only after it.
+            self.queue.submit();
+            if progress || self.queue.has_finished() {
                 continue;
             }
             if place == Place::Caller {
