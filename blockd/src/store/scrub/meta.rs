@@ -158,12 +158,16 @@ impl Scrub<'_, '_> {
                 self.report.meta_pages += 1;
                 let unread = !self.fill(at.loc, 1).is_empty();
                 let right = !unread && crc32c::crc32c(&self.buf[..PAGE]) == at.crc;
-                let finding =
-                    if right { None } else { read_again(shared, at.loc, at.crc, crc32c::crc32c).err() };
-                // A checkpoint may have moved it, and its place may have been used again.
-                let stays =
-                    || shared.maps.read().map(id).is_some_and(|map| map.directory.has(level, key, at.loc));
-                if let Some(finding) = finding.filter(|_| stays()) {
+                // A checkpoint under way may have moved it, or not have written it yet.
+                let stays = || {
+                    let maps = shared.maps.read();
+                    maps.map(id).is_some_and(|map| !map.is_frozen() && map.directory.has(level, key, at.loc))
+                };
+                if !right
+                    && stays()
+                    && let Err(finding) = read_again(shared, at.loc, at.crc, crc32c::crc32c)
+                    && stays()
+                {
                     self.bad(Damaged::Checkpoint, at.loc, finding);
                 }
                 self.advance(1)?;
