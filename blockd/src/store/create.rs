@@ -14,6 +14,7 @@ use super::map::Maps;
 use super::map::base::BaseMap;
 use super::map::overlay::Overlay;
 use super::map::segments::SegmentTable;
+use super::snapshot::Snapshots;
 use super::{Shared, StoreError, checkpoint, space};
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
@@ -165,6 +166,7 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         kind: new.kind,
         base: BaseMap::default(),
         overlay: Overlay::default(),
+        snapshots: Snapshots::default(),
         segments: SegmentTable::from_usage(&payload.segments),
         epoch: 0,
         session: SessionState::default(),

@@ -3,6 +3,7 @@
 //! [`format`](mod@format): the bytes. [`map`]: where each page stands. [`log`]: the one writer.
 //! [`reader`]: lookups and verified reads, any thread. [`checkpoint`] and [`recover`]: the state on
 //! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store.
+//! [`snapshot`]: states of before.
 
 pub mod checkpoint;
 pub mod clean;
@@ -13,6 +14,7 @@ pub mod log;
 pub mod map;
 pub mod reader;
 pub mod recover;
+pub mod snapshot;
 pub mod space;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use layout::addr::PAGE;
 use super::Shared;
 use super::format::{Loc, Mapping, leaf, page_crc};
 use super::map::Lookup;
+use super::snapshot::{Layer, LeafId};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
 use crate::storage::Read;
@@ -131,22 +132,31 @@ impl Shared {
         IoError::Io(text)
     }
 
+    /// Reads a leaf of the committed map in, if it still has to be.
+    ///
+    /// # Errors
+    /// As [`Shared::load`].
+    pub fn load_leaf(&self, key: u64) -> Result<(), IoError> {
+        self.load(LeafId::committed(key))
+    }
+
     /// Reads a map leaf in, if it still has to be.
     ///
     /// # Errors
     /// [`IoError::Io`] when it is bad: nothing is known of the pages it maps.
-    pub fn load_leaf(&self, key: u64) -> Result<(), IoError> {
+    pub fn load(&self, leaf: LeafId) -> Result<(), IoError> {
         let mut buf = AlignedBuf::zeroed(PAGE);
+        let key = leaf.key;
         loop {
-            let Some(at) = self.maps.read().base.unloaded(key) else { return Ok(()) };
+            let Some(at) = self.maps.read().unloaded(leaf) else { return Ok(()) };
             let read = self.storage.read_exact(self.geometry.byte(at.loc), &mut buf);
-            let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(key, at, &buf));
+            let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(leaf, at, &buf));
             match checked {
                 Ok(entries) => {
-                    self.maps.write().base.load(key, at, entries);
+                    self.maps.write().load(leaf, at, entries);
                     return Ok(());
                 }
-                Err(_) if self.maps.read().base.unloaded(key) != Some(at) => {}
+                Err(_) if self.maps.read().unloaded(leaf) != Some(at) => {}
                 Err(why) => {
                     let byte = self.geometry.byte(at.loc);
                     let text =
@@ -161,7 +171,7 @@ impl Shared {
     /// Checks a leaf page against its directory entry and decodes it.
     pub(super) fn decode_leaf(
         &self,
-        key: u64,
+        leaf: LeafId,
         at: Mapping,
         page: &[u8],
     ) -> Result<Vec<leaf::LeafEntry>, String> {
@@ -169,8 +179,11 @@ impl Shared {
         if found != at.crc {
             return Err(format!("crc32c expected {:#010x}, found {found:#010x}", at.crc));
         }
-        let entries = leaf::decode(self.uuid, key, page).map_err(|m| m.to_string())?;
-        match entries.iter().find(|e| !self.geometry.contains(e.loc())) {
+        let entries = leaf::decode(self.uuid, leaf.key, page).map_err(|m| m.to_string())?;
+        // Only the delta of a snapshot may say that a page was not mapped.
+        let unmapped =
+            |e: &leaf::LeafEntry| leaf.layer != Layer::Committed && e.loc() == Mapping::UNMAPPED.loc;
+        match entries.iter().find(|e| !self.geometry.contains(e.loc()) && !unmapped(e)) {
             Some(e) => Err(format!("it names {}, past the end of the image", e.loc())),
             None => Ok(entries),
         }

@@ -21,6 +21,7 @@ use super::map::Maps;
 use super::map::base::BaseMap;
 use super::map::overlay::Overlay;
 use super::map::segments::SegmentTable;
+use super::snapshot::{LeafId, Snapshots};
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
@@ -242,6 +243,7 @@ fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload
         kind: sb.kind,
         base: BaseMap::from_directory(&payload.base),
         overlay: Overlay::default(),
+        snapshots: Snapshots::default(),
         segments,
         epoch: root.epoch,
         session: root.session.clone(),
@@ -265,10 +267,12 @@ fn load_open_epoch(shared: &Shared, payload: &Payload) -> Result<(), StoreError>
     for leaf in &payload.open {
         let offset = shared.geometry.byte(leaf.page.loc);
         let page = read(&*shared.storage, "reading the open epoch", offset, PAGE)?;
-        let entries = shared.decode_leaf(leaf.key, leaf.page, &page).map_err(|why| StoreError::Io {
-            action: "reading the open epoch",
-            offset,
-            source: std::io::Error::new(std::io::ErrorKind::InvalidData, why),
+        let entries = shared.decode_leaf(LeafId::committed(leaf.key), leaf.page, &page).map_err(|why| {
+            StoreError::Io {
+                action: "reading the open epoch",
+                offset,
+                source: std::io::Error::new(std::io::ErrorKind::InvalidData, why),
+            }
         })?;
         let unit = leaf.key & !(layout::addr::MAP_UNIT_PAGES - 1);
         for e in entries {

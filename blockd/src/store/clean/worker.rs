@@ -282,10 +282,10 @@ impl Cleaner {
 
     /// Has the leaves of a meta segment written anew by the next checkpoint.
     fn empty_meta(&self, segment: u32) -> Work {
-        let keys = self.shared.maps.read().base.clean_in(segment);
-        for key in keys {
-            while !self.shared.maps.write().base.make_dirty(key) {
-                if self.shared.load_leaf(key).is_err() {
+        let leaves = self.shared.maps.read().clean_in(segment);
+        for leaf in leaves {
+            while !self.shared.maps.write().make_dirty(leaf) {
+                if self.shared.load(leaf).is_err() {
                     self.shared.maps.write().segments.mark_damaged(segment);
                     return Work::Skip;
                 }
@@ -332,7 +332,7 @@ impl Cleaner {
         Ok(jobs)
     }
 
-    /// Walks the records of a segment; what the map (either layer) still refers to is alive.
+    /// Walks the records of a segment; what the map (any layer) still refers to is alive.
     fn find_live(&self, segment: u32, use_seq: u64, bytes: &[u8]) -> Result<Vec<Live>, String> {
         let mut live = Vec::new();
         let mut at = 1usize;
@@ -369,27 +369,13 @@ impl Cleaner {
     fn is_live(&self, page: u64, loc: Loc) -> Result<bool, String> {
         loop {
             let missing = {
-                let maps = self.shared.maps.read();
-                match refers(&maps, page, loc) {
+                match self.shared.maps.read().refers(page, loc) {
                     Ok(live) => return Ok(live),
-                    Err(key) => key,
+                    Err(leaf) => leaf,
                 }
             };
-            self.shared.load_leaf(missing).map_err(|e| e.to_string())?;
+            self.shared.load(missing).map_err(|e| e.to_string())?;
         }
-    }
-}
-
-/// Whether either layer has the page there; `Err` names a leaf to load first.
-fn refers(maps: &Maps, page: u64, loc: Loc) -> Result<bool, u64> {
-    use crate::store::map::Lookup;
-    if matches!(maps.overlay.lookup(page), Some(Some(m)) if m.loc == loc) {
-        return Ok(true);
-    }
-    match maps.base.lookup(page) {
-        Lookup::Mapped(m) => Ok(m.loc == loc),
-        Lookup::Unmapped => Ok(false),
-        Lookup::Leaf(key) => Err(key),
     }
 }
 

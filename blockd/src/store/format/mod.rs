@@ -85,6 +85,16 @@ pub struct Mapping {
     pub crc: u32,
 }
 
+impl Mapping {
+    /// Stands for "not mapped" where a map must say so: in the delta of a snapshot. No segment has this index.
+    pub const UNMAPPED: Mapping = Mapping { loc: Loc { segment: u32::MAX, offset: 0 }, crc: 0 };
+
+    /// Whether it is [`Mapping::UNMAPPED`].
+    pub fn is_unmapped(&self) -> bool {
+        self.loc.segment == u32::MAX
+    }
+}
+
 /// How the backing is divided; fixed at creation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {

@@ -97,7 +97,7 @@ impl BaseMap {
         {
             slot.entries = Some(entries);
             self.loaded += 1;
-            self.evict();
+            self.evict(Some(key));
         }
     }
 
@@ -109,11 +109,12 @@ impl BaseMap {
     /// Keeps every leaf in memory until released: the log needs many at once.
     pub fn hold(&mut self, held: bool) {
         self.held = held;
-        self.evict();
+        self.evict(None);
     }
 
-    /// Forgets the entries of clean leaves, in turn, when there are too many.
-    fn evict(&mut self) {
+    /// Forgets the entries of clean leaves, in turn, when there are too many; never those of the leaf that was just asked
+    /// for: where all others are dirty, whoever asked would ask for ever.
+    fn evict(&mut self, wanted: Option<u64>) {
         if self.held || self.loaded_max == 0 || self.loaded <= self.loaded_max {
             return;
         }
@@ -125,7 +126,7 @@ impl BaseMap {
                     self.evict_from = key;
                     return;
                 }
-                if slot.entries.is_some() && !slot.dirty && slot.disk.is_some() {
+                if slot.entries.is_some() && !slot.dirty && slot.disk.is_some() && Some(key) != wanted {
                     slot.entries = None;
                     self.loaded -= 1;
                 }
@@ -197,7 +198,7 @@ impl BaseMap {
     ///
     /// # Panics
     /// If a leaf of the range is not loaded.
-    pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(Loc)) {
+    pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(u64, Mapping)) {
         let end = first.saturating_add(count);
         let start = self.key_of(first).unwrap_or(first);
         let keys: Vec<u64> = self.leaves.range(start..end.max(start)).map(|(&k, _)| k).collect();
@@ -210,11 +211,27 @@ impl BaseMap {
             if from == to {
                 continue;
             }
-            entries.drain(from..to).for_each(|e| dropped(e.loc()));
+            entries
+                .drain(from..to)
+                .for_each(|e| dropped(base + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc }));
             slot.count = entries.len() as u16;
             // A leaf that ran empty stays until the next checkpoint: without it its pages would belong to the leaf
             // before, which the record being applied may not have loaded.
             self.slot_mut(key);
+        }
+    }
+
+    /// Calls `f` with each page of a range and what it is mapped to; leaves that are not loaded are passed over.
+    pub fn for_each_in(&self, first: u64, count: u64, mut f: impl FnMut(u64, Mapping)) {
+        let end = first.saturating_add(count);
+        let start = self.key_of(first).unwrap_or(first);
+        for (&key, slot) in self.leaves.range(start..end.max(start)) {
+            let base = unit_start(key);
+            let entries = slot.entries.as_deref().unwrap_or_default();
+            let from = entries.partition_point(|e| base + u64::from(e.rel) < first);
+            for e in entries[from..].iter().take_while(|e| base + u64::from(e.rel) < end) {
+                f(base + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc });
+            }
         }
     }
 
@@ -346,7 +363,7 @@ mod tests {
             if rng.random_ratio(1, 500) {
                 let count = rng.random_range(1..20_000);
                 let mut dropped = 0;
-                map.remove(page, count, |_| dropped += 1);
+                map.remove(page, count, |_, _| dropped += 1);
                 assert_eq!(dropped, model.range(page..page + count).count());
                 model.retain(|p, _| !(page..page + count).contains(p));
             } else {
@@ -409,12 +426,12 @@ mod tests {
         assert_eq!(keys, [100]);
         map.load(100, mapping(8), vec![LeafEntry { rel: 100, offset: 2, segment: 3, crc: 4 }]);
         let mut dropped = 0;
-        map.remove(100, 1, |_| dropped += 1);
+        map.remove(100, 1, |_, _| dropped += 1);
         assert_eq!(dropped, 1);
         // The leaf of key 0 is not loaded: this used to panic.
         assert_eq!(map.set(120, mapping(9)), None);
         assert_eq!(map.lookup(120), Lookup::Mapped(mapping(9)));
-        map.remove(120, 1, |_| dropped += 1);
+        map.remove(120, 1, |_, _| dropped += 1);
         map.drop_empty();
         assert_eq!((map.leaf_count(), map.dirty_count(), dropped), (1, 0, 2));
     }

@@ -1,0 +1,197 @@
+//! What the map's changes ask of the deltas: whoever loses a page in the committed map gives it to the newest snapshot that
+//! needs it, and a place is looked for with all owners it may have.
+
+use super::{Layer, LeafId, Snapshots, State};
+use crate::device::VolumeKind;
+use crate::store::format::leaf::LeafEntry;
+use crate::store::format::record::{Entry, FLAG_COMMIT, Record};
+use crate::store::format::{Loc, Mapping};
+use crate::store::map::{Lookup, Maps};
+
+impl Snapshots {
+    /// The committed map had a page so and has it no longer. Gives the place back that nobody needs.
+    pub fn replaced(&mut self, page: u64, old: Option<Mapping>) -> Option<Loc> {
+        // No snapshot older than this one can see the committed map's page if it has an entry.
+        for snapshot in self.list.iter_mut().rev() {
+            match snapshot.delta.lookup(page) {
+                Lookup::Mapped(_) => return old.map(|m| m.loc),
+                Lookup::Unmapped if snapshot.state == State::Deleting => {}
+                Lookup::Unmapped => {
+                    snapshot.keep(page, old.unwrap_or(Mapping::UNMAPPED));
+                    return None;
+                }
+                Lookup::Leaf(key) => panic!("leaf {key:#x} of {:?} is loaded before a change", snapshot.id),
+            }
+        }
+        old.map(|m| m.loc)
+    }
+
+    /// Whether a page that is mapped so would stay alive if it were replaced; `Err` names a leaf to load first.
+    pub fn would_keep(&self, page: u64) -> Result<bool, LeafId> {
+        for snapshot in self.list.iter().rev() {
+            match snapshot.delta.lookup(page) {
+                Lookup::Mapped(_) => return Ok(false),
+                Lookup::Unmapped if snapshot.state == State::Deleting => {}
+                Lookup::Unmapped => return Ok(true),
+                Lookup::Leaf(key) => return Err(LeafId { layer: Layer::Delta(snapshot.id), key }),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether what is replaced from now on is kept for anybody.
+    pub fn any_keeps(&self) -> bool {
+        self.list.iter().any(|s| s.state != State::Deleting)
+    }
+
+    /// Adds the leaves that [`Snapshots::replaced`] needs for a range and that are not loaded.
+    fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+        let mut keys = Vec::new();
+        for snapshot in self.list.iter().rev() {
+            snapshot.delta.missing(first, count, &mut keys);
+            let layer = Layer::Delta(snapshot.id);
+            out.extend(keys.drain(..).map(|key| LeafId { layer, key }));
+            if snapshot.state != State::Deleting {
+                return;
+            }
+        }
+    }
+
+    /// As [`Maps::relocate`], in the deltas. A delta whose leaf is not loaded does not have the place: it was looked for
+    /// before the record was applied.
+    fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
+        self.list.iter_mut().rev().any(|snapshot| {
+            !matches!(snapshot.delta.lookup(page), Lookup::Leaf(_)) && snapshot.delta.replace(page, old, new)
+        })
+    }
+}
+
+impl Maps {
+    /// Leaves that [`Maps::apply`] needs and that are not loaded. Once they are, it may name more.
+    pub fn leaves_missing(&self, record: &Record) -> Vec<LeafId> {
+        let mut out = Vec::new();
+        let changes_now = self.kind == VolumeKind::Raw || record.flags & FLAG_COMMIT != 0;
+        for entry in &record.entries {
+            match entry {
+                Entry::Write { first, crcs } if changes_now => {
+                    self.missing(*first, crcs.len() as u64, &mut out);
+                }
+                Entry::Discard { first, count } if changes_now => self.missing(*first, *count, &mut out),
+                Entry::Relocate { page, old, crc } => {
+                    if let Err(leaf) = self.owner(*page, Mapping { loc: *old, crc: *crc }) {
+                        out.push(leaf);
+                    }
+                }
+                Entry::Write { .. } | Entry::Discard { .. } => {}
+            }
+        }
+        if record.flags & FLAG_COMMIT != 0 {
+            for (first, count) in self.overlay.discards() {
+                self.missing(first, count, &mut out);
+            }
+            for page in self.overlay.pages() {
+                self.missing(page, 1, &mut out);
+            }
+        }
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+        let mut keys = Vec::new();
+        self.base.missing(first, count, &mut keys);
+        out.extend(keys.into_iter().map(LeafId::committed));
+        self.snapshots.missing(first, count, out);
+    }
+
+    /// The page of the committed map is `old` no longer; whoever needs it gets it.
+    pub(in crate::store) fn replaced(&mut self, page: u64, old: Option<Mapping>) {
+        if let Some(dead) = self.snapshots.replaced(page, old) {
+            self.segments.drop_base(dead);
+        }
+    }
+
+    /// Compare-and-swap on the old place and the crc, in all layers: only one of them can refer to it.
+    pub(in crate::store) fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
+        if self.overlay.replace(page, old, new) {
+            self.segments.add_open(new.loc);
+            self.segments.drop_open(old);
+        } else if self.base.replace(page, old, new) || self.snapshots.replace(page, old, new) {
+            self.segments.add_base(new.loc);
+            self.segments.drop_base(old);
+        }
+    }
+
+    /// Whether anything refers to a page's place; `Err` names a leaf to load first.
+    pub fn refers(&self, page: u64, loc: Loc) -> Result<bool, LeafId> {
+        self.find_owner(page, |m| m.loc == loc)
+    }
+
+    /// As [`Maps::refers`], for a place with this content.
+    fn owner(&self, page: u64, mapping: Mapping) -> Result<bool, LeafId> {
+        self.find_owner(page, |m| m == mapping)
+    }
+
+    fn find_owner(&self, page: u64, is: impl Fn(Mapping) -> bool) -> Result<bool, LeafId> {
+        if matches!(self.overlay.lookup(page), Some(Some(m)) if is(m)) {
+            return Ok(true);
+        }
+        match self.base.lookup(page) {
+            Lookup::Mapped(m) if is(m) => return Ok(true),
+            Lookup::Leaf(key) => return Err(LeafId::committed(key)),
+            Lookup::Mapped(_) | Lookup::Unmapped => {}
+        }
+        for snapshot in self.snapshots.all().iter().rev() {
+            match snapshot.delta.lookup(page) {
+                Lookup::Mapped(m) if is(m) => return Ok(true),
+                Lookup::Leaf(key) => return Err(LeafId { layer: Layer::Delta(snapshot.id), key }),
+                Lookup::Mapped(_) | Lookup::Unmapped => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Keeps every leaf in memory until released: many are needed at once.
+    pub fn hold(&mut self, held: bool) {
+        self.base.hold(held);
+        self.snapshots.hold(held);
+    }
+
+    /// Where a leaf stands, if it is not loaded.
+    pub fn unloaded(&self, leaf: LeafId) -> Option<Mapping> {
+        match leaf.layer {
+            Layer::Committed => self.base.unloaded(leaf.key),
+            Layer::Delta(id) => self.snapshots.get(id)?.delta.unloaded(leaf.key),
+        }
+    }
+
+    /// Puts a leaf in that was read from `from`, unless things changed meanwhile.
+    pub fn load(&mut self, leaf: LeafId, from: Mapping, entries: Vec<LeafEntry>) {
+        match leaf.layer {
+            Layer::Committed => self.base.load(leaf.key, from, entries),
+            Layer::Delta(id) => {
+                if let Some(snapshot) = self.snapshots.get_mut(id) {
+                    snapshot.delta.load(leaf.key, from, entries);
+                }
+            }
+        }
+    }
+
+    /// Leaves that stand in a segment and would stay there at the next checkpoint.
+    pub fn clean_in(&self, segment: u32) -> Vec<LeafId> {
+        let deltas = self.snapshots.all().iter().map(|s| (Layer::Delta(s.id), &s.delta));
+        std::iter::once((Layer::Committed, &self.base))
+            .chain(deltas)
+            .flat_map(|(layer, map)| map.clean_in(segment).into_iter().map(move |key| LeafId { layer, key }))
+            .collect()
+    }
+
+    /// Has the next checkpoint write a leaf anew; false if it must be loaded first.
+    pub fn make_dirty(&mut self, leaf: LeafId) -> bool {
+        match leaf.layer {
+            Layer::Committed => self.base.make_dirty(leaf.key),
+            Layer::Delta(id) => self.snapshots.get_mut(id).is_none_or(|s| s.delta.make_dirty(leaf.key)),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Pages of a snapshot: the first of the deltas from its own on that knows the page, else the committed map.
+
+use layout::addr::MAP_UNIT_PAGES;
+
+use super::{Layer, LeafId, SnapshotId, View};
+use crate::store::format::Mapping;
+use crate::store::map::base::BaseMap;
+use crate::store::map::{Lookup, Maps};
+
+/// One bit for each page of a unit.
+pub type UnitBits = [u64; MAP_UNIT_PAGES as usize / 64];
+
+impl Maps {
+    /// Looks a page up in a state of the volume; `Err` names a leaf to load first.
+    pub fn lookup_at(&self, view: View, page: u64) -> Result<Option<Mapping>, LeafId> {
+        let id = match view {
+            View::Live => {
+                return match self.lookup(page) {
+                    Lookup::Unmapped => Ok(None),
+                    Lookup::Mapped(mapping) => Ok(Some(mapping)),
+                    Lookup::Leaf(key) => Err(LeafId::committed(key)),
+                };
+            }
+            View::Snapshot(id) => id,
+        };
+        for (layer, map) in self.layers_from(id) {
+            match map.lookup(page) {
+                Lookup::Mapped(m) => return Ok((!m.is_unmapped()).then_some(m)),
+                Lookup::Unmapped => {}
+                Lookup::Leaf(key) => return Err(LeafId { layer, key }),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The deltas from a snapshot's on, oldest first, then the committed map.
+    fn layers_from(&self, id: SnapshotId) -> impl DoubleEndedIterator<Item = (Layer, &BaseMap)> {
+        let list = self.snapshots.all();
+        let from = list.partition_point(|s| s.id < id);
+        list[from..]
+            .iter()
+            .map(|s| (Layer::Delta(s.id), &s.delta))
+            .chain(std::iter::once((Layer::Committed, &self.base)))
+    }
+
+    /// The first unit from `unit` on that may have mapped pages in a view.
+    pub fn next_unit_at(&self, view: View, unit: u64) -> Option<u64> {
+        let start = unit.saturating_mul(MAP_UNIT_PAGES);
+        match view {
+            View::Live => {
+                let base = self.base.units_between(start, u64::MAX).next();
+                base.into_iter().chain(self.overlay.units_in(unit..u64::MAX).next()).min()
+            }
+            View::Snapshot(id) => {
+                self.layers_from(id).filter_map(|(_, map)| map.units_between(start, u64::MAX).next()).min()
+            }
+        }
+    }
+
+    /// Leaves of a unit that a snapshot's state of it depends on and that are not loaded.
+    pub fn unit_missing_at(&self, id: SnapshotId, unit: u64) -> Vec<LeafId> {
+        let mut keys = Vec::new();
+        self.layers_from(id)
+            .flat_map(|(layer, map)| {
+                map.missing(unit * MAP_UNIT_PAGES, MAP_UNIT_PAGES, &mut keys);
+                std::mem::take(&mut keys).into_iter().map(move |key| LeafId { layer, key })
+            })
+            .collect()
+    }
+
+    /// The mapped pages of a unit in a snapshot; its leaves are loaded.
+    pub fn unit_bits_at(&self, id: SnapshotId, unit: u64, bits: &mut UnitBits) {
+        bits.fill(0);
+        let start = unit * MAP_UNIT_PAGES;
+        // From the committed map back in time: what an older delta says wins.
+        for (_, map) in self.layers_from(id).rev() {
+            map.for_each_in(start, MAP_UNIT_PAGES, |page, mapping| {
+                let rel = (page - start) as usize;
+                let bit = 1u64 << (rel % 64);
+                if mapping.is_unmapped() {
+                    bits[rel / 64] &= !bit;
+                } else {
+                    bits[rel / 64] |= bit;
+                }
+            });
+        }
+    }
+
+    /// Mapped pages of whole units by a snapshot, as far as leaf counts tell: `Err` names a unit that a delta touches.
+    pub fn units_touched_by_deltas(&self, id: SnapshotId, first_page: u64, end: u64) -> Vec<u64> {
+        let mut units: Vec<u64> = self
+            .layers_from(id)
+            .filter(|(layer, _)| *layer != Layer::Committed)
+            .flat_map(|(_, map)| map.units_between(first_page, end))
+            .collect();
+        units.sort_unstable();
+        units.dedup();
+        units
+    }
+}
