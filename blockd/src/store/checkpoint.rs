@@ -113,6 +113,7 @@ impl<'a> Checkpointer<'a> {
 
     fn write(&self, at: Loc, bytes: &[u8]) -> Result<(), IoError> {
         let offset = self.shared.geometry.byte(at);
+        self.shared.counters.checkpoint_bytes.add(bytes.len() as u64);
         self.shared
             .storage
             .write_all(offset, bytes)

@@ -18,6 +18,7 @@ use super::snapshot::Snapshots;
 use super::{Shared, StoreError, checkpoint, space};
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
 /// Default size of a segment, in bytes.
@@ -178,6 +179,8 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         kind: new.kind,
         raw_bytes: new.raw_bytes,
         maps: RwLock::new(maps),
+        tuning: super::clean::LiveTuning::default(),
+        counters: StoreCounters::default(),
     };
     checkpoint::write_slots(&shared, &superblock).map_err(|e| StoreError::Io {
         action: "writing the new store",

@@ -38,6 +38,7 @@ impl Shared {
                 plan_reads(self, plan, read.buf, &mut batch);
             }
         }
+        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
         self.storage.read_batch(&mut batch);
         drop(batch);
         for (read, plan) in reads.iter_mut().zip(plans) {
@@ -125,6 +126,7 @@ impl Shared {
     }
 
     fn read_error(&self, page: u64, mapping: Mapping, why: &str) -> IoError {
+        self.counters.read_errors.inc();
         let byte = self.geometry.byte(mapping.loc);
         let text =
             format!("device page {page:#x} at {} (image byte {byte}) cannot be read: {why}", mapping.loc);
@@ -153,11 +155,13 @@ impl Shared {
             let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(leaf, at, &buf));
             match checked {
                 Ok(entries) => {
+                    self.counters.leaf_loads.inc();
                     self.maps.write().load(leaf, at, entries);
                     return Ok(());
                 }
                 Err(_) if self.maps.read().unloaded(leaf) != Some(at) => {}
                 Err(why) => {
+                    self.counters.read_errors.inc();
                     let byte = self.geometry.byte(at.loc);
                     let text =
                         format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);

@@ -11,6 +11,7 @@ use layout::addr::PAGE;
 use parking_lot::RwLock;
 
 use super::checkpoint::{self, Checkpointer};
+use super::clean::Tuning;
 use super::format::checkpoint::{Payload, Position, Root};
 use super::format::record::{FLAG_LINK, MAGIC, Record};
 use super::format::segment::Stream;
@@ -25,6 +26,7 @@ use super::snapshot::{LeafId, Snapshots};
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
 /// How a store is opened.
@@ -34,8 +36,8 @@ pub struct RecoverOptions {
     pub read_only: bool,
     /// This machine's boot id (/proc/sys/kernel/random/boot_id).
     pub boot_id: [u8; 16],
-    /// Pages of log between checkpoints.
-    pub checkpoint_pages: u64,
+    /// Until it is changed.
+    pub tuning: Tuning,
     /// Map leaves kept in memory; 0 = no limit.
     pub leaves_max: usize,
     /// Give the space of freed segments back to the backing.
@@ -112,6 +114,7 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         return Err(StoreError::Unusable(Malformed { what, expected: 0, found }));
     }
     let (shared, root) = load_checkpoint(storage, &superblock)?;
+    shared.tuning.set(options.tuning);
     shared.maps.write().base.set_loaded_max(options.leaves_max);
     let replayed = replay(&shared, &superblock, &root, options)?;
     let lost_session = settle_session(&shared, options, replayed.head_lost);
@@ -255,6 +258,8 @@ fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload
         kind: sb.kind,
         raw_bytes: sb.raw_bytes,
         maps: RwLock::new(maps),
+        tuning: super::clean::LiveTuning::default(),
+        counters: StoreCounters::default(),
     })
 }
 

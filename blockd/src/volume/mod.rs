@@ -3,14 +3,19 @@
 //! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is.
 
 mod allocation;
 pub mod options;
+mod page_name;
 mod reads;
+mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod status;
 mod synth;
+mod tuning;
 pub(crate) mod worker;
 
 use std::path::Path;
@@ -23,8 +28,10 @@ use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE,
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
+use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
+use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 pub use options::{CreateOptions, OpenOptions, boot_id};
@@ -57,6 +64,7 @@ pub struct Volume {
     clients: AtomicU64,
     closing: AtomicBool,
     reads: ReadPool,
+    requests: Arc<RequestCounters>,
     worker: Option<WorkerHandle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -88,7 +96,11 @@ impl Volume {
         let recover = RecoverOptions {
             read_only: options.read_only,
             boot_id: options.boot_id,
-            checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
+            tuning: Tuning {
+                cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+                checkpoint_bytes: options.checkpoint_bytes,
+                ..Tuning::default()
+            },
             leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
             discard: options.discard,
         };
@@ -117,6 +129,7 @@ impl Volume {
             clients: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             reads,
+            requests: Arc::default(),
             worker,
             threads: Mutex::new(threads),
         }))
@@ -167,6 +180,12 @@ impl Volume {
             let _ = send.send(result);
         }));
         recv.recv().unwrap_or(Err(IoError::Shutdown))
+    }
+
+    fn wake_worker(&self) {
+        if let Some(worker) = &self.worker {
+            worker.wake();
+        }
     }
 
     /// Range and alignment.
@@ -260,6 +279,10 @@ impl Volume {
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
         self.info.clone()
+    }
+
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.requests)
     }
 
     fn connect(&self) -> ClientId {

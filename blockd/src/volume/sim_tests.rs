@@ -6,6 +6,7 @@ mod corners;
 mod driver;
 mod faults;
 mod raw;
+mod scrub;
 mod vexfs;
 
 use rand::Rng;

@@ -20,6 +20,7 @@ use crate::nbd::proto::errno;
 use crate::nbd::proto::request::{REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
+use crate::stats::RequestCounters;
 
 /// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
 const READ_HERE_BYTES_MAX: usize = 128 << 10;
@@ -92,7 +93,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
         device,
         client,
         outbox,
-        budget: budget(&shared.limits),
+        budget: budget(&shared.limits, device.counters()),
         reader: std::thread::current().id(),
         negotiated,
         deep: Cell::new(0),
@@ -128,8 +129,8 @@ fn handshake(
     Ok(outcome)
 }
 
-fn budget(limits: &Limits) -> Arc<Budget> {
-    Budget::new(limits.requests, limits.payload_bytes)
+fn budget(limits: &Limits, counters: Arc<RequestCounters>) -> Arc<Budget> {
+    Budget::new(limits.requests, limits.payload_bytes, counters)
 }
 
 /// Why a connection ends other than by the client's wish.

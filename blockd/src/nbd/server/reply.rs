@@ -10,8 +10,9 @@ use crate::nbd::proto::chunk::{
     CHUNK_HEAD_BYTES_MAX, Chunk, ChunkHead, ERROR_TEXT_BYTES_MAX, STATE_HOLE, STATE_ZERO,
 };
 use crate::nbd::proto::reply::{SIMPLE_REPLY_BYTES, SimpleReply};
-use crate::nbd::proto::request::Request;
+use crate::nbd::proto::request::{CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Request};
 use crate::nbd::wire::outbox::{Frame, Outbox, Push};
+use crate::stats::Kind;
 
 /// Number of base:allocation on every connection.
 pub const ALLOCATION_CONTEXT: u32 = 1;
@@ -82,6 +83,7 @@ pub fn send(
     permit: Permit,
     push: Push,
 ) {
+    permit.count(kind(request), request.len_bytes, !matches!(answer, Answer::Error(..)));
     let permit = Some(permit);
     if structured {
         return send_chunks(outbox, request, answer, permit, push);
@@ -93,6 +95,18 @@ pub fn send(
     };
     let head = Head::Simple(SimpleReply { errno, cookie: request.cookie }.encode());
     outbox.push(Reply { head, payload, _permit: permit }, push);
+}
+
+/// As what a request is counted.
+fn kind(request: &Request) -> Kind {
+    match request.command {
+        CMD_READ => Kind::Read,
+        CMD_WRITE => Kind::Write,
+        CMD_FLUSH => Kind::Flush,
+        CMD_TRIM => Kind::Trim,
+        CMD_WRITE_ZEROES => Kind::WriteZeroes,
+        _ => Kind::Other,
+    }
 }
 
 fn send_chunks(

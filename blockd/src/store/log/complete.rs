@@ -65,6 +65,7 @@ impl Log {
             return false;
         }
         self.syncing = Some(self.applied_seq);
+        self.shared.counters.syncs.inc();
         self.queue.sync(SYNC_TOKEN);
         self.queue.submit();
         true
@@ -88,6 +89,7 @@ impl Log {
     /// From now on nothing is written: what is on the backing is no longer known. Reads go on.
     pub(super) fn fail(&mut self, why: &str) {
         if self.failed.is_none() {
+            self.shared.counters.failed(why);
             tracing::error!("{why}; nothing more is written, restart when the cause is mended");
             self.failed =
                 Some(format!("{why}; the store stopped writing, restart it when the cause is mended"));
@@ -108,6 +110,7 @@ impl Log {
         for done in std::mem::take(&mut self.checkpoint_waiters) {
             done(Err(error()));
         }
+        self.changes.fail(self.failed.as_deref().unwrap_or_default());
         self.checkpoint_wanted = false;
         self.user_stalled = false;
         self.cold_stalled = false;

@@ -12,6 +12,7 @@ mod submit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Shared;
 use super::checkpoint::Checkpointer;
@@ -19,6 +20,7 @@ use super::format::Loc;
 use super::format::record::{Record, SessionState};
 use super::format::segment::Stream;
 use super::format::superblock::Superblock;
+use super::snapshot::log::Changes;
 use crate::device::IoError;
 use crate::storage::{Waker, WriteQueue};
 pub(super) use complete::apply_record;
@@ -71,11 +73,14 @@ pub struct Log {
     waiters: VecDeque<(u64, JobDone)>,
     failed: Option<String>,
     pages_since_checkpoint: u64,
-    checkpoint_pages: u64,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
+    /// Changes of snapshots.
+    pub(super) changes: Changes,
+    /// Portions of deletions and rollbacks changed the map since the last checkpoint.
+    pub(super) portions_since_checkpoint: bool,
     /// The users' head was begun with enough segments left.
     user_takes_data: bool,
     user_stalled: bool,
@@ -116,10 +121,11 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages: options.checkpoint_pages,
             discard: options.discard,
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
+            changes: Changes::default(),
+            portions_since_checkpoint: false,
             user_takes_data: false,
             user_stalled: false,
             cold_stalled: false,
@@ -214,7 +220,7 @@ impl Log {
 
     /// Whether a checkpoint should come before anything else is written.
     fn checkpoint_due(&self) -> bool {
-        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
+        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
         if !self.user_stalled && !self.cold_stalled {
@@ -228,19 +234,25 @@ impl Log {
     fn run_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.reclaim_tried = self.next_seq;
+        let begun = Instant::now();
+        self.begin_changes();
         let result = Checkpointer::new(self).run();
+        self.portions_since_checkpoint = false;
         match &result {
             Ok(()) => {
+                self.shared.counters.checkpoints.record(begun.elapsed());
                 self.pages_since_checkpoint = 0;
                 self.now_durable(self.next_seq - 1);
             }
             Err(IoError::NoSpace) => {
+                self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
-                self.pages_since_checkpoint = self.checkpoint_pages / 2;
+                self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
             }
             Err(e) => self.fail(&e.to_string()),
         }
+        self.end_changes(&result);
         for done in std::mem::take(&mut self.checkpoint_waiters) {
             done(result.clone());
         }

@@ -287,6 +287,11 @@ impl BaseMap {
         self.leaves.iter().map(|(&key, slot)| (key, slot.count, slot.disk))
     }
 
+    /// As [`BaseMap::leaves`], those of this key and above.
+    pub fn leaves_from(&self, key: u64) -> impl Iterator<Item = (u64, u16, Option<Mapping>)> {
+        self.leaves.range(key..).map(|(&key, slot)| (key, slot.count, slot.disk))
+    }
+
     /// Number of leaves.
     pub fn leaf_count(&self) -> usize {
         self.leaves.len()

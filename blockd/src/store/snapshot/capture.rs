@@ -78,7 +78,8 @@ impl Maps {
                 }
                 Entry::Discard { first, count } if changes_now => self.missing(*first, *count, &mut out),
                 Entry::Relocate { page, old, crc } => {
-                    if let Err(leaf) = self.owner(*page, Mapping { loc: *old, crc: *crc }) {
+                    let old = Mapping { loc: *old, crc: *crc };
+                    if let Err(leaf) = self.find(*page, |m| m == old) {
                         out.push(leaf);
                     }
                 }
@@ -123,33 +124,30 @@ impl Maps {
         }
     }
 
-    /// Whether anything refers to a page's place; `Err` names a leaf to load first.
-    pub fn refers(&self, page: u64, loc: Loc) -> Result<bool, LeafId> {
-        self.find_owner(page, |m| m.loc == loc)
+    /// What a page is mapped to, by whichever layer has it at this place; `Err` names a leaf to load first.
+    pub fn mapped_there(&self, page: u64, loc: Loc) -> Result<Option<Mapping>, LeafId> {
+        self.find(page, |m| m.loc == loc)
     }
 
-    /// As [`Maps::refers`], for a place with this content.
-    fn owner(&self, page: u64, mapping: Mapping) -> Result<bool, LeafId> {
-        self.find_owner(page, |m| m == mapping)
-    }
-
-    fn find_owner(&self, page: u64, is: impl Fn(Mapping) -> bool) -> Result<bool, LeafId> {
-        if matches!(self.overlay.lookup(page), Some(Some(m)) if is(m)) {
-            return Ok(true);
+    fn find(&self, page: u64, is: impl Fn(Mapping) -> bool) -> Result<Option<Mapping>, LeafId> {
+        if let Some(Some(m)) = self.overlay.lookup(page)
+            && is(m)
+        {
+            return Ok(Some(m));
         }
         match self.base.lookup(page) {
-            Lookup::Mapped(m) if is(m) => return Ok(true),
+            Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
             Lookup::Leaf(key) => return Err(LeafId::committed(key)),
             Lookup::Mapped(_) | Lookup::Unmapped => {}
         }
         for snapshot in self.snapshots.all().iter().rev() {
             match snapshot.delta.lookup(page) {
-                Lookup::Mapped(m) if is(m) => return Ok(true),
+                Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
                 Lookup::Leaf(key) => return Err(LeafId { layer: Layer::Delta(snapshot.id), key }),
                 Lookup::Mapped(_) | Lookup::Unmapped => {}
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Keeps every leaf in memory until released: many are needed at once.
