@@ -9,7 +9,7 @@ use layout::addr::PAGE;
 use super::Shared;
 use super::format::{Loc, Mapping, leaf, page_crc};
 use super::map::Lookup;
-use super::snapshot::{Layer, LeafId};
+use super::snapshot::{Layer, LeafId, View};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
 use crate::storage::Read;
@@ -30,8 +30,13 @@ pub struct PageRead<'a> {
 impl Shared {
     /// Carries out all reads, those that miss the zeros in one batch.
     pub fn read_pages(&self, reads: &mut [PageRead<'_>]) {
+        self.read_pages_at(View::Live, reads);
+    }
+
+    /// As [`Shared::read_pages`], in any state of the volume.
+    pub fn read_pages_at(&self, view: View, reads: &mut [PageRead<'_>]) {
         let plans: Vec<Result<Vec<Lookup>, IoError>> =
-            reads.iter().map(|r| self.lookup_run(r.first, r.buf.len() / PAGE)).collect();
+            reads.iter().map(|r| self.lookup_run(view, r.first, r.buf.len() / PAGE)).collect();
         let mut batch = Vec::new();
         for (read, plan) in reads.iter_mut().zip(&plans) {
             if let Ok(plan) = plan {
@@ -42,7 +47,7 @@ impl Shared {
         self.storage.read_batch(&mut batch);
         drop(batch);
         for (read, plan) in reads.iter_mut().zip(plans) {
-            read.result = plan.and_then(|plan| self.verify(read.first, read.buf, &plan));
+            read.result = plan.and_then(|plan| self.verify(view, read.first, read.buf, &plan));
         }
     }
 
@@ -51,35 +56,43 @@ impl Shared {
     /// # Errors
     /// [`IoError::Io`] with the address when a page is bad.
     pub fn read_run(&self, first: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        self.read_run_at(View::Live, first, buf)
+    }
+
+    /// As [`Shared::read_run`], in any state of the volume.
+    ///
+    /// # Errors
+    /// As [`Shared::read_run`].
+    pub fn read_run_at(&self, view: View, first: u64, buf: &mut [u8]) -> Result<(), IoError> {
         let mut one = [PageRead { first, buf, result: Ok(()) }];
-        self.read_pages(&mut one);
+        self.read_pages_at(view, &mut one);
         let [read] = one;
         read.result
     }
 
     /// Looks pages up, loading leaves as needed.
-    fn lookup_run(&self, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
+    fn lookup_run(&self, view: View, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
         loop {
             let mut plan = Vec::with_capacity(count);
             let missing = {
                 let maps = self.maps.read();
-                (first..first + count as u64).find_map(|page| match maps.lookup(page) {
-                    Lookup::Leaf(key) => Some(key),
-                    found => {
-                        plan.push(found);
+                (first..first + count as u64).find_map(|page| match maps.lookup_at(view, page) {
+                    Ok(found) => {
+                        plan.push(found.map_or(Lookup::Unmapped, Lookup::Mapped));
                         None
                     }
+                    Err(leaf) => Some(leaf),
                 })
             };
             match missing {
-                Some(key) => self.load_leaf(key)?,
+                Some(leaf) => self.load(leaf)?,
                 None => return Ok(plan),
             }
         }
     }
 
     /// Checks every page; pages that moved while they were read are read again.
-    fn verify(&self, first: u64, buf: &mut [u8], plan: &[Lookup]) -> Result<(), IoError> {
+    fn verify(&self, view: View, first: u64, buf: &mut [u8], plan: &[Lookup]) -> Result<(), IoError> {
         for (i, (bytes, planned)) in buf.chunks_exact_mut(PAGE).zip(plan).enumerate() {
             let page = first + i as u64;
             let mut planned = *planned;
@@ -92,7 +105,7 @@ impl Shared {
                 if found == mapping.crc {
                     break;
                 }
-                let now = self.lookup_run(page, 1)?.first().copied().unwrap_or(Lookup::Unmapped);
+                let now = self.lookup_run(view, page, 1)?.first().copied().unwrap_or(Lookup::Unmapped);
                 if now == planned {
                     // Not moved: either the read failed, or the page is bad. Reading once more tells.
                     self.read_one(mapping.loc, bytes)
@@ -101,7 +114,7 @@ impl Shared {
                     if found == mapping.crc {
                         break;
                     }
-                    if self.lookup_run(page, 1)?.first() == Some(&planned) {
+                    if self.lookup_run(view, page, 1)?.first() == Some(&planned) {
                         let expected = mapping.crc;
                         let why = format!("crc32c expected {expected:#010x}, found {found:#010x}");
                         return Err(self.read_error(page, mapping, &why));

@@ -76,6 +76,22 @@ fn open_leaves(maps: &Maps) -> u64 {
     maps.overlay.unit_count() as u64 + maps.overlay.page_count() / 200
 }
 
+/// Leaves of the committed map and of what snapshots keep.
+fn leaf_count(maps: &Maps) -> u64 {
+    (maps.base.leaf_count() + maps.snapshots.leaf_count()) as u64
+}
+
+/// Those of them that changed since the last checkpoint.
+fn dirty_count(maps: &Maps) -> u64 {
+    (maps.base.dirty_count() + maps.snapshots.dirty_count()) as u64
+}
+
+/// How often a leaf of the open epoch may have to be written: as it is, as a leaf of the committed map, and as one of what the
+/// newest snapshot keeps.
+fn copies_of_open(maps: &Maps) -> u64 {
+    2 + u64::from(maps.snapshots.any_keeps())
+}
+
 impl Shared {
     /// Pages that can still be filled by a class of writes; `pending_pages` are under way.
     pub fn available_pages(&self, maps: &Maps, pending_pages: u64, class: Class) -> u64 {
@@ -92,7 +108,7 @@ impl Shared {
     /// Pages in use: data, and the store's own twice, since a checkpoint stands beside the last one. Leaves
     /// that no checkpoint has written yet count like those that one has.
     pub fn used_pages(&self, maps: &Maps) -> u64 {
-        let leaves = maps.base.leaf_count() as u64 + 2 * open_leaves(maps);
+        let leaves = leaf_count(maps) + copies_of_open(maps) * open_leaves(maps);
         let own = leaves + self.payload_pages(maps) + 1;
         maps.segments.data_live() + 2 * own.max(maps.segments.meta_live())
     }
@@ -118,7 +134,7 @@ impl Shared {
 
     /// Segments that a checkpoint of all leaves would need now.
     pub fn full_checkpoint_segments(&self, maps: &Maps) -> u32 {
-        let clean = maps.base.leaf_count().saturating_sub(maps.base.dirty_count()) as u64;
+        let clean = leaf_count(maps).saturating_sub(dirty_count(maps));
         let pages = self.next_checkpoint_pages(maps) + clean;
         pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
     }
@@ -131,9 +147,9 @@ impl Shared {
     /// Pages that a checkpoint would write now.
     pub fn next_checkpoint_pages(&self, maps: &Maps) -> u64 {
         // A leaf of scattered pages is split when it is written; one that is has 253 entries at least.
-        let dirty = maps.base.dirty_count() as u64;
+        let dirty = dirty_count(maps);
         let split = dirty.min(maps.segments.data_live() / 253);
-        dirty + split + 2 * open_leaves(maps) + self.payload_pages(maps) + 1
+        dirty + split + copies_of_open(maps) * open_leaves(maps) + self.payload_pages(maps) + 1
     }
 
     /// Data pages that the cleaner's stream can still take.
@@ -160,7 +176,7 @@ impl Shared {
             self.keep_segments(maps, Taker::Cleaner),
             maps.segments.data_live(),
             maps.segments.meta_live(),
-            maps.base.dirty_count(),
+            dirty_count(maps),
             maps.overlay.page_count(),
             self.cold_room_pages(maps)
         )
@@ -168,7 +184,7 @@ impl Shared {
 
     /// Pages of a checkpoint's payload.
     pub fn payload_pages(&self, maps: &Maps) -> u64 {
-        let leaves = maps.base.leaf_count() as u64 + 2 * open_leaves(maps);
+        let leaves = leaf_count(maps) + copies_of_open(maps) * open_leaves(maps);
         let bytes =
             24 * (leaves + u64::from(self.geometry.segments)) + 16 * maps.overlay.discard_count() as u64;
         bytes.div_ceil(4096)

@@ -3,7 +3,7 @@
 //! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
-//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`snapshot`]: states of before.
 
 mod allocation;
 pub mod options;
@@ -13,6 +13,7 @@ mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod snapshot;
 pub mod status;
 mod synth;
 mod tuning;
@@ -33,6 +34,7 @@ use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
+use crate::store::snapshot::View;
 use crate::store::{Shared, StoreError};
 pub use options::{CreateOptions, OpenOptions, boot_id};
 use reads::{ReadJob, ReadPool};
@@ -55,6 +57,8 @@ pub(crate) struct Core {
     pub(crate) read_only: bool,
     /// Pages of jobs under way, as the worker last said.
     pub(crate) pending_pages: AtomicU64,
+    /// The volume is between two states: it takes no requests.
+    pub(crate) rolling_back: AtomicBool,
 }
 
 /// An open volume; raw or VexFS.
@@ -62,6 +66,9 @@ pub struct Volume {
     core: Arc<Core>,
     info: DeviceInfo,
     clients: AtomicU64,
+    /// Clients that have not gone.
+    connected: AtomicU64,
+    snapshots: snapshot::Worker,
     closing: AtomicBool,
     reads: ReadPool,
     requests: Arc<RequestCounters>,
@@ -119,20 +126,29 @@ impl Volume {
             incarnation: opened.incarnation,
             read_only: options.read_only,
             pending_pages: AtomicU64::new(0),
+            rolling_back: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
         let reads = ReadPool::start(&core, READ_THREADS, &mut threads);
         let worker = opened.log.map(|log| Worker::start(Arc::clone(&core), log, options, &mut threads));
-        Ok(Arc::new(Volume {
+        let snapshots = match &worker {
+            Some(worker) => snapshot::Worker::start(Arc::clone(&core.store), worker.sender(), &mut threads),
+            None => snapshot::Worker::default(),
+        };
+        let volume = Arc::new(Volume {
             core,
             info,
             clients: AtomicU64::new(1),
+            connected: AtomicU64::new(0),
+            snapshots,
             closing: AtomicBool::new(false),
             reads,
             requests: Arc::default(),
             worker,
             threads: Mutex::new(threads),
-        }))
+        });
+        volume.end_pending_rollback()?;
+        Ok(volume)
     }
 
     /// Finishes what was submitted, makes it durable, writes a checkpoint and ends the threads.
@@ -144,6 +160,7 @@ impl Volume {
         if self.closing.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
+        self.snapshots.stop();
         let result = match &self.worker {
             Some(worker) => {
                 let state = Arc::new((Mutex::new(None), Condvar::new()));
@@ -236,9 +253,10 @@ impl Volume {
         if self.closing.load(Ordering::SeqCst) {
             return Err((done, IoError::Shutdown));
         }
+        attempt!(self.core.check_not_rolling_back());
         if let IoOp::Read { offset, buf } = op {
             attempt!(self.check_range(offset, buf.len() as u64));
-            self.reads.submit(ReadJob { client, offset, buf, done });
+            self.reads.submit(ReadJob { client, view: View::Live, offset, buf, done });
             return Ok(());
         }
         let Some(worker) = &self.worker else {
@@ -286,10 +304,12 @@ impl Device for Volume {
     }
 
     fn connect(&self) -> ClientId {
+        self.connected.fetch_add(1, Ordering::SeqCst);
         ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
     }
 
     fn disconnect(&self, client: ClientId) {
+        self.connected.fetch_sub(1, Ordering::SeqCst);
         match &self.worker {
             Some(worker) => worker.submit(Request::Disconnect { client }),
             None => self.core.sessions.lock().disconnect(client),
@@ -313,14 +333,17 @@ impl Device for Volume {
             return Err(IoError::Shutdown);
         }
         self.check_range(offset, len_bytes)?;
-        allocation::allocation(&self.core.store, offset, len_bytes, extents_max)
+        allocation::allocation(&self.core.store, View::Live, offset, len_bytes, extents_max)
     }
 
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
         match op {
             IoOp::Read { offset, buf } if !self.closing.load(Ordering::SeqCst) => {
-                match self.check_range(offset, buf.len() as u64) {
-                    Ok(()) => reads::run(&self.core, vec![ReadJob { client, offset, buf, done }]),
+                let checked = self.core.check_not_rolling_back();
+                match checked.and_then(|()| self.check_range(offset, buf.len() as u64)) {
+                    Ok(()) => {
+                        reads::run(&self.core, vec![ReadJob { client, view: View::Live, offset, buf, done }])
+                    }
                     Err(e) => done(Err(e)),
                 }
             }

@@ -43,9 +43,14 @@ pub(crate) enum Internal {
     Checkpoint(JobDone),
     /// There is nothing to clean: who waits for space can't have it.
     NothingToClean,
+    /// Something to do with the log, in its thread.
+    WithLog(LogTask),
     /// Finish, checkpoint, end.
     Shutdown(JobDone),
 }
+
+/// Done with the log in its thread, or told why not.
+pub(crate) type LogTask = Box<dyn FnOnce(Result<&mut Log, IoError>) + Send>;
 
 /// The other threads' side of the worker.
 pub(super) struct WorkerHandle {
@@ -80,8 +85,14 @@ impl InternalSender {
         match rejected {
             Some(Internal::Relocate(job)) => (job.done)(Err(IoError::Shutdown)),
             Some(Internal::Checkpoint(done) | Internal::Shutdown(done)) => done(Err(IoError::Shutdown)),
+            Some(Internal::WithLog(task)) => task(Err(IoError::Shutdown)),
             Some(Internal::NothingToClean) | None => {}
         }
+    }
+
+    /// Has the log's thread do something with the log.
+    pub(crate) fn with_log(&self, task: impl FnOnce(Result<&mut Log, IoError>) + Send + 'static) {
+        self.send(Internal::WithLog(Box::new(task)));
     }
 }
 
@@ -92,6 +103,11 @@ impl WorkerHandle {
         if let Some(request) = rejected {
             refuse(request, IoError::Shutdown);
         }
+    }
+
+    /// For other threads.
+    pub(super) fn sender(&self) -> InternalSender {
+        self.internal.clone()
     }
 
     /// Has it look whether there is something to do now.
@@ -261,6 +277,7 @@ impl Worker {
             match message {
                 Internal::Relocate(job) => (job.done)(Err(IoError::Shutdown)),
                 Internal::Checkpoint(done) | Internal::Shutdown(done) => done(Err(IoError::Shutdown)),
+                Internal::WithLog(task) => task(Err(IoError::Shutdown)),
                 Internal::NothingToClean => {}
             }
         }
@@ -282,6 +299,7 @@ impl Worker {
                 Internal::Relocate(job) => self.log.submit_cold(*job),
                 Internal::Checkpoint(done) => self.log.submit_checkpoint(done),
                 Internal::NothingToClean => self.log.refuse_stalled(),
+                Internal::WithLog(task) => task(Ok(&mut self.log)),
                 Internal::Shutdown(done) => self.shutdown = Some(done),
             }
         }

@@ -10,8 +10,8 @@ use super::{CHUNK_PAGES, Damaged, Finding, Scrub, holds_records, read_again};
 use crate::store::Shared;
 use crate::store::format::record::{Entry, Record};
 use crate::store::format::{Loc, Mapping, page_crc};
-use crate::store::map::segments::State;
 use crate::store::map::Maps;
+use crate::store::map::segments::State;
 
 /// Most pages looked for in one walk over the map (some 24 bytes each).
 const SOUGHT_PAGES_MAX: u64 = 1 << 20;

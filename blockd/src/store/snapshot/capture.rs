@@ -150,6 +150,20 @@ impl Maps {
         Ok(None)
     }
 
+    /// Whether a write of a page takes room for good: nothing stands there, or what does is kept by a snapshot. `Err` names
+    /// a leaf to load first.
+    pub fn takes_room(&self, page: u64) -> Result<bool, LeafId> {
+        match self.overlay.lookup(page) {
+            Some(mapping) => return Ok(mapping.is_none()),
+            None => match self.base.lookup(page) {
+                Lookup::Unmapped => return Ok(true),
+                Lookup::Mapped(_) => {}
+                Lookup::Leaf(key) => return Err(LeafId::committed(key)),
+            },
+        }
+        self.snapshots.would_keep(page)
+    }
+
     /// Keeps every leaf in memory until released: many are needed at once.
     pub fn hold(&mut self, held: bool) {
         self.base.hold(held);

@@ -23,10 +23,6 @@ pub(in crate::store) struct Changes {
 }
 
 impl Changes {
-    pub(in crate::store) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.under_way.is_empty()
-    }
-
     pub(in crate::store) fn fail(&mut self, why: &str) {
         for (_, done) in self.waiting.drain(..) {
             done(Err(SnapshotError::Io(why.to_owned())));
@@ -98,7 +94,9 @@ impl Log {
         // What portions change is no record's: nobody else asks whether a checkpoint can still be written.
         let keep = self.shared.keep_segments(&maps, Taker::Cleaner);
         let dirty = maps.base.dirty_count() + maps.snapshots.dirty_count();
-        if dirty > 0 && (dirty > DIRTY_MAX || maps.segments.free_count() < keep) && self.portions_since_checkpoint
+        if dirty > 0
+            && (dirty > DIRTY_MAX || maps.segments.free_count() < keep)
+            && self.portions_since_checkpoint
         {
             return Progress::Checkpoint;
         }

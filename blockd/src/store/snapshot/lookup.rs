@@ -3,6 +3,8 @@
 use layout::addr::MAP_UNIT_PAGES;
 
 use super::{Layer, LeafId, SnapshotId, View};
+use crate::device::IoError;
+use crate::store::Shared;
 use crate::store::format::Mapping;
 use crate::store::map::base::BaseMap;
 use crate::store::map::{Lookup, Maps};
@@ -86,7 +88,7 @@ impl Maps {
         }
     }
 
-    /// Mapped pages of whole units by a snapshot, as far as leaf counts tell: `Err` names a unit that a delta touches.
+    /// Units within a range of pages of which the deltas say something that concerns a snapshot.
     pub fn units_touched_by_deltas(&self, id: SnapshotId, first_page: u64, end: u64) -> Vec<u64> {
         let mut units: Vec<u64> = self
             .layers_from(id)
@@ -96,5 +98,56 @@ impl Maps {
         units.sort_unstable();
         units.dedup();
         units
+    }
+}
+
+impl Shared {
+    /// The mapped pages of a unit in a snapshot; gives the number of leaves that were read from the backing.
+    ///
+    /// # Errors
+    /// As [`Shared::load`].
+    pub fn unit_bits(&self, id: SnapshotId, unit: u64, bits: &mut UnitBits) -> Result<usize, IoError> {
+        let mut loaded = 0;
+        loop {
+            let missing = {
+                let maps = self.maps.read();
+                let missing = maps.unit_missing_at(id, unit);
+                if missing.is_empty() {
+                    maps.unit_bits_at(id, unit, bits);
+                    return Ok(loaded);
+                }
+                missing
+            };
+            for leaf in missing {
+                loaded += 1;
+                self.load(leaf)?;
+            }
+        }
+    }
+
+    /// Mapped pages of some units in a snapshot.
+    ///
+    /// # Errors
+    /// As [`Shared::load`].
+    pub fn count_units(&self, id: SnapshotId, first_unit: u64, units: u64) -> Result<u64, IoError> {
+        let start = first_unit.saturating_mul(MAP_UNIT_PAGES);
+        let end = first_unit.saturating_add(units).saturating_mul(MAP_UNIT_PAGES);
+        // Where no delta has anything, the sums over the committed map's leaves tell.
+        let (mut count, touched) = {
+            let maps = self.maps.read();
+            let touched = maps.units_touched_by_deltas(id, start, end);
+            let known = |unit: &u64| {
+                let start = unit * MAP_UNIT_PAGES;
+                maps.base.count_units(start, start + MAP_UNIT_PAGES)
+            };
+            let in_touched: u64 = touched.iter().map(known).sum();
+            (maps.base.count_units(start, end).saturating_sub(in_touched), touched)
+        };
+        let mut bits = [0; MAP_UNIT_PAGES as usize / 64];
+        for unit in touched {
+            self.unit_bits(id, unit, &mut bits)?;
+            count += bits.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        }
+        Ok(count)
     }
 }

@@ -6,6 +6,8 @@
 use layout::addr::MAP_UNIT_PAGES;
 
 use super::{Layer, LeafId, SnapshotId, Snapshots, State};
+use crate::device::IoError;
+use crate::store::Shared;
 use crate::store::format::Mapping;
 use crate::store::map::{Lookup, Maps};
 
@@ -172,5 +174,21 @@ impl Maps {
         }
         self.snapshots.pass(i, at);
         Portion::Done
+    }
+}
+
+impl Shared {
+    /// Carries a rollback through without writing anything.
+    ///
+    /// # Errors
+    /// As [`Shared::load`].
+    pub fn roll_back_in_memory(&self) -> Result<(), IoError> {
+        while self.maps.read().snapshots.rollback().is_some() {
+            let portion = self.maps.write().portion();
+            if let Portion::Load(leaves) = portion {
+                leaves.into_iter().try_for_each(|leaf| self.load(leaf))?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Drives a volume without threads: requests are queued, steps are taken one by one.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
@@ -14,6 +14,7 @@ use crate::store::clean::{Cleaner, Tuning};
 use crate::store::create::{NewStore, create};
 use crate::store::log::{Job, Op};
 use crate::store::recover::{self, RecoverOptions};
+use crate::store::snapshot::View;
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
 use crate::volume::reads::{self, ReadJob};
@@ -55,6 +56,7 @@ impl Driver {
             incarnation: opened.incarnation,
             read_only: false,
             pending_pages: AtomicU64::new(0),
+            rolling_back: AtomicBool::new(false),
         });
         let log = opened.log.expect("a store open for writing has a log");
         let (worker, handle) = Worker::inline(Arc::clone(&core), log);
@@ -203,7 +205,10 @@ impl Driver {
         let result: Arc<Mutex<Option<crate::device::IoResult>>> = Arc::default();
         let mine = Arc::clone(&result);
         let done = Box::new(move |outcome| *mine.lock() = Some(outcome));
-        reads::run(&self.core, vec![ReadJob { client, offset, buf: AlignedBuf::zeroed(len), done }]);
+        reads::run(
+            &self.core,
+            vec![ReadJob { client, view: View::Live, offset, buf: AlignedBuf::zeroed(len), done }],
+        );
         let outcome = result.lock().take().expect("a read is finished when it returns");
         outcome.map(|buf| buf.expect("a read gives its buffer").to_vec())
     }
