@@ -4,8 +4,10 @@
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 //! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`snapshot`]: states of before.
+//! [`backup`]: what changed between two of them, as a stream.
 
 mod allocation;
+pub mod backup;
 pub mod options;
 mod page_name;
 mod reads;

@@ -1,6 +1,6 @@
 //! Taking, deleting and rolling back: the short part, done at the moment a checkpoint freezes its state.
 
-use super::{Rollback, SNAPSHOTS_MAX, Snapshot, SnapshotId, Snapshots, State, check_name};
+use super::{Phase, Rollback, SNAPSHOTS_MAX, Snapshot, SnapshotId, Snapshots, State, check_name};
 use crate::device::IoError;
 use crate::store::map::Maps;
 
@@ -78,6 +78,18 @@ pub enum Change {
         /// Its name.
         name: String,
     },
+    /// From now on the map takes in a backup; if that is abandoned it goes back to this snapshot, or to nothing.
+    Receive {
+        /// The newest snapshot, from which the map differs in nothing; `None`: there is none, and nothing is mapped.
+        onto: Option<SnapshotId>,
+    },
+    /// The backup is whole: take a snapshot of it.
+    Received {
+        /// Its name.
+        name: String,
+        /// When it was taken where the backup was made.
+        time_ns: u64,
+    },
 }
 
 impl Maps {
@@ -86,19 +98,32 @@ impl Maps {
     /// # Errors
     /// [`SnapshotError`]; nothing was changed then.
     pub fn begin_change(&mut self, change: &Change) -> Result<SnapshotId, SnapshotError> {
-        if self.snapshots.rollback.is_some() {
+        let received = matches!(change, Change::Received { .. });
+        let receiving = self.snapshots.rollback.is_some_and(|r| r.phase == Phase::Receiving);
+        if self.snapshots.rollback.is_some() && !(received && receiving) {
             return Err(SnapshotError::RollingBack);
         }
+        let epoch = self.epoch;
         match change {
-            Change::Create { name, time_ns } => {
-                let epoch = self.epoch;
-                self.snapshots.create(name, *time_ns, epoch)
-            }
+            Change::Create { name, time_ns } => self.snapshots.create(name, *time_ns, epoch),
             Change::Delete { name } => self.snapshots.doom(name),
             Change::Rollback { name } => match self.session.session() {
                 0 => self.snapshots.begin_rollback(name),
                 session => Err(SnapshotError::Session(session)),
             },
+            Change::Receive { onto } => match self.session.session() {
+                0 => {
+                    self.snapshots.rollback = Some(Rollback { to: *onto, phase: Phase::Begins });
+                    Ok(onto.unwrap_or(SnapshotId(0)))
+                }
+                session => Err(SnapshotError::Session(session)),
+            },
+            Change::Received { name, time_ns } => {
+                let id = self.snapshots.create(name, *time_ns, epoch)?;
+                // On disk the snapshot appears and the way back goes in one.
+                self.snapshots.set_phase(Phase::Ends);
+                Ok(id)
+            }
         }
     }
 
@@ -107,12 +132,21 @@ impl Maps {
         let snapshots = &mut self.snapshots;
         match change {
             Change::Create { .. } if durable => {}
+            Change::Received { .. } if durable => snapshots.rollback = None,
             // It keeps nothing from now on, and what it has kept is given back.
-            Change::Create { .. } => snapshots.set_state(id, State::Deleting),
+            Change::Create { .. } | Change::Received { .. } => {
+                snapshots.set_state(id, State::Deleting);
+                snapshots.set_phase(Phase::Receiving);
+            }
             Change::Delete { .. } => {
                 snapshots.set_state(id, if durable { State::Deleting } else { State::Live });
             }
-            Change::Rollback { .. } => snapshots.rollback = durable.then_some(Rollback { to: id, durable }),
+            Change::Rollback { .. } => {
+                snapshots.rollback = durable.then_some(Rollback { to: Some(id), phase: Phase::Rolling });
+            }
+            Change::Receive { onto } => {
+                snapshots.rollback = durable.then_some(Rollback { to: *onto, phase: Phase::Receiving });
+            }
         }
     }
 }
@@ -155,8 +189,19 @@ impl Snapshots {
         if let Some(open) = self.list.iter().find(|s| s.id > to && s.open_count > 0) {
             return Err(SnapshotError::Open(open.name.clone()));
         }
-        self.rollback = Some(Rollback { to, durable: false });
+        self.rollback = Some(Rollback { to: Some(to), phase: Phase::Begins });
         Ok(to)
+    }
+
+    /// A backup that was being received is abandoned: the map goes back.
+    pub fn abandon_receive(&mut self) {
+        self.set_phase(Phase::Rolling);
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(rollback) = &mut self.rollback {
+            rollback.phase = phase;
+        }
     }
 
     fn set_state(&mut self, id: SnapshotId, state: State) {
@@ -173,7 +218,7 @@ impl Snapshots {
         let Some(id) = self.find(name).map(|s| s.id) else {
             return Err(SnapshotError::Unknown(name.to_owned()));
         };
-        if self.rollback.is_some_and(|r| r.to < id) {
+        if self.rollback.is_some_and(|r| r.to < Some(id)) {
             return Err(SnapshotError::RollingBack);
         }
         if let Some(snapshot) = self.get_mut(id) {

@@ -85,6 +85,11 @@ impl Log {
         }
     }
 
+    /// A backup that was being received is abandoned: portions put the map back.
+    pub fn abandon_receive(&mut self) {
+        self.shared.maps.write().snapshots.abandon_receive();
+    }
+
     /// Does a portion of what deletions and a rollback still have to do.
     pub fn portion(&mut self) -> Progress {
         let mut maps = self.shared.maps.write();

@@ -9,10 +9,11 @@
 //! into the next older one, in portions) -> gone.
 //!
 //! [`capture`]: what the map's changes ask of the deltas. [`lookup`]: pages of a snapshot. [`change`]: taking, deleting, rolling
-//! back. [`portion`]: the long part of the latter two, step by step. [`log`]: all of it in the log's order.
+//! back. [`diff`]: what changed between two. [`portion`]: the long part of the latter two, step by step. [`log`]: all of it in the log's order.
 
 pub mod capture;
 pub mod change;
+pub mod diff;
 pub mod log;
 pub mod lookup;
 pub mod portion;
@@ -134,13 +135,26 @@ impl Snapshot {
     }
 }
 
-/// A rollback under way: the committed map is between two states.
+/// The committed map is between two states, and no longer, or not yet, one that may be looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rollback {
-    /// Where it ends.
-    pub to: SnapshotId,
-    /// A checkpoint says so: it may begin, and a start goes on with it.
-    pub durable: bool,
+    /// Where it goes back to; `None`: to nothing mapped at all, which needs that there is no snapshot.
+    pub to: Option<SnapshotId>,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// See [`Rollback`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The checkpoint that says so is not durable yet.
+    Begins,
+    /// A backup is being received: only when it is abandoned, or at the next start, does the map go back.
+    Receiving,
+    /// The map goes back, portion by portion.
+    Rolling,
+    /// It is a state again once the next checkpoint, which has no rollback, is durable.
+    Ends,
 }
 
 /// All snapshots, oldest first.
@@ -156,9 +170,13 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// As a checkpoint has them, oldest first.
-    pub fn from_checkpoint(list: Vec<Snapshot>, last_id: u64, rollback_to: Option<SnapshotId>) -> Self {
-        let rollback = rollback_to.map(|to| Rollback { to, durable: true });
+    /// As a checkpoint has them, oldest first. A rollback goes on; a backup that was being received is abandoned.
+    pub fn from_checkpoint(
+        list: Vec<Snapshot>,
+        last_id: u64,
+        rollback_to: Option<Option<SnapshotId>>,
+    ) -> Self {
+        let rollback = rollback_to.map(|to| Rollback { to, phase: Phase::Rolling });
         Snapshots { list, last_id, rollback, leaves_max: 0, held: false }
     }
 
@@ -185,6 +203,11 @@ impl Snapshots {
     /// The rollback under way.
     pub fn rollback(&self) -> Option<Rollback> {
         self.rollback
+    }
+
+    /// Where a start from the next checkpoint has to go back to.
+    pub fn rollback_at_start(&self) -> Option<Option<SnapshotId>> {
+        self.rollback.filter(|r| r.phase != Phase::Ends).map(|r| r.to)
     }
 
     /// One of them.

@@ -5,7 +5,7 @@
 
 use layout::addr::MAP_UNIT_PAGES;
 
-use super::{Layer, LeafId, SnapshotId, Snapshots, State};
+use super::{Layer, LeafId, Phase, SnapshotId, Snapshots, State};
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::format::Mapping;
@@ -38,7 +38,7 @@ impl Snapshots {
     /// Whether there is something for [`Maps::portion`] to do.
     pub fn has_work(&self) -> bool {
         match self.rollback {
-            Some(rollback) => rollback.durable,
+            Some(rollback) => rollback.phase == Phase::Rolling,
             None => self.list.iter().any(|s| s.state == State::Deleting),
         }
     }
@@ -46,7 +46,7 @@ impl Snapshots {
     /// Entries that deletions and a rollback still have to look at, about.
     pub fn work_left(&self) -> u64 {
         let concerned = |s: &&super::Snapshot| match self.rollback {
-            Some(rollback) => s.id >= rollback.to,
+            Some(rollback) => Some(s.id) >= rollback.to,
             None => s.state == State::Deleting,
         };
         self.list.iter().filter(concerned).map(|s| s.entries).sum()
@@ -97,7 +97,7 @@ impl Maps {
     /// Does a little of what deletions and a rollback still have to do.
     pub fn portion(&mut self) -> Portion {
         match self.snapshots.rollback {
-            Some(rollback) if rollback.durable => self.roll_back(rollback.to),
+            Some(rollback) if rollback.phase == Phase::Rolling => self.roll_back(rollback.to),
             Some(_) => Portion::Idle,
             // The oldest first: then the next older one keeps what it is given.
             None => match self.snapshots.list.iter().position(|s| s.state == State::Deleting) {
@@ -140,21 +140,19 @@ impl Maps {
     }
 
     /// Puts a stretch of the newest delta back into the committed map.
-    fn roll_back(&mut self, to: SnapshotId) -> Portion {
+    fn roll_back(&mut self, to: Option<SnapshotId>) -> Portion {
         let newest = self.snapshots.list.last().map(|s| (s.id, s.entries));
-        let Some((id, entries)) = newest.filter(|(id, _)| *id >= to) else {
-            self.snapshots.rollback = None;
-            return Portion::Finished;
+        let Some((id, entries)) = newest.filter(|(id, _)| Some(*id) >= to) else {
+            return if to.is_none() { self.empty() } else { self.end_rollback() };
         };
         let i = self.snapshots.list.len() - 1;
         let at = if entries == 0 { None } else { self.snapshots.next_stretch(i) };
         let Some(at) = at else {
-            if id > to {
+            if Some(id) > to {
                 self.snapshots.drop_at(i);
-            } else {
-                self.snapshots.rollback = None;
+                return Portion::Finished;
             }
-            return Portion::Finished;
+            return self.end_rollback();
         };
         let mut missing = Vec::new();
         let mut keys = Vec::new();
@@ -174,6 +172,32 @@ impl Maps {
         }
         self.snapshots.pass(i, at);
         Portion::Done
+    }
+
+    fn end_rollback(&mut self) -> Portion {
+        self.snapshots.rollback = None;
+        Portion::Finished
+    }
+
+    /// Unmaps a stretch of the committed map, which no snapshot needs.
+    fn empty(&mut self) -> Portion {
+        // Leaves that ran empty stay until a checkpoint: they are passed over.
+        let mut unit = self.base.units_between(0, u64::MAX).next();
+        while let Some(at) = unit {
+            let start = at * MAP_UNIT_PAGES;
+            if self.base.count_units(start, start + MAP_UNIT_PAGES) > 0 {
+                let mut keys = Vec::new();
+                self.base.missing(start, MAP_UNIT_PAGES, &mut keys);
+                if !keys.is_empty() {
+                    return Portion::Load(keys.into_iter().map(LeafId::committed).collect());
+                }
+                let segments = &mut self.segments;
+                self.base.remove(start, MAP_UNIT_PAGES, |_, old| segments.drop_base(old.loc));
+                return Portion::Done;
+            }
+            unit = self.base.units_between(start + MAP_UNIT_PAGES, u64::MAX).next();
+        }
+        self.end_rollback()
     }
 }
 

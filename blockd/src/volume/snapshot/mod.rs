@@ -45,7 +45,7 @@ pub struct SnapshotInfo {
 }
 
 impl SnapshotInfo {
-    fn of(s: &Snapshot) -> Self {
+    pub(super) fn of(s: &Snapshot) -> Self {
         SnapshotInfo {
             id: s.id.0,
             name: s.name.clone(),
@@ -191,7 +191,7 @@ impl Volume {
     }
 
     /// Has the log make a change and waits until it is durable.
-    fn change(&self, change: Change) -> Result<crate::store::snapshot::SnapshotId, SnapshotError> {
+    pub(super) fn change(&self, change: Change) -> Result<crate::store::snapshot::SnapshotId, SnapshotError> {
         if self.closing.load(Ordering::SeqCst) {
             return Err(SnapshotError::Shutdown);
         }
@@ -209,7 +209,7 @@ impl Volume {
         recv.recv().unwrap_or(Err(SnapshotError::Shutdown))
     }
 
-    fn log_sender(&self) -> Result<InternalSender, IoError> {
+    pub(super) fn log_sender(&self) -> Result<InternalSender, IoError> {
         self.worker.as_ref().map(|worker| worker.sender()).ok_or(IoError::ReadOnly)
     }
 }
