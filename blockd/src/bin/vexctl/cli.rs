@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::schema::{Element, Metric};
+use crate::snapshot::cli::{ReceiveArgs, SendArgs, SnapshotCommand};
 
 const AFTER_HELP: &str = "\
 EXIT STATUS
@@ -22,6 +23,8 @@ EXAMPLES
   vexctl put /mnt/vex/images/cat.png --vector-file cat.npy
   vexctl search /mnt/vex/images --vector-file dog.npy -k 5 --json
   vexctl scrub docs.img
+  vexctl snapshot create docs.img monday
+  vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
 
 scrub works on an image that nothing else has open for writing. All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
 
@@ -70,6 +73,18 @@ pub enum Command {
     /// VexFS volume, the inode and the bytes of the file. What nothing refers to any more does not count. The image
     /// is only read; what a live session has not committed yet is not looked at.
     Scrub(ScrubArgs),
+    /// Snapshots: named states of a volume, kept beside it.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Write a snapshot, or what changed between two, as a stream to standard output.
+    ///
+    /// The stream carries its own checksums; vexctl receive verifies it as a whole before it takes it over.
+    Send(SendArgs),
+    /// Take a stream in from standard input: the image then has the snapshot of the same name.
+    ///
+    /// The stream must continue the image's last snapshot, and the volume must not have been changed since. If it breaks
+    /// off or is damaged, the volume stays as it was.
+    Receive(ReceiveArgs),
 }
 
 #[derive(Args)]

@@ -15,6 +15,7 @@ mod schema;
 mod scrub;
 mod search;
 mod session;
+mod snapshot;
 mod snippet;
 mod stats;
 mod vectors;
@@ -34,6 +35,9 @@ fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&args),
         Command::Ingest(args) => ingest::run(&args),
         Command::Scrub(args) => scrub::run(&args),
+        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Send(args) => snapshot::backup::send(&args),
+        Command::Receive(args) => snapshot::backup::receive(&args),
     };
     match result {
         Ok(status) => status,

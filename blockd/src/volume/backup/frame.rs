@@ -244,7 +244,7 @@ impl<R: Read> FrameReader<R> {
     /// # Errors
     /// [`BackupError::Stream`] with what is wrong; `Pipe`.
     pub fn header(&mut self) -> Result<Header, BackupError> {
-        match self.next()? {
+        match self.frame()? {
             Some(Frame::Header(header)) => Ok(header),
             _ => bad("it does not begin with a header"),
         }
@@ -254,7 +254,7 @@ impl<R: Read> FrameReader<R> {
     ///
     /// # Errors
     /// [`BackupError::Stream`] with what is wrong; `Pipe`.
-    pub fn next(&mut self) -> Result<Option<Frame>, BackupError> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, BackupError> {
         if self.ended {
             return self.end();
         }

@@ -176,7 +176,7 @@ impl Volume {
         let mut in_flight = 0;
         let mut done_bytes = 0;
         let total_bytes = header.pages_max.saturating_mul(PAGE as u64);
-        while let Some(frame) = frames.next()? {
+        while let Some(frame) = frames.frame()? {
             let ops = match frame {
                 Frame::Header(_) | Frame::Trailer { .. } => continue,
                 Frame::Data { first, bytes } => {

@@ -326,7 +326,7 @@ fn frames_come_back_as_they_were_written_and_endless_input_ends() {
     let mut frames = FrameReader::new(&full[..]);
     let header = frames.header().expect("a header");
     let mut all = Vec::new();
-    while let Some(frame) = frames.next().expect("a frame") {
+    while let Some(frame) = frames.frame().expect("a frame") {
         all.push(frame);
     }
     assert!(
