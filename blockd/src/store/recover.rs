@@ -103,6 +103,16 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> 
 /// # Errors
 /// [`StoreError`]; nothing was changed then.
 pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opened, StoreError> {
+    open_with(storage, options, |_, _| Ok(()))
+}
+
+/// As [`open`] for writing; `adjust` may change the store before this start's checkpoint, which makes the change
+/// durable together with everything else, or not at all.
+pub(super) fn open_with(
+    storage: Arc<dyn Storage>,
+    options: &RecoverOptions,
+    adjust: impl FnOnce(&mut Shared, &mut Superblock) -> Result<(), StoreError>,
+) -> Result<Opened, StoreError> {
     let superblock = read_superblock(&*storage)?;
     if superblock.backing_bytes > storage.len_bytes() {
         let (expected, found) = (superblock.backing_bytes, storage.len_bytes());
@@ -113,7 +123,7 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         let what = "unknown features that allow reading only (open it read-only)";
         return Err(StoreError::Unusable(Malformed { what, expected: 0, found }));
     }
-    let (shared, root) = load_checkpoint(storage, &superblock)?;
+    let (mut shared, root) = load_checkpoint(storage, &superblock)?;
     shared.tuning.set(options.tuning);
     shared.maps.write().base.set_loaded_max(options.leaves_max);
     let replayed = replay(&shared, &superblock, &root, options)?;
@@ -129,8 +139,10 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         let empty: Vec<u32> = maps.segments.empty_meta().collect();
         maps.segments.release(&empty);
     }
-    let superblock =
+    let mut superblock =
         Superblock { incarnation: superblock.incarnation + 1, boot_id: options.boot_id, ..superblock };
+    let alone = Arc::get_mut(&mut shared);
+    adjust(alone.expect("nobody else has a store that is being opened"), &mut superblock)?;
     let incarnation = superblock.incarnation;
     let none = Head { at: Loc { segment: 0, offset: 0 }, use_seq: 0, fresh: true };
     let start = LogStart {

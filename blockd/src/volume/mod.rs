@@ -3,14 +3,15 @@
 //! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
-//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`snapshot`]: states of before.
-//! [`backup`]: what changed between two of them, as a stream.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`resize`]: images
+//! made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of them, as a stream.
 
 mod allocation;
 pub mod backup;
 pub mod options;
 mod page_name;
 mod reads;
+pub mod resize;
 mod scrub;
 pub mod session;
 #[cfg(test)]
@@ -102,18 +103,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::open`].
     pub fn open_storage(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
-        let recover = RecoverOptions {
-            read_only: options.read_only,
-            boot_id: options.boot_id,
-            tuning: Tuning {
-                cleaner_bytes_per_s: options.cleaner_bytes_per_s,
-                checkpoint_bytes: options.checkpoint_bytes,
-                ..Tuning::default()
-            },
-            leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
-            discard: options.discard,
-        };
-        let opened = recover::open(storage, &recover)?;
+        let opened = recover::open(storage, &recover_options(options))?;
         let store = opened.shared;
         let info = DeviceInfo {
             kind: store.kind,
@@ -359,6 +349,21 @@ impl Drop for Volume {
         if let Err(e) = self.shutdown() {
             tracing::error!("closing the volume: {e}");
         }
+    }
+}
+
+/// What of the options concerns the store.
+fn recover_options(options: &OpenOptions) -> RecoverOptions {
+    RecoverOptions {
+        read_only: options.read_only,
+        boot_id: options.boot_id,
+        tuning: Tuning {
+            cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+            checkpoint_bytes: options.checkpoint_bytes,
+            ..Tuning::default()
+        },
+        leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+        discard: options.discard,
     }
 }
 

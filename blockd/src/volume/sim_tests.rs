@@ -6,6 +6,7 @@ mod corners;
 mod driver;
 mod faults;
 mod raw;
+mod resize;
 mod scrub;
 mod vexfs;
 

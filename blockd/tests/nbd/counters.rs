@@ -2,11 +2,11 @@
 
 use blockd::device::{Device, IoError, IoOp, VolumeKind, blocking};
 use blockd::nbd::client::{ConnectOptions, NbdClient, Target};
-use blockd::nbd::server::{Export, Limits, Server};
 use blockd::stats::{Kind, RequestStats};
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
 
 use crate::ram::tagged;
+use crate::served::Served;
 
 const MIB: u64 = 1 << 20;
 
@@ -29,11 +29,7 @@ fn requests_and_what_the_store_did_for_them_are_counted() {
     };
     Volume::create(&image, &options).unwrap();
     let volume = Volume::open(&image, &OpenOptions::default()).unwrap();
-    let server =
-        Server::bind(&socket, Export { name: "x".into(), device: volume.clone() }, Limits::default())
-            .unwrap();
-    let stopper = server.stopper();
-    let thread = std::thread::spawn(move || server.run());
+    let served = Served::start(&socket, volume.clone());
     let client = NbdClient::connect(&Target::socket(&socket), ConnectOptions::fail_fast()).unwrap();
     let id = client.connect();
     for i in 0..10 {
@@ -73,8 +69,7 @@ fn requests_and_what_the_store_did_for_them_are_counted() {
     assert_eq!(status.failure, None);
 
     drop(client);
-    stopper.stop();
-    thread.join().unwrap();
+    served.stop();
     // The image is too short for a checkpoint to be of use, but the daemon does not notice by itself.
     let _ = volume.shutdown();
 }

@@ -25,8 +25,9 @@ EXAMPLES
   vexctl scrub docs.img
   vexctl snapshot create docs.img monday
   vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
+  vexctl resize docs.img --size 20G
 
-scrub works on an image that nothing else has open for writing. All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
+scrub and resize work on an image that nothing else has open. All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
 
 /// Vectors and search on mounted VexFS volumes; care for images.
 #[derive(Parser)]
@@ -85,6 +86,31 @@ pub enum Command {
     /// The stream must continue the image's last snapshot, and the volume must not have been changed since. If it breaks
     /// off or is damaged, the volume stays as it was.
     Receive(ReceiveArgs),
+    /// Make an image larger or smaller.
+    ///
+    /// A VexFS volume fills its image. A raw volume has a size of its own: its image needs about a quarter more. An image grows at
+    /// once. Before it shrinks, what stands past the new end is moved; a size that does not hold the data is refused. Whatever
+    /// breaks a resize off leaves the old size or the new one, with all data: run it again.
+    Resize(ResizeArgs),
+}
+
+#[derive(Args)]
+pub struct ResizeArgs {
+    /// The image or block device; nothing else may have it open.
+    pub image: PathBuf,
+    /// Bytes of the image; suffixes K, M, G, T are powers of 1024 [default: what the file or device has, or what a raw
+    /// volume that grows needs].
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Bytes of a raw volume.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub volume_size: Option<u64>,
+    /// Cut a raw volume together with the data in the part cut off, or make an image too small to be filled by its volume.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON: {"image","old":{"image_bytes","volume_bytes"},"new":{..}}; volume_bytes is 0 for VexFS.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -168,7 +194,7 @@ pub struct PutArgs {
     pub append: bool,
     /// Rename the file to NAME (in the same directory) in the same commit, replacing what has that name.
     #[arg(long, value_name = "NAME")]
-    pub publish_as: Option<PathBuf>,
+    publish_as: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -282,7 +308,7 @@ fn parse_rate(text: &str) -> Result<u64, String> {
     parse_bytes(text).and_then(|n| if n > 0 { Ok(n) } else { Err("nothing would ever be read".to_owned()) })
 }
 
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
         Some(b'M' | b'm') => (&text[..text.len() - 1], 20),

@@ -1,7 +1,7 @@
 //! `vexctl`: vectors and search on mounted VexFS volumes; care for images.
 //!
 //! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
-//! Images it opens itself, as the daemon would ([`scrub`]).
+//! Images it opens itself, as the daemon would ([`scrub`], [`resize`]).
 
 mod cli;
 mod collection;
@@ -11,6 +11,7 @@ mod npy;
 mod output;
 mod put;
 mod remedy;
+mod resize;
 mod schema;
 mod scrub;
 mod search;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Snapshot(command) => snapshot::run(&command),
         Command::Send(args) => snapshot::backup::send(&args),
         Command::Receive(args) => snapshot::backup::receive(&args),
+        Command::Resize(args) => resize::run(&args),
     };
     match result {
         Ok(status) => status,

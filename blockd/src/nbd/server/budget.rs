@@ -88,8 +88,8 @@ impl Budget {
 
 impl Permit {
     /// Counts the request, which ends now.
-    pub fn count(&self, kind: Kind, len_bytes: u32, ok: bool) {
-        self.budget.counters.finished(kind, len_bytes.into(), self.received.elapsed(), ok);
+    pub fn count(&self, kind: Kind, len_bytes: u64, ok: bool) {
+        self.budget.counters.finished(kind, len_bytes, self.received.elapsed(), ok);
     }
 
     /// No other request of the connection is in flight.

@@ -51,6 +51,8 @@ impl Segment {
 pub struct SegmentTable {
     segments: Vec<Segment>,
     free: BTreeSet<u32>,
+    /// Segments from here on are never taken: the store is being made smaller.
+    limit: u32,
     data_live: u64,
     meta_live: u64,
     data_uses: u64,
@@ -73,7 +75,7 @@ impl SegmentTable {
             .collect();
         let free = (0u32..).zip(&segments).filter(|(_, s)| s.state == State::Free).map(|(i, _)| i).collect();
         let data_live = segments.iter().map(|s| u64::from(s.live_base)).sum();
-        SegmentTable { segments, free, data_live, meta_live: 0, data_uses: 0 }
+        SegmentTable { segments, free, limit: u32::MAX, data_live, meta_live: 0, data_uses: 0 }
     }
 
     /// All of them, by index.
@@ -229,8 +231,37 @@ impl SegmentTable {
             if let Some(s) = self.segments.get_mut(segment as usize) {
                 s.state = State::Free;
                 s.used_pages = 0;
-                self.free.insert(segment);
+                if segment < self.limit {
+                    self.free.insert(segment);
+                }
             }
         }
+    }
+
+    /// From now on no segment from `limit` on is taken, nor counts as free.
+    pub fn set_limit(&mut self, limit: u32) {
+        self.limit = limit;
+        self.free.split_off(&limit);
+    }
+
+    /// More segments, all free; or fewer, if those past the end are all free, which it tells.
+    pub fn resize(&mut self, segments: u32) -> bool {
+        let new = segments as usize;
+        if self.segments.iter().skip(new).any(|s| s.state != State::Free) {
+            return false;
+        }
+        let free = Segment {
+            state: State::Free,
+            stream: Stream::User,
+            used_pages: 0,
+            live_base: 0,
+            live_open: 0,
+            use_seq: 0,
+            damaged: false,
+        };
+        self.free.extend(self.segments.len() as u32..segments);
+        self.free.split_off(&segments);
+        self.segments.resize(new, free);
+        true
     }
 }

@@ -128,8 +128,14 @@ impl Volume {
     fn check_fit(&self, header: &Header) -> Result<Option<SnapshotId>, BackupError> {
         let refuse = |why: String| Err(BackupError::Refused(why));
         let store = &self.core.store;
-        if header.kind != store.kind || header.raw_bytes != store.raw_bytes {
-            return refuse("the stream is of a volume of another kind or size".into());
+        if header.kind != store.kind {
+            return refuse("the stream is of a volume of another kind".into());
+        }
+        if header.raw_bytes != store.raw_bytes {
+            let (there, here) = (header.raw_bytes, store.raw_bytes);
+            return refuse(format!(
+                "the stream is of a volume of {there} bytes, and this one has {here}: vexctl resize --volume-size {there} first"
+            ));
         }
         if header.uuid != store.uuid {
             let (of, here) = (uuid::Uuid::from_bytes(header.uuid), uuid::Uuid::from_bytes(store.uuid));

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::cli::parse_bytes;
+
 #[derive(Subcommand)]
 pub enum SnapshotCommand {
     /// Take a snapshot.
@@ -59,35 +61,6 @@ pub struct ReceiveArgs {
     /// The image or block device; nothing else may have it open. A file that does not exist is made for a full stream.
     pub image: PathBuf,
     /// Size of a new image; suffixes K, M, G, T are powers of 1024. Without it: as large as the one that was sent.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub size: Option<u64>,
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.to_ascii_uppercase().chars().last() {
-        Some('K') => (&text[..text.len() - 1], 10),
-        Some('M') => (&text[..text.len() - 1], 20),
-        Some('G') => (&text[..text.len() - 1], 30),
-        Some('T') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| "write a size such as 500M or 20G".to_owned())?;
-    match number.checked_mul(1 << shift) {
-        Some(bytes) if bytes > 0 => Ok(bytes),
-        _ => Err("that size is not possible".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_suffixes() {
-        assert_eq!(size("4096"), Ok(4096));
-        assert_eq!(size("20g"), Ok(20 << 30));
-        for bad in ["", "G", "1.5G", "-1", "0", "99999999T"] {
-            assert!(size(bad).is_err(), "{bad:?}");
-        }
-    }
 }
