@@ -194,7 +194,7 @@ pub struct PutArgs {
     pub append: bool,
     /// Rename the file to NAME (in the same directory) in the same commit, replacing what has that name.
     #[arg(long, value_name = "NAME")]
-    publish_as: Option<PathBuf>,
+    pub publish_as: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
