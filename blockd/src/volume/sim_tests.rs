@@ -8,6 +8,7 @@ mod faults;
 mod raw;
 mod resize;
 mod scrub;
+mod snapshots;
 mod vexfs;
 
 use rand::Rng;

@@ -14,15 +14,20 @@ use crate::store::clean::{Cleaner, Tuning};
 use crate::store::create::{NewStore, create};
 use crate::store::log::{Job, Op};
 use crate::store::recover::{self, RecoverOptions};
-use crate::store::snapshot::View;
+use crate::store::snapshot::change::{Change, SnapshotError};
+use crate::store::snapshot::{SnapshotId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
 use crate::volume::reads::{self, ReadJob};
 use crate::volume::session::Sessions;
+use crate::volume::snapshot::{self, Round};
 use crate::volume::worker::{Request, Worker, WorkerHandle};
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
+
+/// The outcome of a change of snapshots, once it is there.
+pub(super) type ChangeTicket = Arc<Mutex<Option<Result<SnapshotId, SnapshotError>>>>;
 
 /// A volume and its backing.
 pub(super) struct Driver {
@@ -96,6 +101,47 @@ impl Driver {
         let (ticket, done) = Self::ticket();
         self.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
         ticket
+    }
+
+    /// Wants a change of the snapshots.
+    pub(super) fn change(&mut self, change: Change) -> ChangeTicket {
+        let ticket: ChangeTicket = Arc::default();
+        let mine = Arc::clone(&ticket);
+        self.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
+        ticket
+    }
+
+    /// A portion of what deletions and rollbacks have to do, and what that needs.
+    pub(super) fn portion(&mut self) -> Round {
+        let store = Arc::clone(&self.core.store);
+        let round = snapshot::round(&store, |f| Ok(f(self.worker.log())));
+        let round = round.unwrap_or(Round::Idle);
+        if matches!(round, Round::Checkpoint | Round::Finished) {
+            self.checkpoint();
+            self.settle();
+        }
+        round
+    }
+
+    /// What a start does when the last run did not end a rollback.
+    pub(super) fn end_rollback(&mut self) {
+        while self.store().maps.read().snapshots.rollback().is_some() {
+            assert_ne!(self.portion(), Round::Idle, "a rollback goes on to its end");
+        }
+    }
+
+    /// Names of the snapshots that can be read, oldest first.
+    pub(super) fn snapshot_names(&self) -> Vec<String> {
+        let maps = self.store().maps.read();
+        let live = maps.snapshots.all().iter().filter(|s| s.state == crate::store::snapshot::State::Live);
+        live.map(|s| s.name.clone()).collect()
+    }
+
+    /// A page of a snapshot.
+    pub(super) fn read_snapshot(&self, name: &str, page: u64) -> Result<Vec<u8>, IoError> {
+        let id = self.store().maps.read().snapshots.find(name).map(|s| s.id).expect("it is there");
+        let mut buf = AlignedBuf::zeroed(4096);
+        self.store().read_run_at(View::Snapshot(id), page, &mut buf).map(|()| buf.to_vec())
     }
 
     /// Takes some steps.

@@ -23,6 +23,8 @@ use crate::store::snapshot::{Snapshot, State};
 pub use device::SnapshotDevice;
 pub(super) use device::read;
 pub(super) use worker::Worker;
+#[cfg(test)]
+pub(super) use worker::{Round, round};
 
 /// A snapshot in a list.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
