@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::buf::AlignedBuf;
+use crate::stats::RequestCounters;
 
 /// What kind of volume a store holds; fixed when it is created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +104,10 @@ pub type Done = Box<dyn FnOnce(IoResult) + Send>;
 pub trait Device: Send + Sync {
     /// Size, kind and limits; constant.
     fn info(&self) -> DeviceInfo;
+    /// Where those who serve this device count its requests; by default nowhere that anyone looks.
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::default()
+    }
     /// A new client of this device.
     fn connect(&self) -> ClientId;
     /// The client is gone: its session, if any, stays live (it may attach again).

@@ -8,6 +8,7 @@ pub mod embed;
 pub mod nbd;
 pub mod report;
 pub mod session;
+pub mod stats;
 pub mod storage;
 pub mod store;
 pub mod volume;

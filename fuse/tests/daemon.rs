@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use blockd::device::Device;
-use blockd::nbd::server::{Export, Limits, Server, Stopper};
+use blockd::nbd::server::{Export, Exports, Limits, Listener, Server, Stopper};
 use blockd::volume::{OpenOptions as VolumeOptions, Volume};
 use common::{Bench, can_mount};
 
@@ -24,8 +24,9 @@ struct Daemon {
 impl Daemon {
     fn start(image: &Path, socket: &Path) -> Daemon {
         let volume = Volume::open(image, &VolumeOptions::default()).unwrap();
-        let export = Export { name: String::new(), device: Arc::clone(&volume) as Arc<dyn Device> };
-        let server = Server::bind(socket, export, Limits::default()).unwrap();
+        let export = Export::new("", Arc::clone(&volume) as Arc<dyn Device>).expect("an export");
+        let server =
+            Server::bind(vec![Listener::unix(socket)], Exports::single(export), Limits::default()).unwrap();
         let stopper = server.stopper();
         Daemon { volume, stopper, thread: thread::spawn(move || server.run()) }
     }

@@ -143,14 +143,29 @@ impl FileStorage {
         Ok(FileStorage { file: Arc::new(file), len_bytes, is_device, rings })
     }
 
-    /// Sets the length of a regular file; the new part reads as zeros.
+    /// Sets the length of a regular file, durably; the new part reads as zeros.
     ///
     /// # Errors
-    /// What ftruncate(2) says.
+    /// What ftruncate(2) and fsync(2) say.
     pub fn resize(&mut self, len_bytes: u64) -> io::Result<()> {
-        self.file.set_len(len_bytes)?;
+        self.cut(len_bytes)?;
         self.len_bytes = len_bytes;
         Ok(())
+    }
+
+    /// As [`FileStorage::resize`], at the end: nothing is read or written past the new length any more, though
+    /// [`Storage::len_bytes`] still says the old one.
+    ///
+    /// # Errors
+    /// What ftruncate(2) and fsync(2) say.
+    pub fn cut(&self, len_bytes: u64) -> io::Result<()> {
+        self.file.set_len(len_bytes)?;
+        self.file.sync_all()
+    }
+
+    /// Whether it is a block device, whose length is what it is.
+    pub fn is_device(&self) -> bool {
+        self.is_device
     }
 
     /// The engine in use.

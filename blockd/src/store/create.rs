@@ -15,6 +15,7 @@ use super::map::segments::SegmentTable;
 use super::{Shared, StoreError, checkpoint, space};
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
 /// Default size of a segment, in bytes.
@@ -74,14 +75,18 @@ pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, Stor
 /// Bytes of a backing that holds a raw volume of `raw_bytes` whole, with a quarter to spare: the fuller a
 /// log, the more has to be moved to clean a segment (at 80 % about as much as is gained twice over).
 pub fn backing_for_raw(raw_bytes: u64) -> u64 {
-    let pages = raw_bytes.div_ceil(PAGE as u64);
     let mut backing = (raw_bytes + raw_bytes / 4).max(BACKING_BYTES_MIN);
-    // Leaves of the map take at most a page for each 128 pages, twice while a checkpoint is written.
-    let wanted = pages + pages / 32 + 64;
-    while geometry(backing, 0).map_or(0, space::capacity_pages) < wanted {
+    while !geometry(backing, 0).is_ok_and(|g| holds_raw(g, raw_bytes)) {
         backing += backing / 64;
     }
     backing.next_multiple_of(1 << 20)
+}
+
+/// Whether a raw volume of this size can be filled whole.
+pub fn holds_raw(geometry: Geometry, raw_bytes: u64) -> bool {
+    let pages = raw_bytes.div_ceil(PAGE as u64);
+    // Leaves of the map take at most a page for each 128 pages, twice while a checkpoint is written.
+    space::capacity_pages(geometry) >= pages + pages / 32 + 64
 }
 
 /// Writes an empty store into the backing, over whatever is there.
@@ -166,6 +171,8 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         kind: new.kind,
         raw_bytes: new.raw_bytes,
         maps: RwLock::new(maps),
+        tuning: super::clean::LiveTuning::default(),
+        counters: StoreCounters::default(),
     };
     checkpoint::write_slots(&shared, &superblock).map_err(|e| StoreError::Io {
         action: "writing the new store",

@@ -2,7 +2,8 @@
 //!
 //! [`format`](mod@format): the bytes. [`map`]: where each page stands. [`log`]: the one writer.
 //! [`reader`]: lookups and verified reads, any thread. [`checkpoint`] and [`recover`]: the state on
-//! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store.
+//! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store. [`scrub`]: everything read and checked.
+//! [`resize`]: a store made larger or smaller.
 
 pub mod checkpoint;
 pub mod clean;
@@ -13,6 +14,8 @@ pub mod log;
 pub mod map;
 pub mod reader;
 pub mod recover;
+pub mod resize;
+pub mod scrub;
 pub mod space;
 
 use std::sync::Arc;
@@ -20,6 +23,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::device::VolumeKind;
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 use format::Geometry;
 use map::Maps;
@@ -40,4 +44,8 @@ pub struct Shared {
     pub raw_bytes: u64,
     /// The map; changed by the log only, except that readers put loaded leaves in.
     pub maps: RwLock<Maps>,
+    /// What can be changed while the store is open.
+    pub tuning: clean::LiveTuning,
+    /// What was done since the start.
+    pub counters: StoreCounters,
 }

@@ -38,6 +38,7 @@ impl Shared {
                 plan_reads(self, plan, read.buf, &mut batch);
             }
         }
+        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
         self.storage.read_batch(&mut batch);
         drop(batch);
         for (read, plan) in reads.iter_mut().zip(plans) {
@@ -125,6 +126,7 @@ impl Shared {
     }
 
     fn read_error(&self, page: u64, mapping: Mapping, why: &str) -> IoError {
+        self.counters.read_errors.inc();
         let byte = self.geometry.byte(mapping.loc);
         let text =
             format!("device page {page:#x} at {} (image byte {byte}) cannot be read: {why}", mapping.loc);
@@ -167,11 +169,10 @@ impl Shared {
         loop {
             let Some(at) = unloaded() else { return Ok(()) };
             let read = self.storage.read_exact(self.geometry.byte(at.loc), &mut buf);
-            let checked = read
-                .map_err(|e| e.to_string())
-                .and_then(|()| decode_leaf(self.geometry, self.uuid, key, at, &buf));
+            let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(key, at, &buf));
             match checked {
                 Ok(runs) => {
+                    self.counters.leaf_loads.inc();
                     if let Some(map) = self.maps.write().map_mut(map) {
                         map.load(key, at, &runs);
                     }
@@ -179,6 +180,7 @@ impl Shared {
                 }
                 Err(_) if unloaded() != Some(at) => {}
                 Err(why) => {
+                    self.counters.read_errors.inc();
                     let byte = self.geometry.byte(at.loc);
                     let text =
                         format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);
@@ -187,6 +189,13 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+impl Shared {
+    /// As the function of this name, with what the store has.
+    pub(super) fn decode_leaf(&self, key: u64, at: Mapping, page: &[u8]) -> Result<leaf::Runs, String> {
+        decode_leaf(self.geometry, self.uuid, key, at, page)
     }
 }
 

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use super::checkpoint;
 use super::checkpoint::load::{Source, load_map};
+use super::clean::Tuning;
 use super::format::checkpoint::{MapId, MapRef, Payload, Position, Root};
 use super::format::record::{FLAG_LINK, MAGIC, Record};
 use super::format::segment::Stream;
@@ -24,6 +25,7 @@ use super::map::segments::SegmentTable;
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
+use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
 /// How a store is opened.
@@ -33,8 +35,8 @@ pub struct RecoverOptions {
     pub read_only: bool,
     /// This machine's boot id (/proc/sys/kernel/random/boot_id).
     pub boot_id: [u8; 16],
-    /// Pages of log between checkpoints.
-    pub checkpoint_pages: u64,
+    /// Until it is changed.
+    pub tuning: Tuning,
     /// Bytes of memory for the committed map, dirty leaves apart; 0 = no limit.
     pub map_bytes_max: usize,
     /// Give the space of freed segments back to the backing.
@@ -102,6 +104,16 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> 
 /// # Errors
 /// [`StoreError`]; nothing was changed then.
 pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opened, StoreError> {
+    open_with(storage, options, |_, _| Ok(()))
+}
+
+/// As [`open`] for writing; `adjust` may change the store before this start's checkpoint, which makes the change
+/// durable together with everything else, or not at all.
+pub(super) fn open_with(
+    storage: Arc<dyn Storage>,
+    options: &RecoverOptions,
+    adjust: impl FnOnce(&mut Shared, &mut Superblock) -> Result<(), StoreError>,
+) -> Result<Opened, StoreError> {
     let superblock = read_superblock(&*storage)?;
     if superblock.backing_bytes > storage.len_bytes() {
         let (expected, found) = (superblock.backing_bytes, storage.len_bytes());
@@ -112,7 +124,8 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         let what = "unknown features that allow reading only (open it read-only)";
         return Err(StoreError::Unusable(Malformed { what, expected: 0, found }));
     }
-    let (shared, root) = load_checkpoint(storage, &superblock)?;
+    let (mut shared, root) = load_checkpoint(storage, &superblock)?;
+    shared.tuning.set(options.tuning);
     shared.maps.write().base.set_bytes_max(options.map_bytes_max);
     let replayed = replay(&shared, &superblock, &root, options)?;
     let lost_session = settle_session(&shared, options, replayed.head_lost);
@@ -127,8 +140,10 @@ pub fn open(storage: Arc<dyn Storage>, options: &RecoverOptions) -> Result<Opene
         let empty: Vec<u32> = maps.segments.empty_meta().collect();
         maps.segments.release(&empty);
     }
-    let superblock =
+    let mut superblock =
         Superblock { incarnation: superblock.incarnation + 1, boot_id: options.boot_id, ..superblock };
+    let alone = Arc::get_mut(&mut shared);
+    adjust(alone.expect("nobody else has a store that is being opened"), &mut superblock)?;
     let incarnation = superblock.incarnation;
     let none = Head { at: Loc { segment: 0, offset: 0 }, use_seq: 0, fresh: true };
     let start = LogStart {
@@ -273,6 +288,8 @@ fn build_shared(
         kind: sb.kind,
         raw_bytes: sb.raw_bytes,
         maps: RwLock::new(maps),
+        tuning: super::clean::LiveTuning::default(),
+        counters: StoreCounters::default(),
         storage,
     }))
 }

@@ -3,14 +3,21 @@
 //! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
 //! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`resize`]: images
+//! made larger or smaller.
 
 mod allocation;
 pub mod options;
+mod page_name;
 mod reads;
+pub mod resize;
+mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod status;
 mod synth;
+mod tuning;
 pub(crate) mod worker;
 
 use std::path::Path;
@@ -23,8 +30,10 @@ use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE,
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
+use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
+use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::{Shared, StoreError};
 pub use options::{CreateOptions, OpenOptions, boot_id};
@@ -55,6 +64,7 @@ pub struct Volume {
     clients: AtomicU64,
     closing: AtomicBool,
     reads: ReadPool,
+    requests: Arc<RequestCounters>,
     worker: Option<WorkerHandle>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -83,14 +93,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::open`].
     pub fn open_storage(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
-        let recover = RecoverOptions {
-            read_only: options.read_only,
-            boot_id: options.boot_id,
-            checkpoint_pages: options.checkpoint_bytes / PAGE as u64,
-            map_bytes_max: usize::try_from(options.map_bytes_max.max(MAP_BYTES_MIN)).unwrap_or(usize::MAX),
-            discard: options.discard,
-        };
-        let opened = recover::open(storage, &recover)?;
+        let opened = recover::open(storage, &recover_options(options))?;
         let store = opened.shared;
         let info = DeviceInfo {
             kind: store.kind,
@@ -115,6 +118,7 @@ impl Volume {
             clients: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             reads,
+            requests: Arc::default(),
             worker,
             threads: Mutex::new(threads),
         }))
@@ -165,6 +169,12 @@ impl Volume {
             let _ = send.send(result);
         }));
         recv.recv().unwrap_or(Err(IoError::Shutdown))
+    }
+
+    fn wake_worker(&self) {
+        if let Some(worker) = &self.worker {
+            worker.wake();
+        }
     }
 
     /// Range and alignment.
@@ -260,6 +270,10 @@ impl Device for Volume {
         self.info.clone()
     }
 
+    fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.requests)
+    }
+
     fn connect(&self) -> ClientId {
         ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
     }
@@ -309,6 +323,21 @@ impl Drop for Volume {
         if let Err(e) = self.shutdown() {
             tracing::error!("closing the volume: {e}");
         }
+    }
+}
+
+/// What of the options concerns the store.
+fn recover_options(options: &OpenOptions) -> RecoverOptions {
+    RecoverOptions {
+        read_only: options.read_only,
+        boot_id: options.boot_id,
+        tuning: Tuning {
+            cleaner_bytes_per_s: options.cleaner_bytes_per_s,
+            checkpoint_bytes: options.checkpoint_bytes,
+            ..Tuning::default()
+        },
+        map_bytes_max: usize::try_from(options.map_bytes_max.max(MAP_BYTES_MIN)).unwrap_or(usize::MAX),
+        discard: options.discard,
     }
 }
 

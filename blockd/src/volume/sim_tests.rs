@@ -6,6 +6,8 @@ mod corners;
 mod driver;
 mod faults;
 mod raw;
+mod resize;
+mod scrub;
 mod vexfs;
 
 use rand::Rng;

@@ -94,6 +94,11 @@ impl WorkerHandle {
         }
     }
 
+    /// Has it look whether there is something to do now.
+    pub(super) fn wake(&self) {
+        self.internal.wake.wake();
+    }
+
     pub(super) fn checkpoint(&self, done: JobDone) {
         self.internal.send(Internal::Checkpoint(done));
     }
@@ -140,9 +145,8 @@ impl Worker {
         let (internal_send, internal) = channel();
         let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
         let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
-        let cleaner = options.cleaner.then(|| {
-            Cleaner::start(Arc::clone(&core.store), sender.clone(), options.cleaner_bytes_per_s, threads)
-        });
+        let cleaner =
+            options.cleaner.then(|| Cleaner::start(Arc::clone(&core.store), sender.clone(), threads));
         let worker = Worker { cleaner, ..Worker::new(core, log, requests, internal, Arc::clone(&wake)) };
         match std::thread::Builder::new().name("vexfs-log".into()).spawn(move || worker.run()) {
             Ok(handle) => threads.push(handle),

@@ -156,7 +156,7 @@ fn wrong_command_lines_and_help_are_answered() {
         let text = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8(text).expect("UTF-8"))
     };
-    let (code, text) = run(&["serve", "image", "--nbd", "tcp:1.2.3.4"]);
+    let (code, text) = run(&["serve", "image", "--nbd", "tpc:1.2.3.4"]);
     assert_eq!(code, Some(2));
     assert!(text.contains("unix:PATH"), "{text}");
     let (code, text) = run(&["serve", "--help"]);

@@ -2,6 +2,7 @@
 
 mod client_reconnect;
 mod client_server;
+mod counters;
 mod daemon;
 mod fuzz;
 mod interop;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use blockd::device::Device;
-use blockd::nbd::server::{Export, Limits, Server, Stopper};
+use blockd::nbd::server::{Export, Exports, Limits, Listener, Server, Stopper};
 
 /// Stops and drains when dropped.
 pub struct Served {
@@ -19,10 +19,21 @@ impl Served {
     }
 
     pub fn with(path: &Path, device: Arc<dyn Device>, limits: Limits) -> Served {
-        let server = Server::bind(path, Export { name: "disk".into(), device }, limits).expect("bound");
+        let exports = Exports::single(Export::new("disk", device).expect("an export"));
+        Self::listening(vec![Listener::unix(path)], exports, limits).0
+    }
+
+    /// Any listeners and exports; gives the addresses too.
+    pub fn listening(
+        listeners: Vec<Listener>,
+        exports: Arc<Exports>,
+        limits: Limits,
+    ) -> (Served, Vec<String>) {
+        let server = Server::bind(listeners, exports, limits).expect("bound");
+        let addresses = server.addresses();
         let stopper = server.stopper();
         let thread = std::thread::spawn(move || server.run());
-        Served { stopper, thread: Some(thread) }
+        (Served { stopper, thread: Some(thread) }, addresses)
     }
 
     pub fn stop(mut self) {

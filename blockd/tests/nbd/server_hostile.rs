@@ -1,7 +1,6 @@
 //! Peers that break the protocol: the connection ends or the request fails, and the server lives.
 
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 
 use blockd::nbd::server::Limits;
 
@@ -196,20 +195,32 @@ fn requests_in_flight_are_bounded() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed() {
+fn connections_beyond_the_limit_are_refused() {
     let (_dir, path) = socket();
     let ram = Ram::new(MIB);
     let limits = Limits { connections: 2, ..Limits::default() };
     let _served = Served::with(&path, ram.clone(), limits);
     let one = Peer::transmitting(&path);
     let _two = Peer::transmitting(&path);
-    Peer(UnixStream::connect(&path).unwrap()).assert_closed();
+    let mut three = Peer::negotiating(&path);
+    three.option(7, &go("disk", &[]));
+    let (option, kind, text) = three.option_reply();
+    assert_eq!((option, kind), (7, (1 << 31) + 2), "by policy");
+    assert!(String::from_utf8_lossy(&text).contains("all 2 connections"));
+    // To ask costs no place.
+    three.option(6, &go("disk", &[]));
+    assert_eq!(three.option_reply().1, 3);
+    assert_eq!(three.option_reply().1, 3);
+    assert_eq!(three.option_reply().1, 1);
     drop(one);
     ram.wait_connected(1);
     // The place is given back once the connection's thread has ended.
-    while Peer(UnixStream::connect(&path).unwrap()).0.peer_addr().is_err() {}
-    drop(_two);
-    ram.wait_connected(0);
+    loop {
+        three.option(7, &go("disk", &[]));
+        if three.option_reply().1 == 3 {
+            break;
+        }
+    }
 }
 
 #[test]

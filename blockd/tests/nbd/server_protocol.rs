@@ -25,10 +25,11 @@ fn info_gives_size_flags_block_sizes_and_texts() {
             other => panic!("{other:?}"),
         }
     }
-    // HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN, SEND_FAST_ZERO.
+    // HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN,
+    // SEND_CACHE, SEND_FAST_ZERO.
     let mut export = vec![0, 0];
     export.extend(MIB.to_be_bytes());
-    export.extend(0b1001_0110_1101u16.to_be_bytes());
+    export.extend(0b1101_0110_1101u16.to_be_bytes());
     assert_eq!(items[0], export);
     let mut blocks = vec![0, 3];
     for n in [512u32, 4096, 32 << 20] {
@@ -51,7 +52,7 @@ fn a_vexfs_volume_is_said_to_need_pages_and_one_connection() {
         kind: VolumeKind::VexFs,
         size_bytes: 1 << 62,
         block_bytes_min: 4096,
-        read_only: true,
+        read_only: false,
         uuid: uuid::Uuid::from_u128(9),
     };
     let _served = Served::start(&path, Ram::with(info));
@@ -59,7 +60,7 @@ fn a_vexfs_volume_is_said_to_need_pages_and_one_connection() {
     peer.option(6, &go("", &[]));
     let (_, _, export) = peer.option_reply();
     assert_eq!(export[2..10], (1u64 << 62).to_be_bytes());
-    assert_eq!(export[10..], 0b1000_0110_1111u16.to_be_bytes(), "READ_ONLY, no CAN_MULTI_CONN");
+    assert_eq!(export[10..], 0b1100_0110_1101u16.to_be_bytes(), "no CAN_MULTI_CONN");
     let (_, _, blocks) = peer.option_reply();
     assert_eq!(blocks[2..6], 4096u32.to_be_bytes());
 }
@@ -76,8 +77,7 @@ fn list_names_the_export_and_unknown_names_are_refused() {
     let (option, kind, text) = peer.option_reply();
     assert_eq!((option, kind), (7, (1 << 31) + 6));
     assert!(String::from_utf8_lossy(&text).contains("disk"));
-    // TLS, extended headers: not in this version.
-    for option in [5, 11, 4711] {
+    for option in [4, 4711] {
         peer.option(option, b"");
         let (answered, kind, _) = peer.option_reply();
         assert_eq!((answered, kind), (option, (1 << 31) + 1));

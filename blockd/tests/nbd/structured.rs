@@ -200,7 +200,7 @@ fn contexts_are_listed_chosen_and_forgotten() {
     assert_eq!(peer.option_reply().1, 1);
     peer.option(10, b"");
     assert_eq!(peer.option_reply().1, INVALID);
-    assert_eq!(peer.go("disk"), 0b1001_1110_1101, "SEND_DF");
+    assert_eq!(peer.go("disk"), 0b1101_1110_1101, "SEND_DF");
     assert_eq!(peer.status(0, 0, 512), Err(22));
     // Chosen for a name, used under another.
     let mut peer = Peer::negotiating(&path);

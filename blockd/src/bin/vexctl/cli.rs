@@ -12,6 +12,7 @@ EXIT STATUS
   1    failed; the message on stderr names cause and remedy
   2    the command line is wrong
   3    ingest finished, but left files out that it could not read or would not overwrite
+  4    scrub found damage that remains
   130  interrupted; what was stored until then is whole
 
 EXAMPLES
@@ -20,10 +21,12 @@ EXAMPLES
   vexctl collection create /mnt/vex/images --dim 512 --metric l2 --element f16
   vexctl put /mnt/vex/images/cat.png --vector-file cat.npy
   vexctl search /mnt/vex/images --vector-file dog.npy -k 5 --json
+  vexctl scrub docs.img
+  vexctl resize docs.img --size 20G
 
-vexctl uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
+scrub and resize work on an image that nothing else has open. All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
 
-/// Vectors and search on mounted VexFS volumes.
+/// Vectors and search on mounted VexFS volumes; care for images.
 #[derive(Parser)]
 #[command(name = "vexctl", version, max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -62,6 +65,53 @@ pub enum Command {
     /// COLLECTION/.vexfs-embedder, so that later runs and searches use the same; --retrain counts them again
     /// (worthwhile when a collection has grown several times over). Or --embed-cmd, for any model.
     Ingest(IngestArgs),
+    /// Read an image whole and check every checksum.
+    ///
+    /// Each bad page is named: its device page, its place in the image, the checksum expected and found, and, on a
+    /// VexFS volume, the inode and the bytes of the file. What nothing refers to any more does not count. The image
+    /// is only read; what a live session has not committed yet is not looked at.
+    Scrub(ScrubArgs),
+    /// Make an image larger or smaller.
+    ///
+    /// A VexFS volume fills its image. A raw volume has a size of its own: its image needs about a quarter more. An image grows at
+    /// once. Before it shrinks, what stands past the new end is moved; a size that does not hold the data is refused. Whatever
+    /// breaks a resize off leaves the old size or the new one, with all data: run it again.
+    Resize(ResizeArgs),
+}
+
+#[derive(Args)]
+pub struct ResizeArgs {
+    /// The image or block device; nothing else may have it open.
+    pub image: PathBuf,
+    /// Bytes of the image; suffixes K, M, G, T are powers of 1024 [default: what the file or device has, or what a raw
+    /// volume that grows needs].
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Bytes of a raw volume.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub volume_size: Option<u64>,
+    /// Cut a raw volume together with the data in the part cut off, or make an image too small to be filled by its volume.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON: {"image","old":{"image_bytes","volume_bytes"},"new":{..}}; volume_bytes is 0 for VexFS.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ScrubArgs {
+    /// The image or block device; nothing else may have it open for writing.
+    pub image: PathBuf,
+    /// Write a bad superblock slot anew from its twin.
+    #[arg(long)]
+    pub repair: bool,
+    /// Most bytes to read a second; suffixes K, M, G are powers of 1024.
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    pub rate: Option<u64>,
+    /// Print JSON: {"image","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","device_page","segment",
+    /// "segment_page","image_byte","crc_expected","crc_found","why"}],"superblock_repaired","stopped"}.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Subcommand)]
@@ -234,19 +284,27 @@ fn parse_mask(text: &str) -> Result<u64, String> {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
+    // Larger files would not fit the memory of every worker anyway.
+    parse_bytes(text)
+        .and_then(|n| if n <= 1 << 30 { Ok(n) } else { Err("at most 1G is possible".to_owned()) })
+}
+
+fn parse_rate(text: &str) -> Result<u64, String> {
+    parse_bytes(text).and_then(|n| if n > 0 { Ok(n) } else { Err("nothing would ever be read".to_owned()) })
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
         Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
         Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
         _ => (text, 0),
     };
-    let number: u64 =
-        digits.parse().map_err(|_| "a number is wanted, with K, M or G after it if you like".to_owned())?;
-    // Larger files would not fit the memory of every worker anyway.
-    number
-        .checked_shl(shift)
-        .filter(|n| n >> shift == number && *n <= 1 << 30)
-        .ok_or("at most 1G is possible".to_owned())
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a number is wanted, with K, M, G or T after it if you like".to_owned())?;
+    number.checked_shl(shift).filter(|n| n >> shift == number).ok_or("that is beyond 64 bits".to_owned())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! `vexctl`: vectors and search on mounted VexFS volumes.
+//! `vexctl`: vectors and search on mounted VexFS volumes; care for images.
 //!
 //! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
+//! Images it opens itself, as the daemon would ([`scrub`], [`resize`]).
 
 mod cli;
 mod collection;
@@ -10,7 +11,9 @@ mod npy;
 mod output;
 mod put;
 mod remedy;
+mod resize;
 mod schema;
+mod scrub;
 mod search;
 mod session;
 mod snippet;
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         Command::Search(args) => search::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Ingest(args) => ingest::run(&args),
+        Command::Scrub(args) => scrub::run(&args),
+        Command::Resize(args) => resize::run(&args),
     };
     match result {
         Ok(status) => status,

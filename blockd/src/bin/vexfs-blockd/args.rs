@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::nbd::Nbd;
+
 /// Serves VexFS images as block devices
 ///
 /// An image (a file or a block device) holds a log-structured store with one volume: raw, a plain
@@ -20,7 +22,7 @@ pub enum Command {
     Serve(Serve),
 }
 
-/// Serves an image over NBD on a unix socket, in the foreground
+/// Serves an image over NBD, on unix sockets or TCP, in the foreground
 ///
 /// Prints one line to standard output when clients can connect; everything else is logged to
 /// standard error. A write is acknowledged when it survives the daemon's death, and it survives a
@@ -34,16 +36,8 @@ pub struct Serve {
     /// It is locked: only one process can have it open.
     pub image: PathBuf,
 
-    /// Where to listen: unix:PATH
-    ///
-    /// The socket gets mode 0600. A socket file that nobody listens on is replaced; one that
-    /// is in use is left alone. The file is removed at the end.
-    #[arg(long, value_name = "unix:PATH", value_parser = unix_path)]
-    pub nbd: PathBuf,
-
-    /// Name of the NBD export; the empty name always works too
-    #[arg(long, value_name = "NAME", default_value = "", value_parser = export_name)]
-    pub export: String,
+    #[command(flatten)]
+    pub nbd: Nbd,
 
     /// How the image is read and written
     #[arg(long, value_enum, value_name = "ENGINE", default_value_t = Io::Auto)]
@@ -82,21 +76,9 @@ Exit status:
 Examples:
   vexfs-blockd serve disk.img --nbd unix:/run/disk.sock
   nbdinfo 'nbd+unix:///?socket=/run/disk.sock'
-  vexfs-fuse 'nbd+unix:///?socket=/run/disk.sock' /mnt";
-
-fn unix_path(text: &str) -> Result<PathBuf, String> {
-    match text.strip_prefix("unix:") {
-        Some("") | None => Err("write unix:PATH, such as unix:/run/disk.sock (TCP is not served)".into()),
-        Some(path) => std::path::absolute(path).map_err(|e| e.to_string()),
-    }
-}
-
-fn export_name(text: &str) -> Result<String, String> {
-    if text.len() > blockd::nbd::proto::STRING_BYTES_MAX {
-        return Err("an export's name has at most 4096 bytes".into());
-    }
-    Ok(text.into())
-}
+  vexfs-fuse 'nbd+unix:///?socket=/run/disk.sock' /mnt
+  vexfs-blockd serve disk.img --export disk --nbd tcp:0.0.0.0 --tls-cert server.pem \\
+      --tls-key server-key.pem --tls-client-ca clients.pem";
 
 #[cfg(test)]
 mod tests {
@@ -106,13 +88,5 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn sockets_are_made_absolute_and_others_refused() {
-        assert_eq!(unix_path("unix:/run/a"), Ok(PathBuf::from("/run/a")));
-        assert!(unix_path("unix:a").unwrap().is_absolute());
-        assert!(unix_path("tcp:1.2.3.4:10809").unwrap_err().contains("unix:PATH"));
-        assert!(unix_path("unix:").is_err());
     }
 }

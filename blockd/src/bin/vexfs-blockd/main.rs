@@ -1,6 +1,7 @@
 //! `vexfs-blockd`: the daemon that serves an image.
 
 mod args;
+mod nbd;
 mod serve;
 
 use std::process::ExitCode;

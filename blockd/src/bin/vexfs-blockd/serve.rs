@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use blockd::device::{Device, VolumeKind};
-use blockd::nbd::client::Target;
-use blockd::nbd::server::{Export, Limits, Server, Stopper};
+use blockd::nbd::server::{Exports, Limits, Server, Stopper};
 use blockd::session::boot_id;
 use blockd::storage::IoEngine;
 use blockd::volume::{OpenOptions, Volume};
@@ -40,14 +39,14 @@ pub fn run(args: &Serve) -> Result<()> {
 
 fn serve(args: &Serve, volume: &Arc<Volume>) -> Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
-    let export = Export { name: args.export.clone(), device: Arc::clone(volume) as Arc<dyn Device> };
-    let server = Server::bind(&args.nbd, export, Limits::default())?;
+    let export = args.nbd.export(Arc::clone(volume) as Arc<dyn Device>)?;
+    let server = Server::bind(args.nbd.listeners()?, Exports::single(export), Limits::default())?;
     let stopper = server.stopper();
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || stop_at_signal(signals, &stopper))
         .context("cannot start a thread")?;
-    announce(args, &**volume);
+    announce(args, &**volume, &server.addresses());
     server.run();
     tracing::info!("all clients are drained; closing the image");
     Ok(())
@@ -67,22 +66,23 @@ fn stop_at_signal(mut signals: Signals, stopper: &Stopper) {
 }
 
 /// The one line on standard output: from now on clients can connect.
-fn announce(args: &Serve, device: &dyn Device) {
+fn announce(args: &Serve, device: &dyn Device, addresses: &[String]) {
     let info = device.info();
     let kind = match info.kind {
         VolumeKind::Raw => "raw",
         VolumeKind::VexFs => "vexfs",
     };
     let mode = if info.read_only { ", read-only" } else { "" };
-    let target = Target { socket: args.nbd.clone(), export: args.export.clone() };
+    let targets: Vec<_> = addresses.iter().map(|address| args.nbd.uri(address)).collect();
     let mut out = std::io::stdout().lock();
     // Nobody may be reading it.
     let _ = writeln!(
         out,
-        "vexfs-blockd: serving {} ({kind} volume, {} bytes, uuid {}{mode}) at {target}",
+        "vexfs-blockd: serving {} ({kind} volume, {} bytes, uuid {}{mode}) at {}",
         args.image.display(),
         info.size_bytes,
         info.uuid,
+        targets.join(" "),
     );
     let _ = out.flush();
 }

@@ -174,8 +174,8 @@ impl Drop for NbdClient {
 }
 
 impl Inner {
-    fn payload_len(&self, len: usize) -> Result<u32, IoError> {
-        u32::try_from(len).ok().filter(|&n| n <= self.payload_max).ok_or_else(|| {
+    fn payload_len(&self, len: usize) -> Result<u64, IoError> {
+        u64::try_from(len).ok().filter(|&n| n <= self.payload_max.into()).ok_or_else(|| {
             IoError::Invalid(format!(
                 "a request of {len} bytes; the server takes at most {} in one",
                 self.payload_max
@@ -184,7 +184,7 @@ impl Inner {
     }
 
     /// Keeps a request, and sends it if there is a connection.
-    fn send(&self, (command, fua, offset, len_bytes): (u16, bool, u64, u32), payload: Payload, done: Done) {
+    fn send(&self, (command, fua, offset, len_bytes): (u16, bool, u64, u64), payload: Payload, done: Done) {
         let flags = if fua { flags::COMMAND_FUA } else { 0 };
         let (frame, outbox, alone) = {
             let mut state = self.state.lock();
@@ -230,8 +230,7 @@ impl Inner {
         let mut dones = split(parts as usize, done);
         for part in 0..parts {
             let begin = part * RANGE_BYTES_MAX;
-            // At most RANGE_BYTES_MAX, which fits.
-            let len = (len_bytes - begin).min(RANGE_BYTES_MAX) as u32;
+            let len = (len_bytes - begin).min(RANGE_BYTES_MAX);
             if let Some(done) = dones.pop() {
                 self.send((command, fua, offset + begin, len), Payload::None, done);
             }

@@ -86,7 +86,7 @@ impl RawConnection {
                 || IoError::Invalid(format!("a request of {len} bytes is too long for the server")),
             )?;
         self.cookie += 1;
-        let request = Request { flags, command, cookie: self.cookie, offset, len_bytes };
+        let request = Request { flags, command, cookie: self.cookie, offset, len_bytes: len_bytes.into() };
         send_all(&self.stream, &request.encode()).map_err(broken)?;
         send_all(&self.stream, payload).map_err(broken)?;
         let head = self.receiver.head::<SIMPLE_REPLY_BYTES>().map_err(broken)?;

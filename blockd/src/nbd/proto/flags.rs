@@ -26,6 +26,8 @@ pub const EXPORT_SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub const EXPORT_SEND_DF: u16 = 1 << 7;
 /// Export: what one connection flushed or wrote with FUA holds for all connections.
 pub const EXPORT_CAN_MULTI_CONN: u16 = 1 << 8;
+/// Export: NBD_CMD_CACHE is served.
+pub const EXPORT_SEND_CACHE: u16 = 1 << 10;
 /// Export: [`COMMAND_FAST_ZERO`] is honoured.
 pub const EXPORT_SEND_FAST_ZERO: u16 = 1 << 11;
 
@@ -38,5 +40,7 @@ pub const COMMAND_NO_HOLE: u16 = 1 << 1;
 pub const COMMAND_DONT_FRAGMENT: u16 = 1 << 2;
 /// Request, NBD_CMD_BLOCK_STATUS only: one extent, within the range.
 pub const COMMAND_REQUEST_ONE: u16 = 1 << 3;
+/// Request, with extended headers only: `length` bytes of payload follow.
+pub const COMMAND_PAYLOAD_LEN: u16 = 1 << 5;
 /// Request, NBD_CMD_WRITE_ZEROES only: fail rather than write zeros out. Ours never does.
 pub const COMMAND_FAST_ZERO: u16 = 1 << 4;

@@ -14,6 +14,8 @@ pub const OPT_EXPORT_NAME: u32 = 1;
 pub const OPT_ABORT: u32 = 2;
 /// Asks for the names of all exports.
 pub const OPT_LIST: u32 = 3;
+/// Begins TLS; everything negotiated before is void.
+pub const OPT_STARTTLS: u32 = 5;
 /// Asks for an export's properties.
 pub const OPT_INFO: u32 = 6;
 /// As [`OPT_INFO`], and begins the transmission.
@@ -24,6 +26,8 @@ pub const OPT_STRUCTURED_REPLY: u32 = 8;
 pub const OPT_LIST_META_CONTEXT: u32 = 9;
 /// Chooses the metadata contexts of NBD_CMD_BLOCK_STATUS.
 pub const OPT_SET_META_CONTEXT: u32 = 10;
+/// Has requests and replies carry 64-bit lengths; replies come as chunks.
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
 
 /// Magic of an option reply.
 pub const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -40,12 +44,20 @@ pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERROR_BIT: u32 = 1 << 31;
 /// Error: option unknown or not supported here.
 pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT + 1;
+/// Error: refused by the server's configuration.
+pub const REP_ERR_POLICY: u32 = REP_ERROR_BIT + 2;
 /// Error: the option's data is malformed.
 pub const REP_ERR_INVALID: u32 = REP_ERROR_BIT + 3;
+/// Error: only after [`OPT_STARTTLS`].
+pub const REP_ERR_TLS_REQD: u32 = REP_ERROR_BIT + 5;
 /// Error: no such export.
 pub const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT + 6;
+/// Error: the server is being shut down.
+pub const REP_ERR_SHUTDOWN: u32 = REP_ERROR_BIT + 7;
 /// Error: the option's data is too long.
 pub const REP_ERR_TOO_BIG: u32 = REP_ERROR_BIT + 9;
+/// Error: extended headers were chosen, which include what is asked for.
+pub const REP_ERR_EXT_HEADER_REQD: u32 = REP_ERROR_BIT + 10;
 
 /// Bytes of an option's head.
 pub const OPTION_HEAD_BYTES: usize = 16;

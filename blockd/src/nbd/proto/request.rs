@@ -1,16 +1,23 @@
-//! A request in the transmission phase ("Request message").
+//! A request in the transmission phase ("Request message"), compact or, after
+//! NBD_OPT_EXTENDED_HEADERS, extended.
 //!
 //! ```text
-//! 0 magic 0x25609513 (4) | 4 command flags (2) | 6 type (2) | 8 cookie (8) | 16 offset (8) | 24 length (4)
+//! compact:  0 magic 0x25609513 (4) | 4 command flags (2) | 6 type (2) | 8 cookie (8) | 16 offset (8) | 24 length (4)
+//! extended: 0 magic 0x21e41c71 (4) | 4 command flags (2) | 6 type (2) | 8 cookie (8) | 16 offset (8) | 24 length (8)
 //! ```
-//! followed, for NBD_CMD_WRITE only, by `length` bytes.
+//! followed by `length` bytes: compact for NBD_CMD_WRITE only, extended if the flags say so.
 
+use super::flags::COMMAND_PAYLOAD_LEN;
 use super::{take_u16, take_u32, take_u64};
 
-/// Magic of a request.
+/// Magic of a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
-/// Bytes of a request without its payload.
+/// Bytes of a compact request without its payload.
 pub const REQUEST_BYTES: usize = 28;
+/// Magic of an extended request.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Bytes of an extended request without its payload.
+pub const EXTENDED_REQUEST_BYTES: usize = 32;
 
 /// Reads a range.
 pub const CMD_READ: u16 = 0;
@@ -40,12 +47,12 @@ pub struct Request {
     pub cookie: u64,
     /// First byte.
     pub offset: u64,
-    /// Bytes.
-    pub len_bytes: u32,
+    /// Bytes; at most `u32::MAX` in a compact request.
+    pub len_bytes: u64,
 }
 
 impl Request {
-    /// Parses a request; `None` if the magic is wrong (the stream is out of step then).
+    /// Parses a compact request; `None` if the magic is wrong (the stream is out of step then).
     pub fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<Self> {
         let mut rest = &bytes[..];
         if take_u32(&mut rest)? != REQUEST_MAGIC {
@@ -56,15 +63,47 @@ impl Request {
             command: take_u16(&mut rest)?,
             cookie: take_u64(&mut rest)?,
             offset: take_u64(&mut rest)?,
-            len_bytes: take_u32(&mut rest)?,
+            len_bytes: u64::from(take_u32(&mut rest)?),
         })
     }
 
-    /// The bytes of the request.
+    /// As [`Request::decode`] for an extended request.
+    pub fn decode_extended(bytes: &[u8; EXTENDED_REQUEST_BYTES]) -> Option<Self> {
+        let mut rest = &bytes[..];
+        if take_u32(&mut rest)? != EXTENDED_REQUEST_MAGIC {
+            return None;
+        }
+        Some(Request {
+            flags: take_u16(&mut rest)?,
+            command: take_u16(&mut rest)?,
+            cookie: take_u64(&mut rest)?,
+            offset: take_u64(&mut rest)?,
+            len_bytes: take_u64(&mut rest)?,
+        })
+    }
+
+    /// The bytes of the compact request.
+    ///
+    /// # Panics
+    /// If the length is beyond a u32: whoever makes a request knows what was negotiated.
     pub fn encode(&self) -> [u8; REQUEST_BYTES] {
+        let len_bytes = u32::try_from(self.len_bytes).expect("a compact request has a 32-bit length");
         let mut out = [0; REQUEST_BYTES];
         out[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         out[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        out[6..8].copy_from_slice(&self.command.to_be_bytes());
+        out[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        out[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        out[24..].copy_from_slice(&len_bytes.to_be_bytes());
+        out
+    }
+
+    /// The bytes of the extended request; a write says that its payload follows.
+    pub fn encode_extended(&self) -> [u8; EXTENDED_REQUEST_BYTES] {
+        let payload = if self.command == CMD_WRITE { COMMAND_PAYLOAD_LEN } else { 0 };
+        let mut out = [0; EXTENDED_REQUEST_BYTES];
+        out[..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        out[4..6].copy_from_slice(&(self.flags | payload).to_be_bytes());
         out[6..8].copy_from_slice(&self.command.to_be_bytes());
         out[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         out[16..24].copy_from_slice(&self.offset.to_be_bytes());
@@ -109,5 +148,18 @@ mod tests {
         assert_eq!(Request::decode(&bytes), Some(request));
         bytes[0] = 0;
         assert_eq!(Request::decode(&bytes), None);
+    }
+
+    #[test]
+    fn extended_requests_have_long_lengths_and_say_their_payload() {
+        let trim = Request { flags: 1, command: CMD_TRIM, cookie: 5, offset: 3, len_bytes: 1 << 40 };
+        let mut bytes = trim.encode_extended();
+        assert_eq!(bytes[..8], [0x21, 0xe4, 0x1c, 0x71, 0, 1, 0, 4]);
+        assert_eq!(bytes[24..], (1u64 << 40).to_be_bytes());
+        assert_eq!(Request::decode_extended(&bytes), Some(trim));
+        bytes[3] ^= 1;
+        assert_eq!(Request::decode_extended(&bytes), None);
+        let write = Request { command: CMD_WRITE, len_bytes: 512, ..trim };
+        assert_eq!(write.encode_extended()[4..6], [0, 0x21]);
     }
 }

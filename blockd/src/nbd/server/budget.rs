@@ -2,8 +2,11 @@
 //! what was begun.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::stats::{Kind, RequestCounters};
 
 #[derive(Clone, Copy, Default)]
 struct Used {
@@ -19,6 +22,7 @@ pub struct Budget {
     payload_bytes_max: usize,
     used: Mutex<Used>,
     changed: Condvar,
+    counters: Arc<RequestCounters>,
 }
 
 /// One request's share, given back when dropped: after its reply was written or thrown away.
@@ -26,11 +30,14 @@ pub struct Permit {
     budget: Arc<Budget>,
     payload_bytes: usize,
     executing: bool,
+    received: Instant,
 }
 
 impl Budget {
-    pub fn new(requests_max: usize, payload_bytes_max: usize) -> Arc<Self> {
-        Arc::new(Budget { requests_max, payload_bytes_max, used: Mutex::default(), changed: Condvar::new() })
+    /// Requests are counted in `counters` when they end.
+    pub fn new(requests_max: usize, payload_bytes_max: usize, counters: Arc<RequestCounters>) -> Arc<Self> {
+        let (used, changed) = (Mutex::default(), Condvar::new());
+        Arc::new(Budget { requests_max, payload_bytes_max, used, changed, counters })
     }
 
     /// A share if there is room now. The only request in flight always has room.
@@ -59,7 +66,7 @@ impl Budget {
         used.requests += 1;
         used.executing += 1;
         used.payload_bytes += payload_bytes;
-        Some(Permit { budget: Arc::clone(self), payload_bytes, executing: true })
+        Some(Permit { budget: Arc::clone(self), payload_bytes, executing: true, received: Instant::now() })
     }
 
     /// Waits until the device has finished everything; replies may still wait to be written.
@@ -80,6 +87,11 @@ impl Budget {
 }
 
 impl Permit {
+    /// Counts the request, which ends now.
+    pub fn count(&self, kind: Kind, len_bytes: u64, ok: bool) {
+        self.budget.counters.finished(kind, len_bytes, self.received.elapsed(), ok);
+    }
+
     /// No other request of the connection is in flight.
     pub fn is_alone(&self) -> bool {
         self.budget.used.lock().requests == 1
@@ -117,7 +129,7 @@ mod tests {
 
     #[test]
     fn requests_and_bytes_are_bounded_but_one_always_goes() {
-        let budget = Budget::new(2, 100);
+        let budget = Budget::new(2, 100, Arc::default());
         let mut big = budget.try_acquire(500).expect("alone, so it goes");
         assert!(big.executed(), "alone");
         budget.wait_executed();

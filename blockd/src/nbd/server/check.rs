@@ -1,12 +1,13 @@
 //! Which requests are taken: a pure function from what a peer sent to what is done.
 
-use super::handshake::Transmission;
+use super::handshake::{Replies, Transmission};
 use super::reply::EXTENTS_MAX;
 use crate::device::DeviceInfo;
 use crate::nbd::proto::PAYLOAD_BYTES_MAX;
 use crate::nbd::proto::errno::{EINVAL, ENOSPC, EPERM};
 use crate::nbd::proto::flags::{
-    COMMAND_DONT_FRAGMENT, COMMAND_FAST_ZERO, COMMAND_FUA, COMMAND_NO_HOLE, COMMAND_REQUEST_ONE,
+    COMMAND_DONT_FRAGMENT, COMMAND_FAST_ZERO, COMMAND_FUA, COMMAND_NO_HOLE, COMMAND_PAYLOAD_LEN,
+    COMMAND_REQUEST_ONE,
 };
 use crate::nbd::proto::request::{
     CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES,
@@ -42,7 +43,8 @@ pub enum Checked {
 pub fn check(request: &Request, info: &DeviceInfo, negotiated: Transmission) -> Result<Checked, u32> {
     let allowed = match request.command {
         CMD_WRITE_ZEROES => COMMAND_FUA | COMMAND_NO_HOLE | COMMAND_FAST_ZERO,
-        CMD_READ if negotiated.structured => COMMAND_FUA | COMMAND_DONT_FRAGMENT,
+        CMD_READ if negotiated.replies != Replies::Simple => COMMAND_FUA | COMMAND_DONT_FRAGMENT,
+        CMD_WRITE if negotiated.replies == Replies::Extended => COMMAND_FUA | COMMAND_PAYLOAD_LEN,
         CMD_BLOCK_STATUS => COMMAND_FUA | COMMAND_REQUEST_ONE,
         _ => COMMAND_FUA,
     };
@@ -50,19 +52,18 @@ pub fn check(request: &Request, info: &DeviceInfo, negotiated: Transmission) -> 
         return Err(EINVAL);
     }
     let fua = request.flags & COMMAND_FUA != 0;
-    let len_bytes = request.len_bytes as usize;
     match request.command {
         CMD_DISC => Ok(Checked::Disconnect),
         CMD_FLUSH if request.offset != 0 || request.len_bytes != 0 => Err(EINVAL),
         CMD_FLUSH => Ok(Checked::Flush),
         CMD_READ => {
-            check_payload(request)?;
+            let len_bytes = check_payload(request)?;
             check_range(request, info, EINVAL)?;
             Ok(Checked::Read { len_bytes })
         }
         CMD_WRITE => {
             check_writable(info)?;
-            check_payload(request)?;
+            let len_bytes = check_payload(request)?;
             check_range(request, info, ENOSPC)?;
             Ok(Checked::Write { len_bytes, fua })
         }
@@ -89,22 +90,37 @@ pub fn check(request: &Request, info: &DeviceInfo, negotiated: Transmission) -> 
     }
 }
 
-/// Bytes of payload that stand behind the request in the stream, whether it is taken or not.
-pub fn payload_behind(request: &Request) -> u32 {
-    if request.command == CMD_WRITE { request.len_bytes } else { 0 }
+/// Bytes of payload that stand behind the request in the stream, whether it is taken or not; `None` if
+/// they are more than a server has to skip ("Request message": 'SHOULD initiate hard disconnect').
+///
+/// With extended headers the flags say whether there is a payload. A write has one in any case: QEMU (10.0) sends
+/// writes without the flag.
+pub fn payload_behind(request: &Request, negotiated: Transmission) -> Option<u64> {
+    let extended = negotiated.replies == Replies::Extended;
+    let flagged = extended && request.flags & COMMAND_PAYLOAD_LEN != 0;
+    match request.len_bytes {
+        _ if request.command != CMD_WRITE && !flagged => Some(0),
+        len if extended && len > u64::from(PAYLOAD_BYTES_MAX) => None,
+        len => Some(len),
+    }
 }
 
 fn check_writable(info: &DeviceInfo) -> Result<(), u32> {
     if info.read_only { Err(EPERM) } else { Ok(()) }
 }
 
-fn check_payload(request: &Request) -> Result<(), u32> {
-    if request.len_bytes > PAYLOAD_BYTES_MAX { Err(EINVAL) } else { Ok(()) }
+fn check_payload(request: &Request) -> Result<usize, u32> {
+    // What passes fits a usize: it is at most 32 MiB.
+    if request.len_bytes > u64::from(PAYLOAD_BYTES_MAX) {
+        Err(EINVAL)
+    } else {
+        Ok(request.len_bytes as usize)
+    }
 }
 
 fn check_range(request: &Request, info: &DeviceInfo, beyond: u32) -> Result<(), u32> {
     let unit = u64::from(info.block_bytes_min);
-    let len = u64::from(request.len_bytes);
+    let len = request.len_bytes;
     if len == 0 || !request.offset.is_multiple_of(unit) || !len.is_multiple_of(unit) {
         return Err(EINVAL);
     }
@@ -129,7 +145,7 @@ mod tests {
         }
     }
 
-    fn run(command: u16, flags: u16, offset: u64, len_bytes: u32) -> Result<Checked, u32> {
+    fn run(command: u16, flags: u16, offset: u64, len_bytes: u64) -> Result<Checked, u32> {
         run_after(Transmission::default(), command, flags, offset, len_bytes)
     }
 
@@ -138,7 +154,7 @@ mod tests {
         command: u16,
         flags: u16,
         offset: u64,
-        len_bytes: u32,
+        len_bytes: u64,
     ) -> Result<Checked, u32> {
         check(&Request { flags, command, cookie: 1, offset, len_bytes }, &info(false), negotiated)
     }
@@ -146,8 +162,8 @@ mod tests {
     #[test]
     fn flags_and_commands_wait_for_their_negotiation() {
         let nothing = Transmission::default();
-        let structured = Transmission { structured: true, allocation: false };
-        let all = Transmission { structured: true, allocation: true };
+        let structured = Transmission { replies: Replies::Chunks, allocation: false };
+        let all = Transmission { replies: Replies::Chunks, allocation: true };
         assert_eq!(run_after(nothing, CMD_READ, 4, 0, 512), Err(EINVAL), "DF");
         assert_eq!(run_after(structured, CMD_READ, 4, 0, 512), Ok(Checked::Read { len_bytes: 512 }));
         for negotiated in [nothing, structured] {
@@ -156,7 +172,8 @@ mod tests {
         let asked = |flags, offset, len| run_after(all, CMD_BLOCK_STATUS, flags, offset, len);
         assert_eq!(asked(0, 0, 1 << 20), Ok(Checked::BlockStatus { extents_max: EXTENTS_MAX }));
         assert_eq!(asked(8, 0, 512), Ok(Checked::BlockStatus { extents_max: 1 }));
-        for (flags, offset, len) in [(4, 0, 512), (0, 0, 0), (0, 1, 512), (0, 1 << 20, 512), (0, 0, u32::MAX)]
+        for (flags, offset, len) in
+            [(4, 0, 512), (0, 0, 0), (0, 1, 512), (0, 1 << 20, 512), (0, 0, u32::MAX.into())]
         {
             assert_eq!(asked(flags, offset, len), Err(EINVAL), "{flags} {offset} {len}");
         }
@@ -164,6 +181,32 @@ mod tests {
         assert_eq!(run(CMD_CACHE, 0, 512, 1 << 20), Err(EINVAL));
         assert_eq!(run(CMD_CACHE, 8, 0, 512), Err(EINVAL));
         assert_eq!(run(CMD_WRITE_ZEROES, 0b1_0011, 0, 512), Ok(Checked::WriteZeroes { fua: true }));
+    }
+
+    #[test]
+    fn extended_writes_have_their_payload_and_others_must_not() {
+        let extended = Transmission { replies: Replies::Extended, allocation: true };
+        let asked = |command, flags, len| run_after(extended, command, flags, 0, len);
+        assert_eq!(asked(CMD_WRITE, 32, 512), Ok(Checked::Write { len_bytes: 512, fua: false }));
+        assert_eq!(
+            asked(CMD_WRITE, 0, 512),
+            Ok(Checked::Write { len_bytes: 512, fua: false }),
+            "as QEMU does"
+        );
+        for command in [CMD_READ, CMD_TRIM, CMD_WRITE_ZEROES, CMD_CACHE, CMD_BLOCK_STATUS] {
+            assert_eq!(asked(command, 32, 512), Err(EINVAL), "{command}");
+        }
+        assert_eq!(run(CMD_WRITE, 32, 0, 512), Err(EINVAL), "not with compact requests");
+        assert_eq!(asked(CMD_TRIM, 0, 1 << 40), Err(EINVAL), "beyond the end");
+        let behind = |negotiated, command, flags, len_bytes| {
+            payload_behind(&Request { flags, command, cookie: 1, offset: 0, len_bytes }, negotiated)
+        };
+        assert_eq!(behind(extended, CMD_READ, 32, 512), Some(512));
+        assert_eq!(behind(extended, CMD_WRITE, 0, 512), Some(512));
+        assert_eq!(behind(extended, CMD_WRITE, 32, (32 << 20) + 1), None);
+        assert_eq!(behind(extended, CMD_TRIM, 0, u64::MAX), Some(0));
+        assert_eq!(behind(Transmission::default(), CMD_WRITE, 0, 1 << 31), Some(1 << 31));
+        assert_eq!(behind(Transmission::default(), CMD_READ, 32, 512), Some(0));
     }
 
     #[test]
@@ -216,17 +259,18 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_passes_is_inside_and_aligned(
-            command in 0u16..9, flags in 0u16..32, structured: bool,
-            offset in proptest::num::u64::ANY, len_bytes in proptest::num::u32::ANY, near in 0u64..4096,
+            command in 0u16..9, flags in 0u16..64, structured: bool,
+            offset in proptest::num::u64::ANY, len_bytes in proptest::num::u64::ANY, near in 0u64..4096,
         ) {
-            let negotiated = Transmission { structured, allocation: structured };
+            let replies = if structured { Replies::Extended } else { Replies::Simple };
+            let negotiated = Transmission { replies, allocation: structured };
             for offset in [offset, (1 << 20) - 2048 + near] {
                 let request = Request { flags, command, cookie: 0, offset, len_bytes };
                 match check(&request, &info(false), negotiated) {
                     Ok(Checked::Flush | Checked::Disconnect) | Err(_) => {}
                     Ok(_) => {
-                        proptest::prop_assert!(offset + u64::from(len_bytes) <= 1 << 20);
-                        proptest::prop_assert_eq!(offset % 512 + u64::from(len_bytes) % 512, 0);
+                        proptest::prop_assert!(offset + len_bytes <= 1 << 20);
+                        proptest::prop_assert_eq!(offset % 512 + len_bytes % 512, 0);
                     }
                 }
             }

@@ -6,77 +6,44 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::ThreadId;
-use std::time::Duration;
 
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
-use super::handshake::{Outcome, Transmission, negotiate};
-use super::registry::Refused;
+use super::handshake::{Admitted, Replies, Transmission};
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, Device, Extent, IoError, IoOp, IoResult};
+use crate::device::{ClientId, Device, DeviceInfo, Extent, IoError, IoOp, IoResult};
 use crate::nbd::proto::errno;
-use crate::nbd::proto::request::{REQUEST_BYTES, Request};
+use crate::nbd::proto::request::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
+use crate::stats::RequestCounters;
 
 /// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
 const READ_HERE_BYTES_MAX: usize = 128 << 10;
 /// Requests given to the device's threads after the client was seen to send more than one at a time.
 const REQUESTS_DEEP: u32 = 256;
 
-/// Serves an accepted connection on its own thread, or closes it with a log line.
-pub fn spawn(shared: &Arc<Shared>, stream: UnixStream, number: u64) {
+/// Serves a connection after its negotiation, on a thread of its own.
+pub fn start(shared: &Arc<Shared>, stream: UnixStream, admitted: Admitted) {
     let stream = Arc::new(stream);
-    match shared.registry.enter(number, &stream, shared.limits.connections) {
-        Ok(()) => {}
-        Err(Refused::Stopping) => return,
-        Err(Refused::Full) => {
-            tracing::warn!(max = shared.limits.connections, "too many NBD connections; closing a new one");
-            return;
-        }
+    // The server may be stopping; then nothing that the client sent is begun.
+    if admitted.seat.begin(&stream).is_err() {
+        return;
     }
-    let for_thread = Arc::clone(shared);
-    let started = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
-        let _leave = Leave { shared: &for_thread, number };
-        serve(&for_thread, &stream, number);
-    });
+    let limits = shared.limits.clone();
+    let name = format!("nbd-{}", admitted.seat.number());
+    let started = std::thread::Builder::new().name(name).spawn(move || serve(&limits, &stream, &admitted));
     if let Err(error) = started {
-        shared.registry.leave(number);
         tracing::warn!(%error, "cannot start a thread for an NBD connection; closing it");
     }
 }
 
-/// Leaves the registry even if the thread panics.
-struct Leave<'a> {
-    shared: &'a Shared,
-    number: u64,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.shared.registry.leave(self.number);
-    }
-}
-
-fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
+fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
+    let Admitted { export, negotiated, seat } = admitted;
+    let number = seat.number();
     let mut receiver = Receiver::new(&**stream);
-    let negotiated = match handshake(shared, stream, &mut receiver) {
-        Ok(Outcome::Transmission(negotiated)) => negotiated,
-        Ok(Outcome::Ended) => {
-            tracing::debug!(number, "NBD client ended the negotiation");
-            return;
-        }
-        Ok(Outcome::Broken(why)) => {
-            tracing::warn!(number, "closing an NBD connection in its negotiation: {why}");
-            return;
-        }
-        Err(error) => {
-            tracing::warn!(number, %error, "closing an NBD connection in its negotiation");
-            return;
-        }
-    };
     let (outbox, writer) = match Outbox::start(Arc::clone(stream), &format!("nbd-{number}-out")) {
         Ok(started) => started,
         Err(error) => {
@@ -84,17 +51,18 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
             return;
         }
     };
-    shared.registry.wait_for_dead_ones(number);
-    let device = &*shared.export.device;
+    seat.wait_for_dead_ones();
+    let device = &**export.device();
     let client = device.connect();
-    tracing::info!(number, client = client.0, "NBD client connected");
+    tracing::info!(number, client = client.0, export = export.name(), "NBD client connected");
     let connection = Connection {
         device,
+        info: export.info(),
         client,
         outbox,
-        budget: budget(&shared.limits),
+        budget: budget(limits, device.counters()),
         reader: std::thread::current().id(),
-        negotiated,
+        negotiated: *negotiated,
         deep: Cell::new(0),
     };
     match connection.transmit(&mut receiver) {
@@ -104,7 +72,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
     }
     connection.outbox.flush();
     connection.budget.wait_executed();
-    shared.registry.executed(number);
+    seat.executed();
     connection.budget.wait_idle();
     connection.outbox.finish();
     let _ = writer.join();
@@ -114,22 +82,8 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, number: u64) {
     tracing::info!(number, client = client.0, "NBD client gone");
 }
 
-fn handshake(
-    shared: &Shared,
-    stream: &UnixStream,
-    receiver: &mut Receiver<&UnixStream>,
-) -> io::Result<Outcome> {
-    let limit = Duration::from_millis(shared.limits.handshake_timeout_ms.max(1));
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    let outcome = negotiate(stream, receiver, &shared.export)?;
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
-    Ok(outcome)
-}
-
-fn budget(limits: &Limits) -> Arc<Budget> {
-    Budget::new(limits.requests, limits.payload_bytes)
+fn budget(limits: &Limits, counters: Arc<RequestCounters>) -> Arc<Budget> {
+    Budget::new(limits.requests, limits.payload_bytes, counters)
 }
 
 /// Why a connection ends other than by the client's wish.
@@ -146,6 +100,8 @@ impl From<io::Error> for End {
 
 struct Connection<'a> {
     device: &'a dyn Device,
+    /// The device as the export shows it.
+    info: &'a DeviceInfo,
     client: ClientId,
     outbox: Arc<Outbox<Reply>>,
     budget: Arc<Budget>,
@@ -158,22 +114,34 @@ struct Connection<'a> {
 impl Connection<'_> {
     /// Takes requests until the client disconnects or closes.
     fn transmit(&self, receiver: &mut Receiver<&UnixStream>) -> Result<(), End> {
-        let info = self.device.info();
         loop {
-            self.before_receiving(receiver, REQUEST_BYTES);
-            let Some(head) = receiver.head::<REQUEST_BYTES>()? else { return Ok(()) };
+            let Some(request) = self.receive(receiver)? else { return Ok(()) };
             if self.outbox.is_closed() {
                 // Nobody will hear of it, so nothing more is begun.
                 return Err(End::Socket(io::ErrorKind::BrokenPipe.into()));
             }
-            let Some(request) = Request::decode(&head) else {
-                return Err(End::Broken("a request has a wrong magic, so the stream is out of step".into()));
-            };
-            match check(&request, &info, self.negotiated) {
+            match check(&request, self.info, self.negotiated) {
                 Ok(Checked::Disconnect) => return Ok(()),
                 Ok(checked) => self.begin(receiver, &request, checked)?,
                 Err(number) => self.refuse(receiver, &request, number)?,
             }
+        }
+    }
+
+    /// The next request; `None` at the end of the stream.
+    fn receive(&self, receiver: &mut Receiver<&UnixStream>) -> Result<Option<Request>, End> {
+        let request = if self.negotiated.replies == Replies::Extended {
+            self.before_receiving(receiver, EXTENDED_REQUEST_BYTES);
+            let Some(head) = receiver.head()? else { return Ok(None) };
+            Request::decode_extended(&head)
+        } else {
+            self.before_receiving(receiver, REQUEST_BYTES);
+            let Some(head) = receiver.head()? else { return Ok(None) };
+            Request::decode(&head)
+        };
+        match request {
+            Some(request) => Ok(Some(request)),
+            None => Err(End::Broken("a request has a wrong magic, so the stream is out of step".into())),
         }
     }
 
@@ -184,7 +152,7 @@ impl Connection<'_> {
         checked: Checked,
     ) -> Result<(), End> {
         let offset = request.offset;
-        let len_bytes = u64::from(request.len_bytes);
+        let len_bytes = request.len_bytes;
         let (permit, op) = match checked {
             Checked::Read { len_bytes } => {
                 (self.permit(len_bytes), IoOp::Read { offset, buf: AlignedBuf::zeroed(len_bytes) })
@@ -215,8 +183,8 @@ impl Connection<'_> {
         }
         let here = self.only_request(receiver, &op, &permit);
         let outbox = Arc::clone(&self.outbox);
-        let (request, reader, structured) = (*request, self.reader, self.negotiated.structured);
-        let done = Box::new(move |result| complete(&outbox, structured, &request, result, permit, reader));
+        let (request, reader, replies) = (*request, self.reader, self.negotiated.replies);
+        let done = Box::new(move |result| complete(&outbox, replies, &request, result, permit, reader));
         if here {
             self.device.submit_here(self.client, op, done);
             // Asked before the reply goes out: whatever is there was sent without waiting for it.
@@ -249,9 +217,12 @@ impl Connection<'_> {
     ) -> Result<(), End> {
         tracing::debug!(?request, errno = number, "refusing an NBD request");
         let permit = self.permit(0);
-        let payload = payload_behind(request);
+        let Some(payload) = payload_behind(request, self.negotiated) else {
+            let len = request.len_bytes;
+            return Err(End::Broken(format!("a request announces a payload of {len} bytes")));
+        };
         self.before_receiving(receiver, payload as usize);
-        receiver.skip(u64::from(payload))?;
+        receiver.skip(payload)?;
         let why = match number {
             errno::EPERM => "the export is read-only",
             errno::ENOSPC => "the range ends behind the end of the export",
@@ -264,14 +235,14 @@ impl Connection<'_> {
     /// Queues the reply to a request that needed no more than this thread.
     fn answer(&self, request: &Request, answer: Answer<'_>, mut permit: Permit) {
         permit.executed();
-        reply::send(&self.outbox, self.negotiated.structured, request, answer, permit, Push::Hold);
+        reply::send(&self.outbox, self.negotiated.replies, request, answer, permit, Push::Hold);
     }
 
     /// Asks the device, in this thread: what it may read for the answer is bounded.
     fn block_status(&self, request: &Request, extents_max: usize) {
         let permit = self.permit(EXTENTS_MAX * size_of::<Extent>());
         self.outbox.flush();
-        let len_bytes = u64::from(request.len_bytes);
+        let len_bytes = request.len_bytes;
         match self.device.allocation(self.client, request.offset, len_bytes, extents_max) {
             Ok(extents) => match cut(extents, len_bytes, extents_max) {
                 extents if extents.is_empty() => {
@@ -310,7 +281,7 @@ impl Connection<'_> {
 /// The request is finished; called from any thread, the reader's included.
 fn complete(
     outbox: &Outbox<Reply>,
-    structured: bool,
+    replies: Replies,
     request: &Request,
     result: IoResult,
     mut permit: Permit,
@@ -318,7 +289,7 @@ fn complete(
 ) {
     let text;
     let answer = match result {
-        Ok(Some(buf)) if payload_expected(request) && buf.len() == request.len_bytes as usize => {
+        Ok(Some(buf)) if payload_expected(request) && buf.len() as u64 == request.len_bytes => {
             Answer::Data(buf)
         }
         Ok(_) if !payload_expected(request) => Answer::Done,
@@ -345,7 +316,7 @@ fn complete(
     } else {
         Push::Thread
     };
-    reply::send(outbox, structured, request, answer, permit, push);
+    reply::send(outbox, replies, request, answer, permit, push);
 }
 
 /// What of a device's answer fits a request and the wire.

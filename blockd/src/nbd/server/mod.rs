@@ -1,43 +1,68 @@
-//! Serves a [`Device`] over a unix socket.
+//! Serves [`Device`]s over unix sockets and TCP.
 //!
-//! One thread accepts; each connection has a thread that reads requests and one that writes
-//! replies which nobody else could send at once. Life of a connection: *negotiating* (the
-//! handshake, under a time limit) -> *transmitting* -> *draining* (no request is read any more,
-//! those in flight finish and are answered) -> closed, and the client is disconnected from the
-//! device. Everything a peer sends is hostile until checked; memory for a connection is bounded
-//! by [`Limits`].
+//! An event loop ([`accept`]) accepts connections and negotiates with all of them at once, in few threads and
+//! bounded memory ([`lobby`]). A connection that asked for one of the [`Exports`] gets a thread that
+//! reads requests and one that writes replies which nobody else could send at once. With TLS the event loop
+//! stays between the client and these threads ([`bridge`]). Life of a connection: *negotiating* (under a time limit)
+//! -> *transmitting* -> *draining* (no request is read any more, those in flight finish and are answered) ->
+//! closed, and the client is disconnected from the device. Everything a peer sends is hostile until
+//! checked; memory for a connection is bounded by [`Limits`].
+//!
+//! Several connections may use one export. The rule of multi-conn ("Transmission phase", flush): a write that any of
+//! them was acknowledged is durable once a flush, sent by any of them after the acknowledgement, is acknowledged.
 
+mod accept;
+mod bridge;
 mod budget;
 mod check;
 mod connection;
+mod export;
+mod exports;
 mod handshake;
+mod listen;
+mod lobby;
 mod meta;
 mod registry;
 mod reply;
 mod socket;
+mod tls;
 
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::device::{Device, DeviceInfo, VolumeKind};
-use crate::nbd::proto::flags;
-use crate::nbd::proto::info::BlockSizes;
-use crate::nbd::proto::{PAYLOAD_BYTES_MAX, STRING_BYTES_MAX};
+use parking_lot::Mutex;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
 
+#[cfg(test)]
+pub(in crate::nbd) use export::describe;
+pub use export::{Export, ExportError};
+pub use exports::{ExportSource, Exports, NameTaken, NotFound, SnapshotExports};
+pub use listen::{Address, AddressError, Listener, MODE, NBD_PORT, Security};
+pub use registry::ConnectionInfo;
 pub use socket::BindError;
+pub use tls::{TlsConfig, TlsError, TlsFiles};
+
+#[cfg(doc)]
+use crate::device::Device;
+
+/// Time for what a stopped event loop still does, such as opening a snapshot for a client that is gone.
+const LAST_TASKS: Duration = Duration::from_secs(1);
 
 /// What one connection, and all of them, may use.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at a time; more are closed at once with a log line.
+    /// Connections that transmit at a time; more are refused in their negotiation.
     pub connections: usize,
+    /// Connections in their negotiation at a time; when one more comes, a silent one is closed.
+    pub negotiations: usize,
     /// Requests of one connection taken and not yet answered.
     pub requests: usize,
     /// Payload bytes of one connection held in memory (at least one request is always taken).
     pub payload_bytes: usize,
-    /// Time for the handshake, in milliseconds.
+    /// Time for the handshake, TLS included, in milliseconds.
     pub handshake_timeout_ms: u64,
     /// Time for the draining of all connections at [`Stopper::stop`], in milliseconds; then they
     /// are cut.
@@ -48,6 +73,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 64,
+            negotiations: 256,
             requests: 256,
             payload_bytes: 64 << 20,
             handshake_timeout_ms: 20_000,
@@ -56,143 +82,162 @@ impl Default for Limits {
     }
 }
 
-/// A device under a name.
-#[derive(Clone)]
-pub struct Export {
-    /// The export's name; the empty name means it too.
-    pub name: String,
-    /// What is served.
-    pub device: Arc<dyn Device>,
-}
-
-impl Export {
-    /// Whether a client means this export.
-    fn is_named(&self, name: &[u8]) -> bool {
-        name.is_empty() || name == self.name.as_bytes()
-    }
-
-    /// The flags for a client that does, or does not, take structured replies.
-    fn flags(&self, structured: bool) -> u16 {
-        let info = self.device.info();
-        let mut out = flags::EXPORT_HAS_FLAGS
-            | flags::EXPORT_SEND_FLUSH
-            | flags::EXPORT_SEND_FUA
-            | flags::EXPORT_SEND_TRIM
-            | flags::EXPORT_SEND_WRITE_ZEROES
-            | flags::EXPORT_SEND_FAST_ZERO;
-        if structured {
-            out |= flags::EXPORT_SEND_DF;
-        }
-        if info.read_only {
-            out |= flags::EXPORT_READ_ONLY;
-        }
-        // A flush covers what every client was acknowledged. But on a VexFS volume each connection
-        // would have to attach to the session, which no generic client does.
-        if info.kind == VolumeKind::Raw {
-            out |= flags::EXPORT_CAN_MULTI_CONN;
-        }
-        out
-    }
-
-    fn block_sizes(&self) -> BlockSizes {
-        let min = self.device.info().block_bytes_min;
-        BlockSizes { min, preferred: min.max(4096), payload_max: PAYLOAD_BYTES_MAX }
-    }
-
-    fn description(&self) -> String {
-        describe(&self.device.info())
-    }
-}
-
-/// The sentence that the server says of a device, and from which [`super::client`] learns the uuid.
-pub(super) fn describe(info: &DeviceInfo) -> String {
-    let kind = match info.kind {
-        VolumeKind::Raw => "raw",
-        VolumeKind::VexFs => "vexfs",
-    };
-    format!("vexfs-blockd {kind} volume {}", info.uuid)
-}
-
-/// A bound socket with its export; [`Server::run`] serves it.
+/// Bound listeners with their exports; [`Server::run`] serves them.
 pub struct Server {
-    socket: socket::Socket,
+    bound: Vec<listen::Bound>,
     shared: Arc<Shared>,
+    bridges_ended: mpsc::Receiver<()>,
+    runtime: Runtime,
 }
 
 struct Shared {
-    export: Export,
+    exports: Arc<Exports>,
     limits: Limits,
-    registry: registry::Registry,
-    stopping: AtomicBool,
+    registry: Arc<registry::Registry>,
+    lobby: Arc<lobby::Lobby>,
+    arrivals: AtomicU64,
+    stopping: watch::Sender<bool>,
+    keep_sockets: AtomicBool,
+    /// A copy of it is held by every TLS bridge, so that its receiver sees the end of the last one; `None` at
+    /// the end of the server.
+    bridges: Mutex<Option<mpsc::Sender<()>>>,
 }
 
-/// Stops a [`Server`] from another thread.
+/// Stops a [`Server`] from another thread, and tells what it does.
 #[derive(Clone)]
 pub struct Stopper {
-    listener: Arc<std::os::unix::net::UnixListener>,
     shared: Arc<Shared>,
 }
 
 impl Server {
-    /// Binds `path` (mode 0600). A socket file that nobody listens on is replaced.
+    /// Binds all listeners. A socket file that nobody listens on is replaced.
     ///
     /// # Errors
-    /// When someone listens there, something else stands there, or it cannot be made.
-    pub fn bind(path: &Path, export: Export, limits: Limits) -> Result<Server, BindError> {
-        assert!(export.name.len() <= STRING_BYTES_MAX, "an export name fits the protocol");
-        let min = export.device.info().block_bytes_min;
-        assert!(min.is_power_of_two() && min <= 65536, "a block size that NBD can say");
-        let socket = socket::Socket::bind(path)?;
-        let registry = registry::Registry::default();
-        Ok(Server {
-            socket,
-            shared: Arc::new(Shared { export, limits, registry, stopping: AtomicBool::new(false) }),
-        })
+    /// When there is no listener, or one of them cannot be bound or is not protected.
+    pub fn bind(
+        listeners: Vec<Listener>,
+        exports: Arc<Exports>,
+        limits: Limits,
+    ) -> Result<Server, BindError> {
+        let mut bound = Vec::new();
+        for listener in listeners {
+            bound.extend(listen::bind(listener)?);
+        }
+        if bound.is_empty() {
+            return Err(BindError::Nowhere);
+        }
+        // Negotiations need one thread; the encryption of busy connections may use more.
+        let encrypted = bound.iter().any(|bound| matches!(bound.security, Security::Tls(_)));
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(if encrypted { cores.clamp(2, 4) } else { 1 })
+            .max_blocking_threads(4)
+            .thread_name("nbd-net")
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(BindError::Runtime)?;
+        let (bridges, bridges_ended) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
+            exports,
+            registry: Arc::default(),
+            lobby: lobby::Lobby::new(limits.negotiations),
+            limits,
+            arrivals: AtomicU64::new(1),
+            stopping: watch::Sender::new(false),
+            keep_sockets: AtomicBool::new(false),
+            bridges: Mutex::new(Some(bridges)),
+        });
+        Ok(Server { bound, shared, bridges_ended, runtime })
     }
 
-    /// Where it listens.
-    pub fn path(&self) -> PathBuf {
-        self.socket.path().to_path_buf()
+    /// Where it listens, in the form of [`Address`]; ports that the system chose are said.
+    pub fn addresses(&self) -> Vec<String> {
+        self.bound.iter().map(listen::Bound::address).collect()
+    }
+
+    /// Copies of the listening sockets, with their addresses, to hand them over to a successor. See
+    /// [`Stopper::keep_sockets`].
+    ///
+    /// # Errors
+    /// When no more descriptors can be had.
+    pub fn sockets(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
+        self.bound.iter().map(|bound| Ok((bound.address(), bound.as_fd().try_clone_to_owned()?))).collect()
     }
 
     /// A handle that ends [`Server::run`].
     pub fn stopper(&self) -> Stopper {
-        Stopper { listener: self.socket.listener(), shared: Arc::clone(&self.shared) }
+        Stopper { shared: Arc::clone(&self.shared) }
     }
 
     /// Accepts and serves until [`Stopper::stop`]; returns when every connection is drained (or
-    /// cut) and the socket file is removed. The device is left as it is: flush it afterwards.
+    /// cut) and the socket files are removed. The devices are left as they are: flush them afterwards.
+    ///
+    /// # Panics
+    /// If it is called within an asynchronous task.
     pub fn run(self) {
-        let listener = self.socket.listener();
-        let mut connections: u64 = 0;
-        while !self.shared.stopping.load(Ordering::SeqCst) {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    connections += 1;
-                    connection::spawn(&self.shared, stream, connections);
-                }
-                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => break,
-                Err(error) => {
-                    // EMFILE and the like: the backlog waits; do not spin.
-                    tracing::warn!(%error, "cannot accept an NBD connection; trying again");
-                    std::thread::sleep(Duration::from_millis(100));
-                }
+        let Server { bound, shared, mut bridges_ended, runtime } = self;
+        runtime.block_on(accept_all(bound, &shared));
+        let until = Instant::now() + Duration::from_millis(shared.limits.drain_timeout_ms);
+        shared.lobby.clear();
+        shared.registry.drain(until.saturating_duration_since(Instant::now()));
+        // What the connections said last is still being encrypted.
+        drop(shared.bridges.lock().take());
+        runtime.block_on(async {
+            let left = until.saturating_duration_since(Instant::now());
+            if tokio::time::timeout(left, bridges_ended.recv()).await.is_err() {
+                tracing::warn!("TLS clients do not take their last replies; cutting them");
             }
-        }
-        drop(self.socket);
-        let drain = Duration::from_millis(self.shared.limits.drain_timeout_ms);
-        self.shared.registry.drain(drain);
+        });
+        runtime.shutdown_timeout(LAST_TASKS);
     }
+}
+
+/// Runs the listeners until all have stopped.
+async fn accept_all(bound: Vec<listen::Bound>, shared: &Arc<Shared>) {
+    let mut running = tokio::task::JoinSet::new();
+    for bound in bound {
+        let address = bound.address();
+        match accept::Accepting::new(bound) {
+            Ok(accepting) => {
+                running.spawn(accepting.run(Arc::clone(shared)));
+            }
+            Err(error) => tracing::error!(address, %error, "cannot accept connections"),
+        }
+    }
+    while running.join_next().await.is_some() {}
 }
 
 impl Stopper {
     /// Stops accepting and reading requests. May be called more than once; does not wait.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes accept(2), which then fails with EINVAL.
-        if let Err(error) = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both) {
-            tracing::debug!(%error, "the NBD listener was shut down already");
-        }
+        self.shared.stopping.send_replace(true);
         self.shared.registry.stop_reading();
+    }
+
+    /// At the end the files of unix sockets stay: a successor listens on the same sockets.
+    pub fn keep_sockets(&self) {
+        self.shared.keep_sockets.store(true, Ordering::SeqCst);
+    }
+
+    /// The exports, which may be changed.
+    pub fn exports(&self) -> &Arc<Exports> {
+        &self.shared.exports
+    }
+
+    /// The connections that transmit, oldest first.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.shared.registry.connections()
+    }
+
+    /// How many connections are in their negotiation.
+    pub fn negotiations(&self) -> usize {
+        self.shared.lobby.present()
+    }
+
+    /// Cuts the connections of an export (whose clients may come again, unless it was removed before). Gives how
+    /// many there were.
+    pub fn cut(&self, export: &str) -> usize {
+        self.shared.registry.cut(export)
     }
 }

@@ -1,16 +1,45 @@
-//! The live connections, so that they can be counted, stopped and told apart from dead ones.
+//! The connections that transmit, so that they can be counted, stopped and told apart from dead ones.
+//!
+//! Life of an entry: a *seat* is taken when the client asks for its export, before it is answered
+//! ([`Registry::reserve`]) -> requests are read ([`Seat::begin`]) -> all were carried out
+//! ([`Seat::executed`]) -> the seat is dropped. Since a client sends requests only after the answer, and a client
+//! that comes again asks after it left, the order of the seats' numbers is the order of what clients did.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::export::Export;
+
+/// A connection, for people.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Grows with each connection of the server.
+    pub number: u64,
+    /// Name of its export.
+    pub export: String,
+    /// Who it is: address and port, or the process on the unix socket.
+    pub peer: String,
+    /// Everything is encrypted.
+    pub tls: bool,
+    /// When it asked for its export.
+    pub since: SystemTime,
+}
+
 struct Entry {
-    stream: Arc<UnixStream>,
+    info: ConnectionInfo,
+    /// Tells one device from another.
+    device: usize,
+    /// The client's own socket, to see whether it has left.
+    peer: OwnedFd,
+    /// What requests are read from; the same socket, or the clear side of TLS.
+    stream: Option<Arc<UnixStream>>,
     /// No request of it is being carried out, and none will be.
     executed: bool,
 }
@@ -18,6 +47,7 @@ struct Entry {
 #[derive(Default)]
 struct Live {
     entries: BTreeMap<u64, Entry>,
+    last_number: u64,
     stopped: bool,
 }
 
@@ -37,12 +67,24 @@ pub enum Refused {
     Stopping,
 }
 
+/// A connection's place in the registry.
+pub struct Seat {
+    registry: Arc<Registry>,
+    number: u64,
+}
+
 impl Registry {
-    /// Enters a connection; numbers grow.
+    /// Takes a seat for a connection to `export` over the socket `peer`, of which it is told.
     ///
     /// # Errors
-    /// When `max` are live, or the server is stopping.
-    pub fn enter(&self, number: u64, stream: &Arc<UnixStream>, max: usize) -> Result<(), Refused> {
+    /// When `max` are taken, or the server is stopping.
+    pub fn reserve(
+        self: &Arc<Self>,
+        export: &Export,
+        peer: OwnedFd,
+        (who, tls): (String, bool),
+        max: usize,
+    ) -> Result<Seat, Refused> {
         let mut live = self.live.lock();
         if live.stopped {
             return Err(Refused::Stopping);
@@ -50,42 +92,42 @@ impl Registry {
         if live.entries.len() >= max {
             return Err(Refused::Full);
         }
-        live.entries.insert(number, Entry { stream: Arc::clone(stream), executed: false });
-        Ok(())
+        live.last_number += 1;
+        let number = live.last_number;
+        let info =
+            ConnectionInfo { number, export: export.name().into(), peer: who, tls, since: SystemTime::now() };
+        let device = Arc::as_ptr(export.device()).cast::<()>() as usize;
+        live.entries.insert(number, Entry { info, device, peer, stream: None, executed: false });
+        Ok(Seat { registry: Arc::clone(self), number })
     }
 
-    /// Every request of a connection was carried out, and no more will be.
-    pub fn executed(&self, number: u64) {
-        if let Some(entry) = self.live.lock().entries.get_mut(&number) {
-            entry.executed = true;
-        }
-        self.changed.notify_all();
-    }
-
-    /// A connection is closed.
-    pub fn leave(&self, number: u64) {
-        self.live.lock().entries.remove(&number);
-        self.changed.notify_all();
-    }
-
-    /// Waits until nothing sent on older connections that their peers have left can still be
-    /// carried out. A client that lost its connection sends its requests again on this one: what
-    /// it sent before must not overtake what it sends after.
-    pub fn wait_for_dead_ones(&self, number: u64) {
-        let mut live = self.live.lock();
-        while live.entries.range(..number).any(|(_, entry)| !entry.executed && is_left(&entry.stream)) {
-            self.changed.wait(&mut live);
-        }
+    /// Those that are live, oldest first.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.live.lock().entries.values().map(|entry| entry.info.clone()).collect()
     }
 
     /// No connection is taken any more, and those that live read no more requests.
     pub fn stop_reading(&self) {
         let mut live = self.live.lock();
         live.stopped = true;
-        for entry in live.entries.values() {
+        for stream in live.entries.values().filter_map(|entry| entry.stream.as_ref()) {
             // Fails only if the peer has gone already.
-            let _ = entry.stream.shutdown(Shutdown::Read);
+            let _ = stream.shutdown(Shutdown::Read);
         }
+    }
+
+    /// Cuts the connections of an export; what they began is carried out. Gives how many there were.
+    pub fn cut(&self, export: &str) -> usize {
+        let live = self.live.lock();
+        let mut cut = 0;
+        for entry in live.entries.values().filter(|entry| entry.info.export == export) {
+            if let Some(stream) = &entry.stream {
+                // Fails only if the peer has gone already.
+                let _ = stream.shutdown(Shutdown::Both);
+                cut += 1;
+            }
+        }
+        cut
     }
 
     /// Waits until all are closed; cuts those that are not when the time is over.
@@ -105,7 +147,9 @@ impl Registry {
             "NBD clients do not take their replies; cutting them"
         );
         for entry in live.entries.values() {
-            let _ = entry.stream.shutdown(Shutdown::Both);
+            if let Some(stream) = &entry.stream {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
         }
         while !live.entries.is_empty() {
             self.changed.wait(&mut live);
@@ -113,8 +157,60 @@ impl Registry {
     }
 }
 
+impl Seat {
+    /// The connection's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Requests are read from `stream` from now on.
+    ///
+    /// # Errors
+    /// When the server is stopping.
+    pub fn begin(&self, stream: &Arc<UnixStream>) -> Result<(), Refused> {
+        let mut live = self.registry.live.lock();
+        if live.stopped {
+            return Err(Refused::Stopping);
+        }
+        if let Some(entry) = live.entries.get_mut(&self.number) {
+            entry.stream = Some(Arc::clone(stream));
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing sent on older connections to the same device that their peers have left can still be
+    /// carried out. A client that lost its connection sends its requests again on this one: what
+    /// it sent before must not overtake what it sends after.
+    pub fn wait_for_dead_ones(&self) {
+        let mut live = self.registry.live.lock();
+        let Some(device) = live.entries.get(&self.number).map(|entry| entry.device) else { return };
+        while live
+            .entries
+            .range(..self.number)
+            .any(|(_, entry)| entry.device == device && !entry.executed && is_left(&entry.peer))
+        {
+            self.registry.changed.wait(&mut live);
+        }
+    }
+
+    /// Every request of the connection was carried out, and no more will be.
+    pub fn executed(&self) {
+        if let Some(entry) = self.registry.live.lock().entries.get_mut(&self.number) {
+            entry.executed = true;
+        }
+        self.registry.changed.notify_all();
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.registry.live.lock().entries.remove(&self.number);
+        self.registry.changed.notify_all();
+    }
+}
+
 /// The peer has closed its end, at least for writing.
-fn is_left(stream: &UnixStream) -> bool {
+fn is_left(stream: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
     match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         Ok(_) => fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
@@ -126,6 +222,32 @@ fn is_left(stream: &UnixStream) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, VolumeKind};
+
+    struct Nothing;
+
+    impl Device for Nothing {
+        fn info(&self) -> DeviceInfo {
+            DeviceInfo {
+                kind: VolumeKind::Raw,
+                size_bytes: 1 << 20,
+                block_bytes_min: 1,
+                read_only: false,
+                uuid: uuid::Uuid::nil(),
+            }
+        }
+        fn connect(&self) -> ClientId {
+            ClientId(1)
+        }
+        fn disconnect(&self, _client: ClientId) {}
+        fn submit(&self, _client: ClientId, _op: IoOp, done: Done) {
+            done(Err(IoError::Shutdown));
+        }
+    }
+
+    fn reserve(registry: &Arc<Registry>, export: &Export, stream: &UnixStream) -> Result<Seat, Refused> {
+        registry.reserve(export, stream.as_fd().try_clone_to_owned().unwrap(), ("test".into(), false), 2)
+    }
 
     #[test]
     fn a_left_connection_is_told_from_a_live_one() {
@@ -138,22 +260,59 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_waits_for_left_ones_only() {
-        let registry = Registry::default();
+    fn a_new_connection_waits_for_left_ones_of_its_device_only() {
+        let export = Export::new("a", Arc::new(Nothing)).unwrap();
+        let registry = Arc::new(Registry::default());
         let (one, peer_of_one) = UnixStream::pair().unwrap();
         let (two, _peer_of_two) = UnixStream::pair().unwrap();
-        registry.enter(1, &Arc::new(one), 2).unwrap();
-        registry.wait_for_dead_ones(2);
-        registry.enter(2, &Arc::new(two), 2).unwrap();
-        assert_eq!(registry.enter(3, &Arc::new(UnixStream::pair().unwrap().0), 2), Err(Refused::Full));
-        drop(peer_of_one);
+        let first = reserve(&registry, &export, &one).unwrap();
+        first.wait_for_dead_ones();
+        let second = reserve(&registry, &export, &two).unwrap();
+        assert_eq!(reserve(&registry, &export, &one).err(), Some(Refused::Full));
+        second.wait_for_dead_ones();
+        drop((one, peer_of_one));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| registry.wait_for_dead_ones(2));
-            registry.executed(1);
+            let waiting = scope.spawn(|| second.wait_for_dead_ones());
+            first.executed();
             waiting.join().unwrap();
         });
-        registry.leave(1);
-        registry.leave(2);
+        drop((first, second));
         registry.drain(Duration::ZERO);
+    }
+
+    #[test]
+    fn the_dead_of_another_device_are_not_waited_for() {
+        // Of a size, so that they have addresses.
+        struct Sized(#[expect(dead_code, reason = "only its address matters")] u8);
+        impl Device for Sized {
+            fn info(&self) -> DeviceInfo {
+                Nothing.info()
+            }
+            fn connect(&self) -> ClientId {
+                ClientId(1)
+            }
+            fn disconnect(&self, _client: ClientId) {}
+            fn submit(&self, _client: ClientId, _op: IoOp, done: Done) {
+                done(Err(IoError::Shutdown));
+            }
+        }
+        let [a, b] = ["a", "b"].map(|name| Export::new(name, Arc::new(Sized(1))).unwrap());
+        let registry = Arc::new(Registry::default());
+        let (one, peer_of_one) = UnixStream::pair().unwrap();
+        let _first = reserve(&registry, &a, &one).unwrap();
+        drop(peer_of_one);
+        reserve(&registry, &b, &one).unwrap().wait_for_dead_ones();
+    }
+
+    #[test]
+    fn a_stopped_registry_takes_nobody_and_begins_nothing() {
+        let export = Export::new("a", Arc::new(Nothing)).unwrap();
+        let registry = Arc::new(Registry::default());
+        let (one, _peer) = UnixStream::pair().unwrap();
+        let seat = reserve(&registry, &export, &one).unwrap();
+        assert_eq!(registry.connections().len(), 1);
+        registry.stop_reading();
+        assert_eq!(seat.begin(&Arc::new(one.try_clone().unwrap())).err(), Some(Refused::Stopping));
+        assert_eq!(reserve(&registry, &export, &one).err(), Some(Refused::Stopping));
     }
 }

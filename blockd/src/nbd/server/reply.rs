@@ -4,14 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::budget::Permit;
+use super::handshake::Replies;
 use crate::buf::AlignedBuf;
 use crate::device::Extent;
 use crate::nbd::proto::chunk::{
     CHUNK_HEAD_BYTES_MAX, Chunk, ChunkHead, ERROR_TEXT_BYTES_MAX, STATE_HOLE, STATE_ZERO,
 };
 use crate::nbd::proto::reply::{SIMPLE_REPLY_BYTES, SimpleReply};
-use crate::nbd::proto::request::Request;
+use crate::nbd::proto::request::{CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Request};
 use crate::nbd::wire::outbox::{Frame, Outbox, Push};
+use crate::stats::Kind;
 
 /// Number of base:allocation on every connection.
 pub const ALLOCATION_CONTEXT: u32 = 1;
@@ -67,7 +69,7 @@ pub enum Answer<'a> {
     Done,
     /// The bytes read; as many as were asked for.
     Data(AlignedBuf),
-    /// Of base:allocation; each at most `u32::MAX` bytes. Only with structured replies.
+    /// Of base:allocation; each at most `u32::MAX` bytes unless headers are extended. Only with chunks.
     Extents(&'a [Extent]),
     /// One of [`crate::nbd::proto::errno`], and a sentence for clients that can hear it.
     Error(u32, &'a str),
@@ -76,15 +78,16 @@ pub enum Answer<'a> {
 /// Queues the reply, and has it sent as `push` says.
 pub fn send(
     outbox: &Outbox<Reply>,
-    structured: bool,
+    replies: Replies,
     request: &Request,
     answer: Answer<'_>,
     permit: Permit,
     push: Push,
 ) {
+    permit.count(kind(request), request.len_bytes, !matches!(answer, Answer::Error(..)));
     let permit = Some(permit);
-    if structured {
-        return send_chunks(outbox, request, answer, permit, push);
+    if replies != Replies::Simple {
+        return send_chunks(outbox, replies, request, answer, permit, push);
     }
     let (errno, payload) = match answer {
         Answer::Data(buf) => (0, Payload::Whole(buf)),
@@ -95,8 +98,46 @@ pub fn send(
     outbox.push(Reply { head, payload, _permit: permit }, push);
 }
 
+/// The head of a chunk in the form that was negotiated.
+fn chunk_head(replies: Replies, chunk: Chunk, request: &Request, done: bool) -> Head {
+    Head::Chunk(match replies {
+        Replies::Extended => chunk.head_extended(request, done),
+        _ => chunk.head(request.cookie, done),
+    })
+}
+
+/// The extents as they stand behind the head of a chunk.
+fn encode_extents(replies: Replies, extents: &[Extent]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(extents.len() * 16);
+    for extent in extents {
+        let state = if extent.mapped { 0 } else { STATE_HOLE | STATE_ZERO };
+        if replies == Replies::Extended {
+            bytes.extend_from_slice(&extent.len_bytes.to_be_bytes());
+            bytes.extend_from_slice(&u64::from(state).to_be_bytes());
+        } else {
+            // The caller cut them to the request's length, a u32.
+            bytes.extend_from_slice(&(extent.len_bytes as u32).to_be_bytes());
+            bytes.extend_from_slice(&state.to_be_bytes());
+        }
+    }
+    bytes
+}
+
+/// As what a request is counted.
+fn kind(request: &Request) -> Kind {
+    match request.command {
+        CMD_READ => Kind::Read,
+        CMD_WRITE => Kind::Write,
+        CMD_FLUSH => Kind::Flush,
+        CMD_TRIM => Kind::Trim,
+        CMD_WRITE_ZEROES => Kind::WriteZeroes,
+        _ => Kind::Other,
+    }
+}
+
 fn send_chunks(
     outbox: &Outbox<Reply>,
+    replies: Replies,
     request: &Request,
     answer: Answer<'_>,
     permit: Option<Permit>,
@@ -104,15 +145,9 @@ fn send_chunks(
 ) {
     let (chunk, payload) = match answer {
         Answer::Done => (Chunk::None, Payload::None),
-        Answer::Data(buf) => return send_data(outbox, request, buf, permit, push),
+        Answer::Data(buf) => return send_data(outbox, replies, request, buf, permit, push),
         Answer::Extents(extents) => {
-            let mut bytes = Vec::with_capacity(extents.len() * 8);
-            for extent in extents {
-                let state = if extent.mapped { 0 } else { STATE_HOLE | STATE_ZERO };
-                // The caller cut them to the request's length, a u32.
-                bytes.extend_from_slice(&(extent.len_bytes as u32).to_be_bytes());
-                bytes.extend_from_slice(&state.to_be_bytes());
-            }
+            let bytes = encode_extents(replies, extents);
             let extents = extents.len() as u32;
             (Chunk::BlockStatus { context: ALLOCATION_CONTEXT, extents }, Payload::Bytes(bytes))
         }
@@ -122,13 +157,14 @@ fn send_chunks(
             (chunk, Payload::Bytes(text.as_bytes().to_vec()))
         }
     };
-    let head = Head::Chunk(chunk.head(request.cookie, true));
+    let head = chunk_head(replies, chunk, request, true);
     outbox.push(Reply { head, payload, _permit: permit }, push);
 }
 
 /// The bytes read, with long runs of zeros as holes.
 fn send_data(
     outbox: &Outbox<Reply>,
+    replies: Replies,
     request: &Request,
     buf: AlignedBuf,
     mut permit: Option<Permit>,
@@ -142,7 +178,7 @@ fn send_data(
         if zero { Chunk::Hole { offset, len_bytes } } else { Chunk::Data { offset, len_bytes } }
     };
     if let [(part, zero)] = &runs[..] {
-        let head = Head::Chunk(chunk(part, *zero).head(request.cookie, true));
+        let head = chunk_head(replies, chunk(part, *zero), request, true);
         let payload = if *zero { Payload::None } else { Payload::Whole(buf) };
         outbox.push(Reply { head, payload, _permit: permit }, push);
         return;
@@ -150,7 +186,7 @@ fn send_data(
     let buf = Arc::new(buf);
     let last = runs.len().saturating_sub(1);
     for (i, (part, zero)) in runs.into_iter().enumerate() {
-        let head = Head::Chunk(chunk(&part, zero).head(request.cookie, i == last));
+        let head = chunk_head(replies, chunk(&part, zero), request, i == last);
         let payload = if zero { Payload::None } else { Payload::Part(Arc::clone(&buf), part) };
         let (permit, push) = if i == last { (permit.take(), push) } else { (None, Push::Hold) };
         outbox.push(Reply { head, payload, _permit: permit }, push);

@@ -161,6 +161,7 @@ fn next_token(log: &mut Log) -> u64 {
 
 fn queue_write(log: &mut Log, offset: u64, chunk: Chunk) -> u64 {
     let token = next_token(log);
+    log.shared.counters.checkpoint_bytes.add(chunk.bytes().len() as u64);
     log.queue.write(token, offset, vec![chunk]);
     log.queue.submit();
     token

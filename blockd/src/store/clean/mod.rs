@@ -4,6 +4,8 @@
 //! count only if the page still stands where it was found; a segment is free after the next checkpoint.
 
 pub mod policy;
+pub mod tuning;
 pub mod worker;
 
+pub use tuning::{LiveTuning, Tuning};
 pub use worker::{Cleaner, CleanerLink};

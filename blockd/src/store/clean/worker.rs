@@ -104,7 +104,6 @@ impl Cleaner {
     pub(crate) fn start(
         shared: Arc<Shared>,
         log: InternalSender,
-        bytes_per_s: u64,
         threads: &mut Vec<JoinHandle<()>>,
     ) -> CleanerLink {
         let state = Arc::new((Mutex::new(Signal::default()), Condvar::new()));
@@ -113,7 +112,7 @@ impl Cleaner {
         let mine = link.clone();
         let spawned = std::thread::Builder::new()
             .name("vexfs-clean".into())
-            .spawn(move || Cleaner::new(shared).run(&mine, &log, bytes_per_s));
+            .spawn(move || Cleaner::new(shared).run(&mine, &log));
         match spawned {
             Ok(handle) => threads.push(handle),
             Err(e) => tracing::error!("cannot start the cleaner's thread: {e}"),
@@ -121,7 +120,7 @@ impl Cleaner {
         link
     }
 
-    fn run(&self, link: &CleanerLink, log: &InternalSender, bytes_per_s: u64) {
+    fn run(&self, link: &CleanerLink, log: &InternalSender) {
         loop {
             let urgent = {
                 let mut signal = link.state.0.lock();
@@ -135,12 +134,12 @@ impl Cleaner {
                 std::mem::take(&mut signal.urgent)
             };
             link.low.store(false, Ordering::Relaxed);
-            self.clean(link, log, bytes_per_s, urgent);
+            self.clean(link, log, urgent);
         }
     }
 
     /// Cleans until enough is free or nothing is gained.
-    fn clean(&self, link: &CleanerLink, log: &InternalSender, bytes_per_s: u64, mut urgent: bool) {
+    fn clean(&self, link: &CleanerLink, log: &InternalSender, mut urgent: bool) {
         // How things stood before the last checkpoint, if nothing was moved since.
         let mut before_checkpoint: Option<Standing> = None;
         loop {
@@ -162,6 +161,7 @@ impl Cleaner {
             }
             before_checkpoint = (choice == Choice::Checkpoint).then_some(standing);
             let work = self.carry_out(choice);
+            let moved = matches!(work, Work::Jobs(_));
             let result = match work {
                 Work::Nothing => {
                     if urgent {
@@ -174,9 +174,14 @@ impl Cleaner {
                     log.send(Internal::Checkpoint(done));
                     recv.recv().unwrap_or(Err(IoError::Shutdown))
                 }
-                Work::Jobs(jobs) => move_pages(jobs, log, if urgent { 0 } else { bytes_per_s }),
+                Work::Jobs(jobs) => move_pages(
+                    jobs,
+                    log,
+                    if urgent { 0 } else { self.shared.tuning.get().cleaner_bytes_per_s },
+                ),
             };
             match result {
+                Ok(()) if moved => self.shared.counters.cleaned_segments.inc(),
                 Ok(()) => {}
                 Err(IoError::NoSpace) => {
                     if urgent {

@@ -181,6 +181,7 @@ impl Log {
         chunks.push(Chunk::new(Arc::new(header), 0, header_pages * PAGE));
         chunks.extend(data);
         self.queue.write(seq, self.shared.geometry.byte(start), chunks);
+        self.shared.counters.record(stream, pages - 1, header_pages);
         let head = self.head(stream);
         head.fresh = false;
         // A link in the very last page of the largest segments ends at 65536; the head moves on then.

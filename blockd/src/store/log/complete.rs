@@ -78,6 +78,7 @@ impl Log {
             return false;
         }
         self.syncing = Some(self.applied_seq);
+        self.shared.counters.syncs.inc();
         self.queue.sync(SYNC_TOKEN);
         self.queue.submit();
         true
@@ -101,6 +102,7 @@ impl Log {
     /// From now on nothing is written: what is on the backing is no longer known. Reads go on.
     pub(super) fn fail(&mut self, why: &str) {
         if self.failed.is_none() {
+            self.shared.counters.failed(why);
             tracing::error!("{why}; nothing more is written, restart when the cause is mended");
             self.failed =
                 Some(format!("{why}; the store stopped writing, restart it when the cause is mended"));

@@ -12,6 +12,7 @@ mod submit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Shared;
 use super::checkpoint::{Checkpoint, Progress};
@@ -71,11 +72,11 @@ pub struct Log {
     waiters: VecDeque<(u64, JobDone)>,
     failed: Option<String>,
     pages_since_checkpoint: u64,
-    checkpoint_pages: u64,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
     /// The one under way.
     checkpoint: Option<Box<Checkpoint>>,
+    checkpoint_begun: Instant,
     /// Those who wait for the next one.
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
@@ -123,9 +124,9 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
-            checkpoint_pages: options.checkpoint_pages,
             discard: options.discard,
             checkpoint: None,
+            checkpoint_begun: Instant::now(),
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
             checkpoint_tokens: 0,
@@ -233,7 +234,7 @@ impl Log {
         if self.checkpoint.is_some() {
             return false;
         }
-        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.checkpoint_pages {
+        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
         if (!self.user_stalled && !self.cold_stalled) || !self.in_flight.is_empty() {
@@ -252,16 +253,19 @@ impl Log {
     fn begin_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.reclaim_tried = self.next_seq;
+        let begun = Instant::now();
         let waiters = std::mem::take(&mut self.checkpoint_waiters);
         match Checkpoint::begin(self) {
             Ok(mut checkpoint) => {
                 checkpoint.add_waiters(waiters);
                 self.checkpoint = Some(Box::new(checkpoint));
+                self.checkpoint_begun = begun;
                 self.pages_since_checkpoint = 0;
             }
             Err(e) => {
+                self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
-                self.pages_since_checkpoint = self.checkpoint_pages / 2;
+                self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
                 waiters.into_iter().for_each(|done| done(Err(e.clone())));
             }
@@ -272,7 +276,10 @@ impl Log {
         let Some(mut checkpoint) = self.checkpoint.take().filter(|_| self.failed.is_none()) else { return };
         match checkpoint.step(self) {
             Ok(Progress::Some | Progress::Blocked) => self.checkpoint = Some(checkpoint),
-            Ok(Progress::Done) => checkpoint.take_waiters().into_iter().for_each(|done| done(Ok(()))),
+            Ok(Progress::Done) => {
+                self.shared.counters.checkpoints.record(self.checkpoint_begun.elapsed());
+                checkpoint.take_waiters().into_iter().for_each(|done| done(Ok(())));
+            }
             Err(e) => self.fail_checkpoint(*checkpoint, &e),
         }
     }

@@ -14,6 +14,7 @@ impl Log {
         }
         let pages: u64 = job.ops.iter().map(Op::pages).sum();
         if pages > 0 && !self.admit(&job, pages) {
+            self.shared.counters.no_space.inc();
             return (job.done)(Err(IoError::NoSpace));
         }
         self.pending_pages += pages;
@@ -75,6 +76,7 @@ impl Log {
                 continue;
             }
             self.pending_pages = self.pending_pages.saturating_sub(pages(&job));
+            self.shared.counters.no_space.inc();
             (job.done)(Err(IoError::NoSpace));
         }
         // What was refused changes neither the session nor the count of commits.

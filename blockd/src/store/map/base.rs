@@ -617,6 +617,21 @@ impl BaseMap {
         self.tally.paged + directory.max(self.slots.len().div_ceil(crate::store::format::directory::REFS_MAX))
     }
 
+    /// Leaves of this key and above: key, entries, and the page in the last checkpoint if it has one.
+    pub fn leaves_from(&self, key: u64) -> impl Iterator<Item = (u64, u16, Option<Mapping>)> {
+        self.slots.range(key..).map(|(&key, slot)| (key, slot.count(), slot.disk()))
+    }
+
+    /// The entries of a leaf; `None` if it is not loaded.
+    pub fn entries(&self, key: u64) -> Option<impl Iterator<Item = LeafEntry>> {
+        let slot = self.slots.get(&key).filter(|slot| !matches!(slot, Slot::Unloaded { .. }))?;
+        let pages = match slot {
+            Slot::Loaded { leaf, .. } => Some(leaf.pages()),
+            _ => None,
+        };
+        Some(slot.entry().into_iter().chain(pages.into_iter().flatten()))
+    }
+
     /// Keys of all leaves.
     pub fn keys(&self) -> impl Iterator<Item = u64> {
         self.slots.keys().copied()

@@ -55,6 +55,8 @@ pub struct SegmentTable {
     reserved: u32,
     /// Closed ones that nothing refers to.
     empty: BTreeSet<u32>,
+    /// Segments from here on are never taken: the store is being made smaller.
+    limit: u32,
     data_live: u64,
     meta_live: u64,
     /// Pages of the checkpoint under way.
@@ -84,6 +86,7 @@ impl SegmentTable {
             free,
             reserved: 0,
             empty: BTreeSet::new(),
+            limit: u32::MAX,
             data_live,
             meta_live: 0,
             meta_new: 0,
@@ -300,9 +303,38 @@ impl SegmentTable {
             if let Some(s) = self.segments.get_mut(segment as usize) {
                 s.state = State::Free;
                 s.used_pages = 0;
-                self.free.insert(segment);
+                if segment < self.limit {
+                    self.free.insert(segment);
+                }
                 self.empty.remove(&segment);
             }
         }
+    }
+
+    /// From now on no segment from `limit` on is taken, nor counts as free.
+    pub fn set_limit(&mut self, limit: u32) {
+        self.limit = limit;
+        self.free.split_off(&limit);
+    }
+
+    /// More segments, all free; or fewer, if those past the end are all free, which it tells.
+    pub fn resize(&mut self, segments: u32) -> bool {
+        let new = segments as usize;
+        if self.segments.iter().skip(new).any(|s| s.state != State::Free) {
+            return false;
+        }
+        let free = Segment {
+            state: State::Free,
+            stream: Stream::User,
+            used_pages: 0,
+            live_base: 0,
+            live_open: 0,
+            use_seq: 0,
+            damaged: false,
+        };
+        self.free.extend(self.segments.len() as u32..segments);
+        self.free.split_off(&segments);
+        self.segments.resize(new, free);
+        true
     }
 }

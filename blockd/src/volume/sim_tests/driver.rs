@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
-use crate::store::clean::Cleaner;
 use crate::store::clean::policy::Choice;
 use crate::store::clean::worker::Work;
+use crate::store::clean::{Cleaner, Tuning};
 use crate::store::create::{NewStore, create};
 use crate::store::log::{Job, Op};
 use crate::store::recover::{self, RecoverOptions};
@@ -44,7 +44,7 @@ impl Driver {
         let options = RecoverOptions {
             read_only: false,
             boot_id: [boot; 16],
-            checkpoint_pages: 200,
+            tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
             map_bytes_max: 16 << 10,
             discard: true,
         };
