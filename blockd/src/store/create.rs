@@ -11,10 +11,7 @@ use super::format::segment::{SegmentHeader, Stream};
 use super::format::superblock::{BACKING_BYTES_MIN, Superblock};
 use super::format::{Geometry, Loc, Mapping, SEGMENTS_START};
 use super::map::Maps;
-use super::map::base::BaseMap;
-use super::map::overlay::Overlay;
 use super::map::segments::SegmentTable;
-use super::snapshot::Snapshots;
 use super::{Shared, StoreError, checkpoint, space};
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
@@ -133,11 +130,13 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         epoch: 0,
         payload_bytes: bytes.len() as u64,
         segment_count: geometry.segments,
-        base_leaves: 0,
-        open_leaves: 0,
+        map_count: 0,
         open_discards: 0,
         positions: [nowhere; 2],
         session: SessionState::default(),
+        last_snapshot: 0,
+        rollback_to: None,
+        snapshot_count: 0,
         runs: vec![run],
     };
     let mut image = AlignedBuf::zeroed((2 + table_pages) * PAGE);
@@ -167,15 +166,7 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         boot_id: [0; 16],
         next_seq: 1,
     };
-    let maps = Maps {
-        kind: new.kind,
-        base: BaseMap::default(),
-        overlay: Overlay::default(),
-        snapshots: Snapshots::default(),
-        segments: SegmentTable::from_usage(&payload.segments),
-        epoch: 0,
-        session: SessionState::default(),
-    };
+    let maps = Maps::new(new.kind, SegmentTable::from_usage(&payload.segments));
     let shared = Shared {
         storage,
         geometry,

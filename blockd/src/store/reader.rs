@@ -7,9 +7,10 @@
 use layout::addr::PAGE;
 
 use super::Shared;
-use super::format::{Loc, Mapping, leaf, page_crc};
+use super::format::checkpoint::MapId;
+use super::format::{Geometry, Loc, Mapping, leaf, page_crc};
 use super::map::Lookup;
-use super::snapshot::{Layer, LeafId, View};
+use super::snapshot::{LeafId, View};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
 use crate::storage::Read;
@@ -147,32 +148,59 @@ impl Shared {
         IoError::Io(text)
     }
 
-    /// Reads a leaf of the committed map in, if it still has to be.
+    /// Has the next checkpoint write everything anew that stands in a meta segment.
     ///
     /// # Errors
-    /// As [`Shared::load`].
-    pub fn load_leaf(&self, key: u64) -> Result<(), IoError> {
-        self.load(LeafId::committed(key))
+    /// [`IoError::Io`] when a leaf that stands there cannot be read.
+    pub fn empty_meta(&self, segment: u32) -> Result<(), IoError> {
+        let ids = self.maps.read().ids();
+        for id in ids {
+            let keys = self.maps.read().map(id).map(|map| map.clean_in(segment)).unwrap_or_default();
+            for key in keys {
+                while !self.maps.write().map_mut(id).is_none_or(|map| map.make_dirty(key)) {
+                    self.load_leaf_of(id, key)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads a map leaf in, if it still has to be.
     ///
     /// # Errors
     /// [`IoError::Io`] when it is bad: nothing is known of the pages it maps.
+    pub fn load_leaf(&self, key: u64) -> Result<(), IoError> {
+        self.load_leaf_of(MapId::Committed, key)
+    }
+
+    /// As [`Shared::load_leaf_of`].
+    ///
+    /// # Errors
+    /// As [`Shared::load_leaf`].
     pub fn load(&self, leaf: LeafId) -> Result<(), IoError> {
+        self.load_leaf_of(leaf.map, leaf.key)
+    }
+
+    /// Reads a leaf of any map in, if it still has to be.
+    ///
+    /// # Errors
+    /// As [`Shared::load_leaf`].
+    pub fn load_leaf_of(&self, map: MapId, key: u64) -> Result<(), IoError> {
         let mut buf = AlignedBuf::zeroed(PAGE);
-        let key = leaf.key;
+        let unloaded = || self.maps.read().map(map).and_then(|map| map.unloaded(key));
         loop {
-            let Some(at) = self.maps.read().unloaded(leaf) else { return Ok(()) };
+            let Some(at) = unloaded() else { return Ok(()) };
             let read = self.storage.read_exact(self.geometry.byte(at.loc), &mut buf);
-            let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(leaf, at, &buf));
+            let checked = read.map_err(|e| e.to_string()).and_then(|()| self.decode_leaf(key, at, &buf));
             match checked {
-                Ok(entries) => {
+                Ok(runs) => {
                     self.counters.leaf_loads.inc();
-                    self.maps.write().load(leaf, at, entries);
+                    if let Some(map) = self.maps.write().map_mut(map) {
+                        map.load(key, at, &runs);
+                    }
                     return Ok(());
                 }
-                Err(_) if self.maps.read().unloaded(leaf) != Some(at) => {}
+                Err(_) if unloaded() != Some(at) => {}
                 Err(why) => {
                     self.counters.read_errors.inc();
                     let byte = self.geometry.byte(at.loc);
@@ -184,26 +212,32 @@ impl Shared {
             }
         }
     }
+}
 
-    /// Checks a leaf page against its directory entry and decodes it.
-    pub(super) fn decode_leaf(
-        &self,
-        leaf: LeafId,
-        at: Mapping,
-        page: &[u8],
-    ) -> Result<Vec<leaf::LeafEntry>, String> {
-        let found = crc32c::crc32c(page);
-        if found != at.crc {
-            return Err(format!("crc32c expected {:#010x}, found {found:#010x}", at.crc));
-        }
-        let entries = leaf::decode(self.uuid, leaf.key, page).map_err(|m| m.to_string())?;
-        // Only the delta of a snapshot may say that a page was not mapped.
-        let unmapped =
-            |e: &leaf::LeafEntry| leaf.layer != Layer::Committed && e.loc() == Mapping::UNMAPPED.loc;
-        match entries.iter().find(|e| !self.geometry.contains(e.loc()) && !unmapped(e)) {
-            Some(e) => Err(format!("it names {}, past the end of the image", e.loc())),
-            None => Ok(entries),
-        }
+impl Shared {
+    /// As the function of this name, with what the store has.
+    pub(super) fn decode_leaf(&self, key: u64, at: Mapping, page: &[u8]) -> Result<leaf::Runs, String> {
+        decode_leaf(self.geometry, self.uuid, key, at, page)
+    }
+}
+
+/// Checks a leaf page against its directory entry and decodes it.
+pub(super) fn decode_leaf(
+    geometry: Geometry,
+    uuid: [u8; 16],
+    key: u64,
+    at: Mapping,
+    page: &[u8],
+) -> Result<leaf::Runs, String> {
+    let found = crc32c::crc32c(page);
+    if found != at.crc {
+        return Err(format!("crc32c expected {:#010x}, found {found:#010x}", at.crc));
+    }
+    let runs = leaf::decode(uuid, key, page).map_err(|m| m.to_string())?;
+    let last = |run: &leaf::Run| Loc { segment: run.segment, offset: run.offset + (run.count - 1) };
+    match runs.runs.iter().find(|run| !run.is_tombstone() && !geometry.contains(last(run))) {
+        Some(run) => Err(format!("it names {}, past the end of the image", last(run))),
+        None => Ok(runs),
     }
 }
 

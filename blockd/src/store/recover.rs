@@ -4,15 +4,16 @@
 //! is missing or torn. Whether that is the end of the log, or damage in its midst, is told by what the
 //! records say of one another: each carries how far the log was durable, and written, before it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use layout::addr::PAGE;
 use parking_lot::RwLock;
 
-use super::checkpoint::{self, Checkpointer};
+use super::checkpoint;
+use super::checkpoint::load::{Source, load_map};
 use super::clean::Tuning;
-use super::format::checkpoint::{Payload, Position, Root};
+use super::format::checkpoint::{MapId, Payload, Position, Root};
 use super::format::record::{FLAG_LINK, MAGIC, Record};
 use super::format::segment::Stream;
 use super::format::superblock::{SLOTS, Superblock};
@@ -20,14 +21,16 @@ use super::format::{Geometry, Loc, Malformed, Mapping, check, page_crc};
 use super::log::{Head, Log, apply_record};
 use super::map::Maps;
 use super::map::base::BaseMap;
-use super::map::overlay::Overlay;
 use super::map::segments::SegmentTable;
-use super::snapshot::{LeafId, Snapshots};
+use super::snapshot::Snapshots;
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
 use crate::stats::StoreCounters;
 use crate::storage::Storage;
+
+/// Part of the map's memory that the deltas of snapshots may take beside it.
+const DELTAS_SHARE: usize = 4;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -38,8 +41,8 @@ pub struct RecoverOptions {
     pub boot_id: [u8; 16],
     /// Until it is changed.
     pub tuning: Tuning,
-    /// Map leaves kept in memory; 0 = no limit.
-    pub leaves_max: usize,
+    /// Bytes of memory for the committed map, dirty leaves apart; 0 = no limit.
+    pub map_bytes_max: usize,
     /// Give the space of freed segments back to the backing.
     pub discard: bool,
 }
@@ -49,6 +52,8 @@ pub(super) struct LogStart {
     pub(super) heads: [Head; 2],
     pub(super) next_seq: u64,
     pub(super) next_use_seq: u64,
+    /// Pages of the last checkpoint's payload, and its root.
+    pub(super) own_pages: Vec<Loc>,
 }
 
 /// An open store.
@@ -125,7 +130,11 @@ pub(super) fn open_with(
     }
     let (mut shared, root) = load_checkpoint(storage, &superblock)?;
     shared.tuning.set(options.tuning);
-    shared.maps.write().base.set_loaded_max(options.leaves_max);
+    {
+        let mut maps = shared.maps.write();
+        maps.base.set_bytes_max(options.map_bytes_max);
+        maps.snapshots.set_bytes_max(options.map_bytes_max / DELTAS_SHARE);
+    }
     let replayed = replay(&shared, &superblock, &root, options)?;
     let lost_session = settle_session(&shared, options, replayed.head_lost);
     if options.read_only {
@@ -150,6 +159,7 @@ pub(super) fn open_with(
         // A gap: late writes of a dead predecessor can't be taken for records of this start.
         next_seq: replayed.next_seq + 1024,
         next_use_seq: replayed.next_use_seq + 1024,
+        own_pages: own_pages(&root, superblock.root.loc),
     };
     let queue = shared.storage.queue().map_err(|source| StoreError::Io {
         action: "setting up the write queue",
@@ -158,7 +168,7 @@ pub(super) fn open_with(
     })?;
     let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options);
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
-    Checkpointer::new(&mut log).run().map_err(start_error)?;
+    log.checkpoint_now().map_err(start_error)?;
     Ok(Opened { shared, log: Some(log), incarnation, lost_session })
 }
 
@@ -241,30 +251,49 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
         let malformed = Malformed { what: "used pages of a segment", expected, found };
         return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
     }
-    let shared = build_shared(storage, sb, &root, &payload);
-    load_open_epoch(&shared, &payload)?;
+    let shared = build_shared(storage, sb, &root, &payload)?;
     Ok((shared, root))
 }
 
-fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload: &Payload) -> Arc<Shared> {
-    let mut segments = SegmentTable::from_usage(&payload.segments);
-    let leaves = payload.base.iter().chain(&payload.open).map(|l| l.page.loc);
+/// Pages of a checkpoint's payload, and its root.
+fn own_pages(root: &Root, root_at: Loc) -> Vec<Loc> {
     let runs = root
         .runs
         .iter()
         .flat_map(|r| (0..r.pages).map(|i| Loc { offset: r.at.offset.wrapping_add(i as u16), ..r.at }));
-    segments.set_meta(leaves.chain(runs).chain([sb.root.loc]));
-    let maps = Maps {
-        kind: sb.kind,
-        base: BaseMap::from_directory(&payload.base),
-        overlay: Overlay::default(),
-        snapshots: Snapshots::default(),
-        segments,
-        epoch: root.epoch,
-        session: root.session.clone(),
-    };
-    Arc::new(Shared {
-        storage,
+    runs.chain([root_at]).collect()
+}
+
+fn build_shared(
+    storage: Arc<dyn Storage>,
+    sb: &Superblock,
+    root: &Root,
+    payload: &Payload,
+) -> Result<Arc<Shared>, StoreError> {
+    let source = Source { storage: &*storage, geometry: sb.geometry, uuid: sb.uuid };
+    let mut maps = Maps::new(sb.kind, SegmentTable::from_usage(&payload.segments));
+    (maps.epoch, maps.session) = (root.epoch, root.session.clone());
+    for &(first, count) in &payload.discards {
+        maps.overlay.discard(first, count, |_| {});
+    }
+    let mut deltas = BTreeMap::new();
+    for map in &payload.maps {
+        let loaded = load_map(&source, map)?;
+        match map.id {
+            MapId::Committed => maps.base = loaded,
+            MapId::Open => load_open_epoch(&source, &mut maps, loaded)?,
+            MapId::Delta(number) => drop(deltas.insert(number, loaded)),
+        }
+    }
+    maps.snapshots = Snapshots::load(root, payload, deltas).map_err(corrupt(sb.geometry, sb.root.loc))?;
+    for loc in own_pages(root, sb.root.loc) {
+        maps.segments.add_meta(loc);
+    }
+    let Maps { base, overlay, snapshots, segments, .. } = &mut maps;
+    let deltas = snapshots.all().iter().flat_map(|s| s.delta.disk_locs());
+    base.disk_locs().chain(overlay.map.disk_locs()).chain(deltas).for_each(|loc| segments.add_meta(loc));
+    segments.meta_is_durable();
+    Ok(Arc::new(Shared {
         geometry: sb.geometry,
         uuid: sb.uuid,
         kind: sb.kind,
@@ -272,31 +301,31 @@ fn build_shared(storage: Arc<dyn Storage>, sb: &Superblock, root: &Root, payload
         maps: RwLock::new(maps),
         tuning: super::clean::LiveTuning::default(),
         counters: StoreCounters::default(),
-    })
+        storage,
+    }))
 }
 
-fn load_open_epoch(shared: &Shared, payload: &Payload) -> Result<(), StoreError> {
-    let mut maps = shared.maps.write();
-    let maps = &mut *maps;
-    for &(first, count) in &payload.discards {
-        maps.overlay.discard(first, count, |_| {});
-    }
-    for leaf in &payload.open {
-        let offset = shared.geometry.byte(leaf.page.loc);
-        let page = read(&*shared.storage, "reading the open epoch", offset, PAGE)?;
-        let entries = shared.decode_leaf(LeafId::committed(leaf.key), leaf.page, &page).map_err(|why| {
-            StoreError::Io {
-                action: "reading the open epoch",
-                offset,
-                source: std::io::Error::new(std::io::ErrorKind::InvalidData, why),
-            }
-        })?;
-        let unit = leaf.key & !(layout::addr::MAP_UNIT_PAGES - 1);
-        for e in entries {
-            maps.segments.add_open(e.loc());
-            maps.overlay.set(unit + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc });
-        }
-    }
+/// Loads all leaves of the open epoch: they stay in memory.
+fn load_open_epoch(source: &Source<'_>, maps: &mut Maps, loaded: BaseMap) -> Result<(), StoreError> {
+    let keys: Vec<(u64, Mapping)> =
+        loaded.keys().filter_map(|key| loaded.unloaded(key).map(|page| (key, page))).collect();
+    let places: Vec<Mapping> = keys.iter().map(|(_, page)| *page).collect();
+    maps.overlay.map = loaded;
+    source.read_pages("reading the open epoch", &places, |i, bytes| {
+        let (key, page) = keys[i];
+        let runs =
+            super::reader::decode_leaf(source.geometry, source.uuid, key, page, bytes).map_err(|why| {
+                StoreError::Io {
+                    action: "reading the open epoch",
+                    offset: source.geometry.byte(page.loc),
+                    source: std::io::Error::new(std::io::ErrorKind::InvalidData, why),
+                }
+            })?;
+        maps.overlay.map.load(key, page, &runs);
+        Ok(())
+    })?;
+    let Maps { overlay, segments, .. } = maps;
+    overlay.mappings().for_each(|(_, mapping)| segments.add_open(mapping.loc));
     Ok(())
 }
 

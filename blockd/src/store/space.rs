@@ -8,6 +8,7 @@ use super::Shared;
 use super::format::Geometry;
 use super::format::segment::Stream;
 use super::map::Maps;
+use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
@@ -19,6 +20,9 @@ const START_SEGMENTS: u32 = 3;
 const PAGES_PER_HEADER: u64 = 128;
 /// Pages kept for commits when all else is refused.
 const COMMIT_RESERVE_PAGES: u64 = 4;
+
+/// Leaves that are counted of those an open epoch discards under a snapshot.
+const DISCARDED_LEAVES_MAX: usize = 4096;
 
 /// What a write is for; each class may dig deeper into the reserve than the one before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,25 +75,19 @@ fn metadata_reserve_pages(capacity: u64) -> u64 {
     (capacity / 50).clamp(16, 4096)
 }
 
-/// Leaves that the open epoch fills, about.
-fn open_leaves(maps: &Maps) -> u64 {
-    maps.overlay.unit_count() as u64 + maps.overlay.page_count() / 200
-}
-
-/// Leaves of the committed map and of what snapshots keep.
-fn leaf_count(maps: &Maps) -> u64 {
-    (maps.base.leaf_count() + maps.snapshots.leaf_count()) as u64
-}
-
-/// Those of them that changed since the last checkpoint.
-fn dirty_count(maps: &Maps) -> u64 {
-    (maps.base.dirty_count() + maps.snapshots.dirty_count()) as u64
-}
-
-/// How often a leaf of the open epoch may have to be written: as it is, as a leaf of the committed map, and as one of what the
-/// newest snapshot keeps.
-fn copies_of_open(maps: &Maps) -> u64 {
-    2 + u64::from(maps.snapshots.any_keeps())
+/// Leaves that a commit makes dirty, at most: one for each page, and no more than there are or come to be; the same again
+/// where a snapshot keeps what is replaced, and those that are discarded.
+fn commit_leaves(maps: &Maps) -> u64 {
+    let leaves = maps.base.leaf_count() + maps.overlay.map.leaf_count();
+    let committed = maps.overlay.page_count().min(leaves as u64);
+    if !maps.snapshots.any_keeps() {
+        return committed;
+    }
+    let discarded = maps
+        .overlay
+        .discards()
+        .flat_map(|(first, count)| maps.base.units_between(first, first.saturating_add(count)));
+    2 * committed + discarded.take(DISCARDED_LEAVES_MAX).count() as u64
 }
 
 impl Shared {
@@ -108,9 +106,14 @@ impl Shared {
     /// Pages in use: data, and the store's own twice, since a checkpoint stands beside the last one. Leaves
     /// that no checkpoint has written yet count like those that one has.
     pub fn used_pages(&self, maps: &Maps) -> u64 {
-        let leaves = leaf_count(maps) + copies_of_open(maps) * open_leaves(maps);
-        let own = leaves + self.payload_pages(maps) + 1;
+        let own = self.map_pages(maps) + self.payload_pages(maps) + 1;
         maps.segments.data_live() + 2 * own.max(maps.segments.meta_live())
+    }
+
+    /// Pages that the maps take on disk, about, those of the open epoch once for itself and once for its commit.
+    fn map_pages(&self, maps: &Maps) -> u64 {
+        let open = 2 + usize::from(maps.snapshots.any_keeps());
+        (maps.base.disk_pages() + maps.snapshots.disk_pages() + open * maps.overlay.map.disk_pages()) as u64
     }
 
     /// Segments that must stay free when one is taken: a checkpoint must be possible at any time until it is
@@ -134,7 +137,8 @@ impl Shared {
 
     /// Segments that a checkpoint of all leaves would need now.
     pub fn full_checkpoint_segments(&self, maps: &Maps) -> u32 {
-        let clean = leaf_count(maps).saturating_sub(dirty_count(maps));
+        let all = maps.base.disk_pages() + maps.snapshots.disk_pages();
+        let clean = all.saturating_sub(maps.dirty_count()) as u64;
         let pages = self.next_checkpoint_pages(maps) + clean;
         pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
     }
@@ -144,12 +148,16 @@ impl Shared {
         (self.next_checkpoint_pages(maps) / (u64::from(self.geometry.segment_pages) - 1)) as u32
     }
 
-    /// Pages that a checkpoint would write now.
+    /// Pages that the next checkpoint would write, were what is open committed before.
     pub fn next_checkpoint_pages(&self, maps: &Maps) -> u64 {
-        // A leaf of scattered pages is split when it is written; one that is has 253 entries at least.
-        let dirty = dirty_count(maps);
-        let split = dirty.min(maps.segments.data_live() / 253);
-        dirty + split + copies_of_open(maps) * open_leaves(maps) + self.payload_pages(maps) + 1
+        self.checkpoint_pages_now(maps) + commit_leaves(maps)
+    }
+
+    /// Most pages that a checkpoint writes that begins now.
+    pub fn checkpoint_pages_now(&self, maps: &Maps) -> u64 {
+        let maps_pages: usize =
+            maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::checkpoint_pages).sum();
+        maps_pages as u64 + self.payload_pages(maps) + 1
     }
 
     /// Data pages that the cleaner's stream can still take.
@@ -176,7 +184,7 @@ impl Shared {
             self.keep_segments(maps, Taker::Cleaner),
             maps.segments.data_live(),
             maps.segments.meta_live(),
-            dirty_count(maps),
+            maps.dirty_count(),
             maps.overlay.page_count(),
             self.cold_room_pages(maps)
         )
@@ -184,9 +192,10 @@ impl Shared {
 
     /// Pages of a checkpoint's payload.
     pub fn payload_pages(&self, maps: &Maps) -> u64 {
-        let leaves = leaf_count(maps) + copies_of_open(maps) * open_leaves(maps);
-        let bytes =
-            24 * (leaves + u64::from(self.geometry.segments)) + 16 * maps.overlay.discard_count() as u64;
+        let bytes = 24 * u64::from(self.geometry.segments)
+            + 40 * maps.ids().len() as u64
+            + maps.snapshots.table_bytes() as u64
+            + 16 * maps.overlay.discard_count() as u64;
         bytes.div_ceil(4096)
     }
 }

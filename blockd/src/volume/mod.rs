@@ -47,10 +47,8 @@ use worker::{Request, Worker, WorkerHandle};
 /// Threads that read; each keeps many reads in flight.
 const READ_THREADS: usize = 2;
 
-/// Most bytes of a map leaf in memory.
-const LEAF_BYTES: u64 = 512 * 12 + 64;
-/// Leaves kept in any case: as many as one read of the allocation map may need at once, and some.
-const LEAVES_MIN: u64 = 2048;
+/// Memory for the map in any case: what one read of the allocation map may need at once, and some.
+const MAP_BYTES_MIN: u64 = 16 << 20;
 
 /// What requests, readers and the worker share.
 pub(crate) struct Core {
@@ -362,7 +360,7 @@ fn recover_options(options: &OpenOptions) -> RecoverOptions {
             checkpoint_bytes: options.checkpoint_bytes,
             ..Tuning::default()
         },
-        leaves_max: (options.map_bytes_max / LEAF_BYTES).max(LEAVES_MIN) as usize,
+        map_bytes_max: usize::try_from(options.map_bytes_max.max(MAP_BYTES_MIN)).unwrap_or(usize::MAX),
         discard: options.discard,
     }
 }

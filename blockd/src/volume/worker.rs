@@ -253,7 +253,7 @@ impl Worker {
             return true;
         }
         match self.backlog.front() {
-            Some(request) => !needs_quiet(request) || self.log.is_idle(),
+            Some(request) => !needs_quiet(request) || self.log.is_quiet(),
             None => !self.requests.is_empty() && self.log.user_backlog() < BACKLOG_MAX,
         }
     }
@@ -307,7 +307,7 @@ impl Worker {
             let Some(request) = self.backlog.pop_front().or_else(|| self.requests.try_recv().ok()) else {
                 break;
             };
-            if needs_quiet(&request) && !self.log.is_idle() {
+            if needs_quiet(&request) && !self.log.is_quiet() {
                 // A part of a page is changed: what is under way must be in the map first.
                 self.backlog.push_front(request);
                 break;

@@ -287,14 +287,9 @@ impl Cleaner {
 
     /// Has the leaves of a meta segment written anew by the next checkpoint.
     fn empty_meta(&self, segment: u32) -> Work {
-        let leaves = self.shared.maps.read().clean_in(segment);
-        for leaf in leaves {
-            while !self.shared.maps.write().make_dirty(leaf) {
-                if self.shared.load(leaf).is_err() {
-                    self.shared.maps.write().segments.mark_damaged(segment);
-                    return Work::Skip;
-                }
-            }
+        if self.shared.empty_meta(segment).is_err() {
+            self.shared.maps.write().segments.mark_damaged(segment);
+            return Work::Skip;
         }
         Work::Checkpoint
     }

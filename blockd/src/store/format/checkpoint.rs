@@ -1,15 +1,17 @@
 //! A checkpoint: a root page, named by the superblock, and the payload it lists.
 //!
 //! The payload is one string of bytes in whole pages, in runs anywhere in meta segments:
-//! segment table, leaf directory of the committed map, leaf directory of the open epoch, discards of
-//! the open epoch. The open epoch stands apart from the committed map so that a rollback is to ignore it.
+//! segment table, the maps (each by the top page of its directory), discards of the open epoch. The open
+//! epoch stands apart from the committed map so that a rollback is to ignore it.
 
 use layout::addr::PAGE;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::directory::LEVELS_MAX;
 use super::record::SessionState;
 use super::segment::Stream;
+use super::snapshot::{self, SnapshotEntry};
 use super::{Cursor, Loc, Malformed, Mapping, block_crc, check, check_counter, check_zero};
 
 /// First bytes of a root page.
@@ -48,13 +50,16 @@ struct Disk {
     epoch: U64,
     payload_bytes: U64,
     segment_count: U32,
-    reserved0: U32,
-    base_leaves: U64,
-    open_leaves: U64,
+    map_count: U32,
     open_discards: U64,
+    reserved0: [u8; 16],
     positions: [DiskPosition; 2],
     session: SessionState,
-    reserved: [u8; PAGE - 408 - 16 * RUNS_MAX],
+    last_snapshot: U64,
+    rollback_to: U64,
+    rollback: U32,
+    snapshot_count: U32,
+    reserved: [u8; PAGE - 432 - 16 * RUNS_MAX],
     runs: [DiskRun; RUNS_MAX],
 }
 
@@ -63,7 +68,8 @@ const _: () = assert!(std::mem::offset_of!(Disk, generation) == 32);
 const _: () = assert!(std::mem::offset_of!(Disk, segment_count) == 72);
 const _: () = assert!(std::mem::offset_of!(Disk, positions) == 104);
 const _: () = assert!(std::mem::offset_of!(Disk, session) == 136);
-const _: () = assert!(std::mem::offset_of!(Disk, reserved) == 408);
+const _: () = assert!(std::mem::offset_of!(Disk, last_snapshot) == 408);
+const _: () = assert!(std::mem::offset_of!(Disk, snapshot_count) == 428);
 const _: () = assert!(std::mem::offset_of!(Disk, runs) == PAGE - 16 * RUNS_MAX);
 
 /// Where the next record of a stream stands: replay begins there.
@@ -103,16 +109,20 @@ pub struct Root {
     pub payload_bytes: u64,
     /// Entries of the segment table.
     pub segment_count: u32,
-    /// Leaves of the committed map.
-    pub base_leaves: u64,
-    /// Leaves of the open epoch.
-    pub open_leaves: u64,
+    /// Entries of the table of maps.
+    pub map_count: u32,
     /// Discards of the open epoch.
     pub open_discards: u64,
     /// Of [`Stream::LOGGED`], in that order.
     pub positions: [Position; 2],
     /// Session and last command.
     pub session: SessionState,
+    /// The highest number a snapshot was given.
+    pub last_snapshot: u64,
+    /// The committed map is between two states: it goes back to the snapshot of this number, or, by 0, to nothing.
+    pub rollback_to: Option<u64>,
+    /// Entries of the table of snapshots.
+    pub snapshot_count: u32,
     /// The payload's runs, in order.
     pub runs: Vec<Run>,
 }
@@ -144,17 +154,20 @@ impl Root {
             epoch: self.epoch.into(),
             payload_bytes: self.payload_bytes.into(),
             segment_count: self.segment_count.into(),
-            reserved0: 0.into(),
-            base_leaves: self.base_leaves.into(),
-            open_leaves: self.open_leaves.into(),
+            map_count: self.map_count.into(),
             open_discards: self.open_discards.into(),
+            reserved0: [0; 16],
             positions: self.positions.map(|p| DiskPosition {
                 use_seq: p.use_seq.into(),
                 segment: p.at.segment.into(),
                 offset: u32::from(p.at.offset).into(),
             }),
             session: self.session.clone(),
-            reserved: [0; PAGE - 408 - 16 * RUNS_MAX],
+            last_snapshot: self.last_snapshot.into(),
+            rollback_to: self.rollback_to.unwrap_or(0).into(),
+            rollback: u32::from(self.rollback_to.is_some()).into(),
+            snapshot_count: self.snapshot_count.into(),
+            reserved: [0; PAGE - 432 - 16 * RUNS_MAX],
             runs,
         };
         disk.crc = block_crc(disk.as_bytes(), 8).into();
@@ -172,7 +185,7 @@ impl Root {
         check("checkpoint magic", u64::from_le_bytes(MAGIC), u64::from_le_bytes(disk.magic))?;
         check("checkpoint crc32c", block_crc(page, 8), disk.crc.get())?;
         check_zero("checkpoint reserved bytes", &disk.reserved)?;
-        check("checkpoint reserved bytes", 0u32, disk.reserved0.get())?;
+        check_zero("checkpoint reserved bytes", &disk.reserved0)?;
         check_counter("generation of the checkpoint", disk.generation.get())?;
         check_counter("next sequence of the checkpoint", disk.next_seq.get())?;
         check_counter("next use number of the checkpoint", disk.next_use_seq.get())?;
@@ -214,11 +227,20 @@ impl Root {
             epoch: disk.epoch.get(),
             payload_bytes: disk.payload_bytes.get(),
             segment_count: disk.segment_count.get(),
-            base_leaves: disk.base_leaves.get(),
-            open_leaves: disk.open_leaves.get(),
+            map_count: disk.map_count.get(),
             open_discards: disk.open_discards.get(),
             positions,
             session: disk.session,
+            last_snapshot: disk.last_snapshot.get(),
+            rollback_to: match disk.rollback.get() {
+                0 => check("rollback of the checkpoint", 0u64, disk.rollback_to.get()).map(|()| None)?,
+                1 => Some(disk.rollback_to.get()),
+                found => {
+                    let found = u64::from(found);
+                    return Err(Malformed { what: "rollback of the checkpoint", expected: 1, found });
+                }
+            },
+            snapshot_count: disk.snapshot_count.get(),
             runs,
         })
     }
@@ -237,15 +259,50 @@ pub struct SegmentUsage {
     pub use_seq: u64,
 }
 
-/// A leaf in a directory, 24 bytes in the payload.
+/// Which map an entry of the table of maps is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum MapId {
+    /// The committed map.
+    Committed,
+    /// The open epoch.
+    Open,
+    /// What a snapshot differs in from the next newer one, or from the committed map.
+    Delta(u64),
+}
+
+impl MapId {
+    /// Its role and number on disk.
+    fn code(self) -> (u32, u64) {
+        match self {
+            MapId::Committed => (1, 0),
+            MapId::Open => (2, 0),
+            MapId::Delta(number) => (3, number),
+        }
+    }
+
+    fn from_code(role: u32, number: u64) -> Option<Self> {
+        match (role, number) {
+            (1, 0) => Some(MapId::Committed),
+            (2, 0) => Some(MapId::Open),
+            (3, number) => Some(MapId::Delta(number)),
+            _ => None,
+        }
+    }
+}
+
+/// A map of the checkpoint, 40 bytes in the payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LeafRef {
-    /// Lowest device page it may map.
-    pub key: u64,
-    /// Its page and the crc32c of that whole page.
-    pub page: Mapping,
-    /// Pages mapped.
-    pub entries: u16,
+pub struct MapRef {
+    /// Which.
+    pub id: MapId,
+    /// Levels of its directory; 0: the map is empty.
+    pub levels: u32,
+    /// The top page of the directory (all zeros without one), and its references.
+    pub top: Mapping,
+    /// References in the top page.
+    pub count: u16,
+    /// Device pages that the map has entries of.
+    pub pages: u64,
 }
 
 /// The payload, decoded.
@@ -253,12 +310,12 @@ pub struct LeafRef {
 pub struct Payload {
     /// One for each segment.
     pub segments: Vec<SegmentUsage>,
-    /// Committed map, by key.
-    pub base: Vec<LeafRef>,
-    /// Open epoch, by key.
-    pub open: Vec<LeafRef>,
+    /// The maps, by id.
+    pub maps: Vec<MapRef>,
     /// Discards of the open epoch: first page, count.
     pub discards: Vec<(u64, u64)>,
+    /// Snapshots, by number.
+    pub snapshots: Vec<SnapshotEntry>,
 }
 
 impl Payload {
@@ -271,22 +328,29 @@ impl Payload {
             out.extend_from_slice(&s.live_pages.to_le_bytes());
             out.extend_from_slice(&u64::from(s.stream.map_or(0, Stream::code)).to_le_bytes());
         }
-        for leaf in self.base.iter().chain(&self.open) {
-            out.extend_from_slice(&leaf.key.to_le_bytes());
-            out.extend_from_slice(&leaf.page.loc.segment.to_le_bytes());
-            out.extend_from_slice(&leaf.page.loc.offset.to_le_bytes());
-            out.extend_from_slice(&leaf.entries.to_le_bytes());
-            out.extend_from_slice(&u64::from(leaf.page.crc).to_le_bytes());
+        for map in &self.maps {
+            let (role, number) = map.id.code();
+            out.extend_from_slice(&role.to_le_bytes());
+            out.extend_from_slice(&map.levels.to_le_bytes());
+            out.extend_from_slice(&number.to_le_bytes());
+            out.extend_from_slice(&map.top.loc.segment.to_le_bytes());
+            out.extend_from_slice(&map.top.loc.offset.to_le_bytes());
+            out.extend_from_slice(&map.count.to_le_bytes());
+            out.extend_from_slice(&u64::from(map.top.crc).to_le_bytes());
+            out.extend_from_slice(&map.pages.to_le_bytes());
         }
         for (first, count) in &self.discards {
             out.extend_from_slice(&first.to_le_bytes());
             out.extend_from_slice(&count.to_le_bytes());
         }
+        self.snapshots.iter().for_each(|s| s.encode(&mut out));
         out
     }
 
-    fn encoded_bytes(&self) -> usize {
-        24 * (self.segments.len() + self.base.len() + self.open.len()) + 16 * self.discards.len()
+    /// Bytes that [`Payload::encode`] gives.
+    pub fn encoded_bytes(&self) -> usize {
+        let snapshots: usize = self.snapshots.iter().map(SnapshotEntry::encoded_bytes).sum();
+        24 * self.segments.len() + 40 * self.maps.len() + 16 * self.discards.len() + snapshots
     }
 
     /// Decodes the payload of `root`.
@@ -309,27 +373,13 @@ impl Payload {
             }
             payload.segments.push(SegmentUsage { stream, used_pages, live_pages, use_seq });
         }
-        for (leaves, count) in [(&mut payload.base, root.base_leaves), (&mut payload.open, root.open_leaves)]
-        {
-            let mut key_min = 0;
-            for _ in 0..count {
-                let key = cursor.u64()?;
-                if key < key_min {
-                    return Err(Malformed { what: "order of leaf keys", expected: key_min, found: key });
-                }
-                key_min = key.saturating_add(1);
-                let loc = Loc { segment: cursor.u32()?, offset: cursor.u16()? };
-                let entries = cursor.u16()?;
-                let crc = cursor.u64()?;
-                let Ok(crc) = u32::try_from(crc) else {
-                    return Err(Malformed {
-                        what: "crc of a leaf",
-                        expected: u64::from(u32::MAX),
-                        found: crc,
-                    });
-                };
-                leaves.push(LeafRef { key, page: Mapping { loc, crc }, entries });
+        for _ in 0..root.map_count {
+            let map = decode_map(&mut cursor)?;
+            if payload.maps.last().is_some_and(|before| before.id >= map.id) {
+                let (expected, found) = (0, map.id.code().1);
+                return Err(Malformed { what: "order of the maps", expected, found });
             }
+            payload.maps.push(map);
         }
         for _ in 0..root.open_discards {
             let (first, count) = (cursor.u64()?, cursor.u64()?);
@@ -338,9 +388,28 @@ impl Payload {
             }
             payload.discards.push((first, count));
         }
+        payload.snapshots = snapshot::decode(&mut cursor, root.snapshot_count, root.last_snapshot)?;
         check("bytes after the checkpoint payload", 0u64, cursor.left() as u64)?;
         Ok(payload)
     }
+}
+
+fn decode_map(cursor: &mut Cursor<'_>) -> Result<MapRef, Malformed> {
+    let (role, levels, number) = (cursor.u32()?, cursor.u32()?, cursor.u64()?);
+    let Some(id) = MapId::from_code(role, number) else {
+        return Err(Malformed { what: "role of a map", expected: 1, found: u64::from(role) });
+    };
+    if levels > LEVELS_MAX {
+        let (expected, found) = (u64::from(LEVELS_MAX), u64::from(levels));
+        return Err(Malformed { what: "levels of a map's directory", expected, found });
+    }
+    let loc = Loc { segment: cursor.u32()?, offset: cursor.u16()? };
+    let (count, crc, pages) = (cursor.u16()?, cursor.u64()?, cursor.u64()?);
+    let Ok(crc) = u32::try_from(crc) else {
+        let expected = u64::from(u32::MAX);
+        return Err(Malformed { what: "crc of a directory page", expected, found: crc });
+    };
+    Ok(MapRef { id, levels, top: Mapping { loc, crc }, count, pages })
 }
 
 #[cfg(test)]
@@ -349,17 +418,26 @@ mod tests {
     use super::*;
 
     fn payload() -> Payload {
-        let leaf = |key| LeafRef {
-            key,
-            page: Mapping { loc: Loc { segment: 3, offset: key as u16 }, crc: 0xffff_0000 | key as u32 },
-            entries: 9,
+        let map = |id, levels| MapRef {
+            id,
+            levels,
+            top: Mapping { loc: Loc { segment: 3, offset: 8 }, crc: 0xffff_0000 },
+            count: 9,
+            pages: 1 << 40,
         };
         let usage = SegmentUsage { stream: Some(Stream::Cold), used_pages: 30, live_pages: 12, use_seq: 6 };
         Payload {
             segments: vec![usage, SegmentUsage { stream: None, used_pages: 0, live_pages: 0, use_seq: 2 }],
-            base: vec![leaf(0), leaf(5), leaf(9)],
-            open: vec![leaf(4)],
+            maps: vec![map(MapId::Committed, 2), map(MapId::Open, 0), map(MapId::Delta(7), 1)],
             discards: vec![(7, 1 << 40)],
+            snapshots: vec![SnapshotEntry {
+                number: 7,
+                time_ns: 1,
+                epoch: 2,
+                held_pages: 3,
+                deleting: false,
+                name: "monday".into(),
+            }],
         }
     }
 
@@ -373,14 +451,16 @@ mod tests {
             epoch: 7,
             payload_bytes: payload().encode().len() as u64,
             segment_count: 2,
-            base_leaves: 3,
-            open_leaves: 1,
+            map_count: 3,
             open_discards: 1,
             positions: [
                 Position { at, use_seq: 8 },
                 Position { at: Loc { segment: 2, offset: 9 }, use_seq: 9 },
             ],
             session: SessionState::default(),
+            last_snapshot: 7,
+            rollback_to: Some(7),
+            snapshot_count: 1,
             runs: vec![Run { at, pages: 1, crc: 5 }, Run { at, pages: 3, crc: 6 }],
         };
         let mut page = vec![0xff; PAGE];
@@ -410,13 +490,13 @@ mod tests {
         assert!(Payload::decode(&root().0, &bytes[..bytes.len() - 1]).is_err());
         assert!(Payload::decode(&root().0, &[bytes.clone(), vec![0]].concat()).is_err());
         let mut disordered = payload();
-        disordered.base.swap(0, 1);
+        disordered.maps.swap(0, 1);
         assert!(Payload::decode(&root().0, &disordered.encode()).is_err());
     }
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&root().1, 0x6597_3eb2);
-        common::golden(&payload().encode(), 0xfb73_7aeb);
+        common::golden(&root().1, 0xc5b6_b8b9);
+        common::golden(&payload().encode(), 0xf168_2ef4);
     }
 }

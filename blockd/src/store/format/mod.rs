@@ -4,9 +4,11 @@
 //! were checked. Everything is little-endian; zero is valid neither as magic nor as type.
 
 pub mod checkpoint;
+pub mod directory;
 pub mod leaf;
 pub mod record;
 pub mod segment;
+pub mod snapshot;
 pub mod superblock;
 
 use layout::addr::PAGE;
@@ -83,16 +85,6 @@ pub struct Mapping {
     pub loc: Loc,
     /// [`page_crc`] of its content.
     pub crc: u32,
-}
-
-impl Mapping {
-    /// Stands for "not mapped" where a map must say so: in the delta of a snapshot. No segment has this index.
-    pub const UNMAPPED: Mapping = Mapping { loc: Loc { segment: u32::MAX, offset: 0 }, crc: 0 };
-
-    /// Whether it is [`Mapping::UNMAPPED`].
-    pub fn is_unmapped(&self) -> bool {
-        self.loc.segment == u32::MAX
-    }
 }
 
 /// How the backing is divided; fixed at creation.
@@ -193,6 +185,11 @@ pub(crate) fn push_varint(out: &mut Vec<u8>, mut value: u32) {
     out.push(value as u8);
 }
 
+/// Bytes of a number as LEB128.
+pub(crate) fn varint_len(value: u32) -> usize {
+    (32 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +231,7 @@ mod tests {
         for value in [0, 1, 127, 128, 16383, 16384, u32::MAX] {
             let mut out = Vec::new();
             push_varint(&mut out, value);
+            assert_eq!(out.len(), varint_len(value));
             assert_eq!(Cursor::new(&out, "test").varint(), Ok(value));
         }
         for bad in [&[0x80, 0][..], &[0xff, 0xff, 0xff, 0xff, 0x7f], &[0x80; 6], &[0x80]] {

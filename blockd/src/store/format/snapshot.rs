@@ -7,8 +7,6 @@
 use super::{Cursor, Malformed, check_counter};
 use crate::store::snapshot::{SNAPSHOTS_MAX, check_name};
 
-/// Bytes of an entry before the name.
-const HEAD: usize = 40;
 /// State of a snapshot that can be read.
 const LIVE: u32 = 1;
 /// State of one that is being deleted.
@@ -32,9 +30,12 @@ pub struct SnapshotEntry {
 }
 
 impl SnapshotEntry {
+    /// Bytes of an entry before the name.
+    pub const HEAD: usize = 40;
+
     /// Bytes that [`SnapshotEntry::encode`] appends.
     pub fn encoded_bytes(&self) -> usize {
-        HEAD + self.name.len()
+        Self::HEAD + self.name.len()
     }
 
     /// Appends its bytes.

@@ -8,6 +8,7 @@ use super::{InFlight, Log, SYNC_TOKEN};
 use crate::device::IoError;
 use crate::storage::Completion;
 use crate::store::Shared;
+use crate::store::checkpoint::is_checkpoint_token;
 use crate::store::format::record::Record;
 
 impl Log {
@@ -19,6 +20,10 @@ impl Log {
         for completion in completions {
             if completion.token == SYNC_TOKEN {
                 self.sync_finished(completion.result);
+                continue;
+            }
+            if is_checkpoint_token(completion.token) {
+                self.checkpoint_completed(completion);
                 continue;
             }
             if let Err(e) = completion.result {
@@ -38,6 +43,14 @@ impl Log {
             self.apply(done);
         }
         progress
+    }
+
+    fn checkpoint_completed(&mut self, completion: Completion) {
+        let Some(mut checkpoint) = self.checkpoint.take() else { return };
+        match checkpoint.completed(self, completion.token, completion.result) {
+            Ok(()) => self.checkpoint = Some(checkpoint),
+            Err(e) => self.fail_checkpoint(*checkpoint, &e),
+        }
     }
 
     fn apply(&mut self, f: InFlight) {
@@ -79,7 +92,7 @@ impl Log {
         }
     }
 
-    pub(super) fn now_durable(&mut self, upto: u64) {
+    pub(in crate::store) fn now_durable(&mut self, upto: u64) {
         self.durable_seq = self.durable_seq.max(upto);
         for (seq, done) in std::mem::take(&mut self.waiters) {
             self.wait_durable(seq, done);
@@ -107,7 +120,8 @@ impl Log {
         for (_, done) in std::mem::take(&mut self.waiters) {
             done(Err(error()));
         }
-        for done in std::mem::take(&mut self.checkpoint_waiters) {
+        let under_way = self.checkpoint.take().map(|mut c| c.take_waiters()).unwrap_or_default();
+        for done in under_way.into_iter().chain(std::mem::take(&mut self.checkpoint_waiters)) {
             done(Err(error()));
         }
         self.changes.fail(self.failed.as_deref().unwrap_or_default());
@@ -138,6 +152,13 @@ pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result
     maps.apply(record);
     maps.hold(false);
     Ok(())
+}
+
+impl Log {
+    /// What an error of the backing means.
+    pub(in crate::store) fn explain(&self, e: &io::Error) -> String {
+        explain(e)
+    }
 }
 
 fn explain(e: &io::Error) -> String {

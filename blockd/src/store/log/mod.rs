@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Shared;
-use super::checkpoint::Checkpointer;
+use super::checkpoint::{Checkpoint, Progress};
 use super::format::Loc;
 use super::format::record::{Record, SessionState};
 use super::format::segment::Stream;
@@ -52,7 +52,7 @@ struct InFlight {
 /// The writer. One thread owns it; [`Log::pump`] does all that can be done without waiting.
 pub struct Log {
     pub(super) shared: Arc<Shared>,
-    queue: Box<dyn WriteQueue>,
+    pub(super) queue: Box<dyn WriteQueue>,
     pub(super) superblock: Superblock,
     user: VecDeque<Job>,
     cold: VecDeque<Job>,
@@ -75,12 +75,20 @@ pub struct Log {
     pages_since_checkpoint: u64,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
+    /// The one under way.
+    checkpoint: Option<Box<Checkpoint>>,
+    checkpoint_begun: Instant,
+    /// Those who wait for the next one.
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
     /// Changes of snapshots.
     pub(super) changes: Changes,
-    /// Portions of deletions and rollbacks changed the map since the last checkpoint.
+    /// Portions of deletions and rollbacks changed the map since the last checkpoint began.
     pub(super) portions_since_checkpoint: bool,
+    /// Counts writes of checkpoints.
+    pub(super) checkpoint_tokens: u64,
+    /// Pages of the last checkpoint's payload, and its root.
+    pub(super) own_pages: Vec<Loc>,
     /// The users' head was begun with enough segments left.
     user_takes_data: bool,
     user_stalled: bool,
@@ -122,10 +130,14 @@ impl Log {
             failed: None,
             pages_since_checkpoint: 0,
             discard: options.discard,
+            checkpoint: None,
+            checkpoint_begun: Instant::now(),
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
             changes: Changes::default(),
             portions_since_checkpoint: false,
+            checkpoint_tokens: 0,
+            own_pages: start.own_pages,
             user_takes_data: false,
             user_stalled: false,
             cold_stalled: false,
@@ -140,7 +152,9 @@ impl Log {
 
     /// Waits until something completed or the waker was called.
     pub fn wait(&mut self) {
-        self.queue.wait();
+        if self.failed.is_some() || self.checkpoint.as_ref().is_none_or(|c| !c.can_step()) {
+            self.queue.wait();
+        }
     }
 
     /// The session state as of the last job given.
@@ -155,17 +169,26 @@ impl Log {
 
     /// No job waits and nothing is in flight.
     pub fn is_idle(&self) -> bool {
-        self.user.is_empty()
-            && self.cold.is_empty()
-            && self.in_flight.is_empty()
+        self.is_quiet()
             && self.syncing.is_none()
             && self.waiters.is_empty()
             && !self.checkpoint_wanted
+            && self.checkpoint.is_none()
     }
 
-    /// A user's job waits for the cleaner.
+    /// The map has all that was given: no job waits and no record is in flight.
+    pub fn is_quiet(&self) -> bool {
+        self.user.is_empty() && self.cold.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// A user's job waits for the cleaner: a checkpoint under way may give it what it needs.
     pub fn is_stalled(&self) -> bool {
-        self.user_stalled && self.in_flight.is_empty()
+        self.user_stalled && self.in_flight.is_empty() && self.checkpoint.is_none()
+    }
+
+    /// Records built and not yet applied, in order.
+    pub(super) fn records_in_flight(&self) -> impl Iterator<Item = &Record> {
+        self.in_flight.iter().map(|f| &f.record)
     }
 
     /// Bytes of users' jobs wait; more should wait with the callers.
@@ -183,24 +206,19 @@ impl Log {
         self.pending_pages
     }
 
-    /// Does all that can be done without waiting.
+    /// Does all that can be done without waiting, and a portion of the checkpoint under way.
     pub fn pump(&mut self) {
+        self.step_checkpoint();
         loop {
             let mut progress = self.reap();
             progress |= self.start_sync();
             if self.failed.is_some() {
                 self.fail_all();
-            } else if self.checkpoint_due() {
-                if !self.in_flight.is_empty() || self.syncing.is_some() {
-                    // It begins when what is in flight has landed.
-                    if !progress {
-                        return;
-                    }
-                    continue;
-                }
-                self.run_checkpoint();
-                progress = true;
             } else {
+                if self.checkpoint_due() {
+                    self.begin_checkpoint();
+                    progress = true;
+                }
                 progress |= self.build(Stream::Cold);
                 progress |= self.build(Stream::User);
                 self.queue.submit();
@@ -209,7 +227,7 @@ impl Log {
                 continue;
             }
             // A lane that just found no room first has what is dead reclaimed.
-            if self.failed.is_none() && self.in_flight.is_empty() && self.checkpoint_due() {
+            if self.failed.is_none() && self.checkpoint_due() {
                 continue;
             }
             if !self.refuse_cold() {
@@ -218,12 +236,15 @@ impl Log {
         }
     }
 
-    /// Whether a checkpoint should come before anything else is written.
+    /// Whether a checkpoint should begin.
     fn checkpoint_due(&self) -> bool {
+        if self.checkpoint.is_some() {
+            return false;
+        }
         if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
-        if !self.user_stalled && !self.cold_stalled {
+        if (!self.user_stalled && !self.cold_stalled) || !self.in_flight.is_empty() {
             return false;
         }
         // A checkpoint frees what died since the last one; once for each state of the log.
@@ -231,30 +252,69 @@ impl Log {
         reclaimable && self.reclaim_tried != self.next_seq
     }
 
-    fn run_checkpoint(&mut self) {
+    /// A checkpoint is under way or about to begin: what it frees may be enough for who waits.
+    fn checkpoint_may_help(&self) -> bool {
+        self.checkpoint.is_some() || self.checkpoint_due()
+    }
+
+    fn begin_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.reclaim_tried = self.next_seq;
         let begun = Instant::now();
+        let waiters = std::mem::take(&mut self.checkpoint_waiters);
         self.begin_changes();
-        let result = Checkpointer::new(self).run();
-        self.portions_since_checkpoint = false;
-        match &result {
-            Ok(()) => {
-                self.shared.counters.checkpoints.record(begun.elapsed());
+        match Checkpoint::begin(self) {
+            Ok(mut checkpoint) => {
+                self.portions_since_checkpoint = false;
+                checkpoint.add_waiters(waiters);
+                self.checkpoint = Some(Box::new(checkpoint));
+                self.checkpoint_begun = begun;
                 self.pages_since_checkpoint = 0;
-                self.now_durable(self.next_seq - 1);
             }
-            Err(IoError::NoSpace) => {
+            Err(e) => {
                 self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
                 self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
+                self.end_changes(&Err(e.clone()));
+                waiters.into_iter().for_each(|done| done(Err(e.clone())));
             }
-            Err(e) => self.fail(&e.to_string()),
         }
-        self.end_changes(&result);
-        for done in std::mem::take(&mut self.checkpoint_waiters) {
-            done(result.clone());
+    }
+
+    fn step_checkpoint(&mut self) {
+        let Some(mut checkpoint) = self.checkpoint.take().filter(|_| self.failed.is_none()) else { return };
+        match checkpoint.step(self) {
+            Ok(Progress::Some | Progress::Blocked) => self.checkpoint = Some(checkpoint),
+            Ok(Progress::Done) => {
+                self.shared.counters.checkpoints.record(self.checkpoint_begun.elapsed());
+                self.end_changes(&Ok(()));
+                checkpoint.take_waiters().into_iter().for_each(|done| done(Ok(())));
+            }
+            Err(e) => self.fail_checkpoint(*checkpoint, &e),
         }
+    }
+
+    fn fail_checkpoint(&mut self, mut checkpoint: Checkpoint, e: &IoError) {
+        self.fail(&e.to_string());
+        self.checkpoint_waiters.append(&mut checkpoint.take_waiters());
+    }
+
+    /// Writes a checkpoint and waits for it; nothing else is given meanwhile.
+    ///
+    /// # Errors
+    /// `NoSpace` (the store goes on without it), or `Io` (the store has stopped writing).
+    pub(super) fn checkpoint_now(&mut self) -> Result<(), IoError> {
+        let (send, recv) = crossbeam_channel::bounded(1);
+        self.submit_checkpoint(Box::new(move |result| {
+            let _ = send.send(result);
+        }));
+        while !self.is_idle() {
+            self.pump();
+            if !self.is_idle() {
+                self.wait();
+            }
+        }
+        recv.try_recv().unwrap_or_else(|_| Err(IoError::Io("the checkpoint was given up".into())))
     }
 }

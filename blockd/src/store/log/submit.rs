@@ -65,7 +65,7 @@ impl Log {
     /// go on waiting only while there are others to refuse first: nobody may wait for ever.
     pub fn refuse_stalled(&mut self) {
         // What died since the cleaner looked may be enough, once a checkpoint has freed it.
-        if !self.user_stalled || self.checkpoint_due() {
+        if !self.user_stalled || self.checkpoint_may_help() {
             return;
         }
         let space = self.shared.describe_space(&self.shared.maps.read());
@@ -154,7 +154,7 @@ impl Log {
 
     /// The cleaner itself has no room left: it is told so, rather than left waiting.
     pub(super) fn refuse_cold(&mut self) -> bool {
-        if !self.cold_stalled || !self.in_flight.is_empty() || self.checkpoint_due() {
+        if !self.cold_stalled || !self.in_flight.is_empty() || self.checkpoint_may_help() {
             return false;
         }
         self.cold_stalled = false;

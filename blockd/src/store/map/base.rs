@@ -1,46 +1,197 @@
-//! The committed map: leaves of at most [`LEAF_ENTRIES_MAX`] pages, each within one unit of 2^15
-//! device pages (so that the allocation map's summaries are sums over leaves), paged in on demand.
+//! A map from device pages to places: the committed one, the open epoch's, the delta of a snapshot.
 //!
-//! Life of a leaf: *on disk* (only its place is known) -> *loaded, clean* -> *dirty* -> written by
-//! a checkpoint -> *loaded, clean*. A leaf that runs empty is dropped by the next checkpoint.
+//! Leaves, each within one unit of 2^15 device pages (so that the allocation map's summaries are sums over
+//! leaves), paged in on demand. A leaf with a single entry has neither a page on disk nor memory of its own: the entry
+//! stands in the directory and in the slot.
+//!
+//! Life of a leaf: *unloaded* (only its place is known) -> *clean* -> *dirty* -> (a checkpoint begins) *frozen*
+//! -> (its page is being written) *writing* -> *clean*. Whoever changes a leaf while a checkpoint is under way leaves
+//! behind what the checkpoint needs of it (`saved`), so the checkpoint gets the state of its beginning, and beginning
+//! it costs the same however much is dirty. A leaf that runs empty is dropped by the next checkpoint.
+//!
+//! An entry is a place, or *nowhere*: known to be unmapped, which only deltas of snapshots have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use layout::addr::MAP_UNIT_PAGES;
 
 use super::Lookup;
-use crate::store::format::checkpoint::LeafRef;
-use crate::store::format::leaf::LeafEntry;
+use super::directory::Directory;
+use super::leaf::{Entry, Leaf};
+use crate::store::format::directory::{Ref, Target};
+use crate::store::format::leaf::{LeafEntry, Runs};
 use crate::store::format::{Loc, Mapping};
 
-/// A leaf that grows beyond this is split.
-pub const LEAF_ENTRIES_MAX: usize = 512;
+/// Memory of a slot in the tree of slots, about: 24 bytes at a fill of a half to all.
+const SLOT_BYTES: usize = 44;
+/// Leaves that one call looks at when there are too many.
+const EVICT_STEPS: usize = 256;
+
+/// Where in its life a leaf that is in memory is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Clean,
+    /// Changed in this generation, or (*frozen*) in the one that a checkpoint is about to write.
+    Dirty(Generation),
+    Writing,
+}
+
+/// Turns over when a checkpoint begins; two values do, since it is done with one before the next begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Generation {
+    #[default]
+    Even,
+    Odd,
+}
 
 /// One leaf.
 #[derive(Debug)]
-struct Slot {
+enum Slot {
+    /// On disk.
+    Unloaded { count: u16, offset: u16, segment: u32, crc: u32 },
+    /// Its only entry.
+    Inline { state: State, rel: u16, offset: u16, segment: u32, crc: u32 },
+    /// No entry.
+    Empty { state: State },
+    /// Its entries.
+    Loaded { state: State, count: u16, leaf: Box<Leaf> },
+}
+
+const _: () = assert!(size_of::<Slot>() == 16);
+
+impl Slot {
+    fn inline(state: State, e: LeafEntry) -> Self {
+        Slot::Inline { state, rel: e.rel, offset: e.offset, segment: e.segment, crc: e.crc }
+    }
+
+    fn entry(&self) -> Option<LeafEntry> {
+        match *self {
+            Slot::Inline { rel, offset, segment, crc, .. } => Some(LeafEntry { rel, offset, segment, crc }),
+            _ => None,
+        }
+    }
+
+    fn state(&self) -> State {
+        match self {
+            Slot::Unloaded { .. } => State::Clean,
+            Slot::Inline { state, .. } | Slot::Empty { state } | Slot::Loaded { state, .. } => *state,
+        }
+    }
+
+    fn set_state(&mut self, new: State) {
+        match self {
+            Slot::Unloaded { .. } => panic!("a leaf is loaded before it is changed"),
+            Slot::Inline { state, .. } | Slot::Empty { state } | Slot::Loaded { state, .. } => *state = new,
+        }
+    }
+
+    fn count(&self) -> u16 {
+        match self {
+            Slot::Unloaded { count, .. } | Slot::Loaded { count, .. } => *count,
+            Slot::Inline { .. } => 1,
+            Slot::Empty { .. } => 0,
+        }
+    }
+
     /// Its page in the last checkpoint.
-    disk: Option<Mapping>,
-    /// Entries, known even when not loaded.
-    count: u16,
-    /// Sorted by `rel`.
-    entries: Option<Vec<LeafEntry>>,
-    dirty: bool,
+    fn disk(&self) -> Option<Mapping> {
+        match self {
+            Slot::Unloaded { offset, segment, crc, .. } => {
+                Some(Mapping { loc: Loc { segment: *segment, offset: *offset }, crc: *crc })
+            }
+            Slot::Loaded { leaf, .. } => leaf.disk,
+            Slot::Inline { .. } | Slot::Empty { .. } => None,
+        }
+    }
+
+    /// What a directory says of it, if it is clean.
+    fn target(&self) -> Option<Target> {
+        match self {
+            Slot::Inline { .. } => self.entry().map(Target::Entry),
+            _ => self.disk().map(|page| Target::Page { page, count: self.count() }),
+        }
+    }
+}
+
+/// What a checkpoint under way still needs of a leaf that has been changed since it began.
+#[derive(Debug)]
+enum Saved {
+    /// It is yet to be written, as this.
+    Leaf(Body),
+    /// What the directory says of it.
+    Ref(Target),
+}
+
+/// The entries of a leaf, in a copy.
+#[derive(Debug)]
+enum Body {
+    Page(Box<Leaf>),
+    Entry(LeafEntry),
+    Empty,
+}
+
+/// A leaf that a checkpoint is to write.
+pub(in crate::store) enum Frozen<'a> {
+    /// It needs a page.
+    Page(&'a Leaf),
+    /// It stands in the directory, or is no more.
+    NoPage,
+}
+
+/// What a map knows of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Nothing.
+    Absent,
+    /// An entry.
+    Entry(Entry),
+    /// The leaf of this key must be loaded first.
+    Leaf(u64),
+}
+
+/// Pages of the last checkpoint that are needed no more once a further one is durable.
+#[derive(Debug, Default)]
+struct Dropped {
+    /// Once the one under way is.
+    now: Vec<Loc>,
+    /// Once the one that begins next is.
+    next: Vec<Loc>,
+}
+
+/// Sums over the leaves.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    /// Pages with an entry.
+    pages: u64,
+    /// Leaves that have, or will get, a page of their own.
+    paged: usize,
+    /// Those of them that the next checkpoint writes.
+    dirty: usize,
+    /// Bytes of leaves in memory.
+    bytes: usize,
 }
 
 /// The leaves by their key, the lowest device page each may map.
 #[derive(Debug, Default)]
 pub struct BaseMap {
-    leaves: BTreeMap<u64, Slot>,
-    dirty: usize,
-    /// Leaves with their entries in memory.
-    loaded: usize,
-    /// More than this are not kept, dirty ones apart; 0 = no limit.
-    loaded_max: usize,
+    slots: BTreeMap<u64, Slot>,
+    pub(in crate::store) directory: Directory,
+    generation: Generation,
+    tally: Tally,
+    /// Keys of the leaves changed since a checkpoint began, or ended.
+    dirty: BTreeSet<u64>,
+    /// Keys of those that the checkpoint under way still has to write.
+    frozen: BTreeSet<u64>,
+    /// A checkpoint is under way.
+    running: bool,
+    saved: BTreeMap<u64, Saved>,
+    dropped: Dropped,
+    /// Bytes that slots and leaves may take; 0 = no limit.
+    bytes_max: usize,
     /// While the log gathers the leaves of a record none may go.
     held: bool,
-    /// Where the next eviction begins.
-    evict_from: u64,
+    /// Keys of loaded leaves, the next to be looked at first.
+    clock: VecDeque<u64>,
 }
 
 fn unit_start(page: u64) -> u64 {
@@ -52,26 +203,58 @@ fn rel(page: u64) -> u16 {
 }
 
 impl BaseMap {
-    /// From a checkpoint's directory; nothing is loaded.
-    pub fn from_directory(leaves: &[LeafRef]) -> Self {
-        let slot = |l: &LeafRef| Slot { disk: Some(l.page), count: l.entries, entries: None, dirty: false };
-        BaseMap { leaves: leaves.iter().map(|l| (l.key, slot(l))).collect(), ..BaseMap::default() }
+    /// Builds the map of a checkpoint from the references of its directory, in order.
+    pub(in crate::store) fn from_directory(refs: &[Ref]) -> Self {
+        let mut map = BaseMap::default();
+        // In one go, so that the tree of slots is packed.
+        map.slots = refs
+            .iter()
+            .map(|r| {
+                let slot = match r.target {
+                    Target::Entry(e) => Slot::inline(State::Clean, e),
+                    Target::Page { page, count } => Slot::Unloaded {
+                        count,
+                        offset: page.loc.offset,
+                        segment: page.loc.segment,
+                        crc: page.crc,
+                    },
+                };
+                (r.key, slot)
+            })
+            .collect();
+        let mut tally = Tally::default();
+        map.slots.values().for_each(|slot| map.add_to(&mut tally, slot));
+        map.tally = tally;
+        map
+    }
+
+    fn slot_at(&self, page: u64) -> Option<(u64, &Slot)> {
+        self.slots.range(unit_start(page)..=page).next_back().map(|(&key, slot)| (key, slot))
     }
 
     /// Key of the leaf that covers a page, if there is one.
     fn key_of(&self, page: u64) -> Option<u64> {
-        self.leaves.range(unit_start(page)..=page).next_back().map(|(&key, _)| key)
+        self.slot_at(page).map(|(key, _)| key)
+    }
+
+    /// What is known of a page.
+    pub fn find(&self, page: u64) -> Found {
+        let Some((key, slot)) = self.slot_at(page) else { return Found::Absent };
+        let entry = match slot {
+            Slot::Unloaded { .. } => return Found::Leaf(key),
+            Slot::Empty { .. } => None,
+            Slot::Inline { .. } => slot.entry().filter(|e| e.rel == rel(page)).map(Entry::of),
+            Slot::Loaded { leaf, .. } => leaf.get(rel(page)),
+        };
+        entry.map_or(Found::Absent, Found::Entry)
     }
 
     /// Looks a page up.
     pub fn lookup(&self, page: u64) -> Lookup {
-        let Some((&key, slot)) = self.leaves.range(unit_start(page)..=page).next_back() else {
-            return Lookup::Unmapped;
-        };
-        let Some(entries) = &slot.entries else { return Lookup::Leaf(key) };
-        match entries.binary_search_by_key(&rel(page), |e| e.rel) {
-            Ok(i) => Lookup::Mapped(Mapping { loc: entries[i].loc(), crc: entries[i].crc }),
-            Err(_) => Lookup::Unmapped,
+        match self.find(page) {
+            Found::Absent | Found::Entry(Entry::Nowhere) => Lookup::Unmapped,
+            Found::Entry(Entry::At(mapping)) => Lookup::Mapped(mapping),
+            Found::Leaf(key) => Lookup::Leaf(key),
         }
     }
 
@@ -79,103 +262,179 @@ impl BaseMap {
     pub fn missing(&self, first: u64, count: u64, keys: &mut Vec<u64>) {
         let start = self.key_of(first).unwrap_or(first);
         let end = first.saturating_add(count);
-        keys.extend(
-            self.leaves.range(start..end.max(start)).filter(|(_, s)| s.entries.is_none()).map(|(k, _)| *k),
-        );
+        let unloaded = |slot: &Slot| matches!(slot, Slot::Unloaded { .. });
+        keys.extend(self.slots.range(start..end.max(start)).filter(|(_, s)| unloaded(s)).map(|(k, _)| *k));
     }
 
     /// Where the leaf of `key` stands, if it is not loaded.
     pub fn unloaded(&self, key: u64) -> Option<Mapping> {
-        self.leaves.get(&key).filter(|s| s.entries.is_none()).and_then(|s| s.disk)
+        self.slots.get(&key).filter(|s| matches!(s, Slot::Unloaded { .. })).and_then(Slot::disk)
     }
 
     /// Puts a leaf in that was read from `from`, unless things changed meanwhile.
-    pub fn load(&mut self, key: u64, from: Mapping, entries: Vec<LeafEntry>) {
-        if let Some(slot) = self.leaves.get_mut(&key)
-            && slot.entries.is_none()
-            && slot.disk == Some(from)
-        {
-            slot.entries = Some(entries);
-            self.loaded += 1;
-            self.evict(Some(key));
+    pub fn load(&mut self, key: u64, from: Mapping, runs: &Runs) {
+        if self.unloaded(key) == Some(from) {
+            let leaf = Box::new(Leaf::from_runs(Some(from), runs));
+            let count = leaf.page_count() as u16;
+            self.exchange(key, Slot::Loaded { state: State::Clean, count, leaf });
+            self.wind(key);
+            self.evict();
         }
     }
 
-    /// Limits the leaves kept in memory; 0 = no limit.
-    pub fn set_loaded_max(&mut self, leaves: usize) {
-        self.loaded_max = leaves;
-    }
-
-    /// Keeps every leaf in memory until released: the log needs many at once.
-    pub fn hold(&mut self, held: bool) {
-        self.held = held;
-        self.evict(None);
-    }
-
-    /// Forgets the entries of clean leaves, in turn, when there are too many; never those of the leaf that was just asked
-    /// for: where all others are dirty, whoever asked would ask for ever.
-    fn evict(&mut self, wanted: Option<u64>) {
-        if self.held || self.loaded_max == 0 || self.loaded <= self.loaded_max {
-            return;
+    fn add_to(&self, tally: &mut Tally, slot: &Slot) {
+        tally.pages += u64::from(slot.count());
+        tally.paged += usize::from(matches!(slot, Slot::Unloaded { .. } | Slot::Loaded { .. }));
+        if let Slot::Loaded { state, leaf, .. } = slot {
+            tally.dirty += usize::from(*state == State::Dirty(self.generation));
+            tally.bytes += leaf.heap_bytes();
         }
-        let keep = self.loaded_max - self.loaded_max / 8;
-        let from = self.evict_from;
-        for pass in [from..u64::MAX, 0..from] {
-            for (&key, slot) in self.leaves.range_mut(pass) {
-                if self.loaded <= keep {
-                    self.evict_from = key;
-                    return;
-                }
-                if slot.entries.is_some() && !slot.dirty && slot.disk.is_some() && Some(key) != wanted {
-                    slot.entries = None;
-                    self.loaded -= 1;
+    }
+
+    fn count_in(&mut self, slot: &Slot) {
+        let mut tally = self.tally;
+        self.add_to(&mut tally, slot);
+        self.tally = tally;
+    }
+
+    fn count_out(&mut self, slot: &Slot) {
+        let mut of_slot = Tally::default();
+        self.add_to(&mut of_slot, slot);
+        self.tally.pages -= of_slot.pages;
+        self.tally.paged -= of_slot.paged;
+        self.tally.dirty -= of_slot.dirty;
+        self.tally.bytes -= of_slot.bytes;
+    }
+
+    /// A leaf was loaded, or made: it is among those that may be evicted.
+    fn wind(&mut self, key: u64) {
+        self.clock.push_back(key);
+        if self.clock.len() > 4 * self.tally.paged + 1024 {
+            // Leaves that came and went left their keys behind.
+            let BaseMap { clock, slots, .. } = self;
+            let unique: BTreeSet<u64> = clock.drain(..).collect();
+            let loaded = |key: &u64| matches!(slots.get(key), Some(Slot::Loaded { .. }));
+            clock.extend(unique.into_iter().filter(loaded));
+        }
+    }
+
+    /// Puts a clean slot in the place of another.
+    fn exchange(&mut self, key: u64, slot: Slot) {
+        self.count_in(&slot);
+        if let Some(old) = self.slots.insert(key, slot) {
+            self.count_out(&old);
+        }
+    }
+
+    /// Changes a leaf that is in memory (an empty one, if there is none): marks it dirty, saves what a
+    /// checkpoint under way needs of it, and gives it the form that fits its entries.
+    fn edit<R>(&mut self, key: u64, change: impl FnOnce(&mut Body) -> R) -> R {
+        let nothing = Slot::Empty { state: State::Clean };
+        let slot = self.slots.get_mut(&key).map(|slot| std::mem::replace(slot, nothing));
+        let was_loaded = matches!(slot, Some(Slot::Loaded { .. }));
+        if let Some(slot) = &slot {
+            self.count_out(slot);
+        }
+        let dirty = State::Dirty(self.generation);
+        let state = slot.as_ref().map(Slot::state);
+        let target = slot.as_ref().and_then(Slot::target);
+        let mut body = match slot {
+            None | Some(Slot::Empty { .. }) => Body::Empty,
+            Some(Slot::Loaded { leaf, .. }) => Body::Page(leaf),
+            Some(inline @ Slot::Inline { .. }) => inline.entry().map_or(Body::Empty, Body::Entry),
+            Some(Slot::Unloaded { .. }) => panic!("a leaf is loaded before it is changed"),
+        };
+        match state {
+            Some(state) if state == dirty => {}
+            // Frozen: the page on disk goes with the copy that takes its place.
+            Some(State::Dirty(_)) => {
+                let copy = match &mut body {
+                    Body::Page(leaf) => {
+                        let copy = Box::new(Leaf::clone(leaf));
+                        leaf.disk = None;
+                        Body::Page(copy)
+                    }
+                    Body::Entry(e) => Body::Entry(*e),
+                    Body::Empty => Body::Empty,
+                };
+                self.saved.insert(key, Saved::Leaf(copy));
+            }
+            Some(State::Clean) if self.running => {
+                if let Some(target) = target {
+                    self.saved.insert(key, Saved::Ref(target));
                 }
             }
+            // What is being written is told of when it is.
+            Some(State::Clean | State::Writing) | None => {}
         }
-        self.evict_from = 0;
+        self.dirty.insert(key);
+        let result = change(&mut body);
+        let slot = match body {
+            Body::Empty => Slot::Empty { state: dirty },
+            Body::Entry(e) => Slot::inline(dirty, e),
+            Body::Page(leaf) => {
+                let count = leaf.page_count();
+                if count > 1 {
+                    Slot::Loaded { state: dirty, count: count as u16, leaf }
+                } else {
+                    self.dropped.next.extend(leaf.disk.map(|page| page.loc));
+                    leaf.pages().next().map_or(Slot::Empty { state: dirty }, |e| Slot::inline(dirty, e))
+                }
+            }
+        };
+        self.count_in(&slot);
+        let is_loaded = matches!(slot, Slot::Loaded { .. });
+        self.slots.insert(key, slot);
+        if is_loaded && !was_loaded {
+            self.wind(key);
+        }
+        result
     }
 
-    fn slot_mut(&mut self, key: u64) -> &mut Slot {
-        let slot = self.leaves.entry(key).or_insert_with(|| {
-            self.loaded += 1;
-            Slot { disk: None, count: 0, entries: Some(Vec::new()), dirty: false }
+    /// Gives a page an entry; gives what it had.
+    ///
+    /// # Panics
+    /// If its leaf is not loaded: callers load what [`BaseMap::missing`] names first.
+    pub fn insert(&mut self, page: u64, entry: Entry) -> Option<Entry> {
+        let key = self.key_of(page).unwrap_or(unit_start(page));
+        let rel = rel(page);
+        let (old, overfull) = self.edit(key, |body| match body {
+            Body::Empty => {
+                *body = Body::Entry(entry.at(rel));
+                (None, false)
+            }
+            Body::Entry(e) if e.rel == rel => {
+                let old = Entry::of(*e);
+                *e = entry.at(rel);
+                (Some(old), false)
+            }
+            Body::Entry(e) => {
+                let mut both = [*e, entry.at(rel)];
+                both.sort_unstable_by_key(|e| e.rel);
+                *body = Body::Page(Box::new(Leaf::from_entries(None, &both)));
+                (None, false)
+            }
+            Body::Page(leaf) => {
+                let old = leaf.get(rel);
+                leaf.set(rel, entry);
+                (old, leaf.is_overfull())
+            }
         });
-        if !slot.dirty {
-            slot.dirty = true;
-            self.dirty += 1;
+        if overfull {
+            self.split(key, rel);
         }
-        slot
+        old
     }
 
     /// Maps a page; gives what it was mapped to.
     ///
     /// # Panics
-    /// If its leaf is not loaded: callers load what [`BaseMap::missing`] names first.
+    /// As [`BaseMap::insert`].
     pub fn set(&mut self, page: u64, mapping: Mapping) -> Option<Mapping> {
-        let key = self.key_of(page).unwrap_or(unit_start(page));
-        let slot = self.slot_mut(key);
-        let entries = loaded(&mut slot.entries);
-        let new = LeafEntry {
-            rel: rel(page),
-            offset: mapping.loc.offset,
-            segment: mapping.loc.segment,
-            crc: mapping.crc,
-        };
-        let old = match entries.binary_search_by_key(&new.rel, |e| e.rel) {
-            Ok(i) => {
-                let old = std::mem::replace(&mut entries[i], new);
-                Some(Mapping { loc: old.loc(), crc: old.crc })
-            }
-            Err(i) => {
-                entries.insert(i, new);
-                None
-            }
-        };
-        slot.count = entries.len() as u16;
-        if entries.len() > LEAF_ENTRIES_MAX {
-            self.split(key);
+        match self.insert(page, Entry::At(mapping)) {
+            Some(Entry::At(old)) => Some(old),
+            Some(Entry::Nowhere) | None => None,
         }
-        old
     }
 
     /// Replaces a page's place if it is still `old`, with the same content (the place may have been used
@@ -194,250 +453,359 @@ impl BaseMap {
         }
     }
 
-    /// Unmaps a range, telling of each page that was mapped.
+    /// Takes the entries of a range out, telling of each page that was mapped.
     ///
     /// # Panics
     /// If a leaf of the range is not loaded.
     pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(u64, Mapping)) {
+        self.take(first, count, |page, entry| {
+            if let Entry::At(mapping) = entry {
+                dropped(page, mapping);
+            }
+        });
+    }
+
+    /// Takes the entries of a range out, telling of each.
+    ///
+    /// # Panics
+    /// If a leaf of the range is not loaded.
+    pub fn take(&mut self, first: u64, count: u64, mut taken: impl FnMut(u64, Entry)) {
         let end = first.saturating_add(count);
         let start = self.key_of(first).unwrap_or(first);
-        let keys: Vec<u64> = self.leaves.range(start..end.max(start)).map(|(&k, _)| k).collect();
+        let keys: Vec<u64> = self.slots.range(start..end.max(start)).map(|(&k, _)| k).collect();
         for key in keys {
-            let Some(slot) = self.leaves.get_mut(&key) else { continue };
-            let entries = loaded(&mut slot.entries);
             let base = unit_start(key);
-            let from = entries.partition_point(|e| base + u64::from(e.rel) < first);
-            let to = entries.partition_point(|e| base + u64::from(e.rel) < end);
-            if from == to {
+            let from = first.saturating_sub(base).min(MAP_UNIT_PAGES) as u32;
+            let to = end.saturating_sub(base).min(MAP_UNIT_PAGES) as u32;
+            let within = |e: &LeafEntry| (from..to).contains(&u32::from(e.rel));
+            let touched = match self.slots.get(&key) {
+                Some(slot @ Slot::Inline { .. }) => slot.entry().is_some_and(|e| within(&e)),
+                Some(Slot::Loaded { leaf, .. }) => {
+                    leaf.runs().any(|(run, _)| u32::from(run.rel) < to && run.end() > from)
+                }
+                Some(Slot::Unloaded { .. }) => panic!("a leaf is loaded before it is changed"),
+                Some(Slot::Empty { .. }) | None => false,
+            };
+            if !touched {
                 continue;
             }
-            entries
-                .drain(from..to)
-                .for_each(|e| dropped(base + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc }));
-            slot.count = entries.len() as u16;
             // A leaf that ran empty stays until the next checkpoint: without it its pages would belong to the leaf
             // before, which the record being applied may not have loaded.
-            self.slot_mut(key);
+            self.edit(key, |body| match body {
+                Body::Page(leaf) => {
+                    leaf.pages().filter(within).for_each(|e| taken(base + u64::from(e.rel), Entry::of(e)));
+                    leaf.remove(from, to);
+                }
+                Body::Entry(e) => {
+                    taken(base + u64::from(e.rel), Entry::of(*e));
+                    *body = Body::Empty;
+                }
+                Body::Empty => {}
+            });
         }
     }
 
-    /// Calls `f` with each page of a range and what it is mapped to; leaves that are not loaded are passed over.
-    pub fn for_each_in(&self, first: u64, count: u64, mut f: impl FnMut(u64, Mapping)) {
-        let end = first.saturating_add(count);
-        let start = self.key_of(first).unwrap_or(first);
-        for (&key, slot) in self.leaves.range(start..end.max(start)) {
-            let base = unit_start(key);
-            let entries = slot.entries.as_deref().unwrap_or_default();
-            let from = entries.partition_point(|e| base + u64::from(e.rel) < first);
-            for e in entries[from..].iter().take_while(|e| base + u64::from(e.rel) < end) {
-                f(base + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc });
+    /// Cuts a leaf that no longer fits its page in two, after `rel` was put in.
+    fn split(&mut self, key: u64, rel: u16) {
+        let upper = self.edit(key, |body| {
+            let Body::Page(leaf) = body else { panic!("a leaf that is split has two pages") };
+            if leaf.last_rel() == Some(rel) {
+                // Written in order: the lower one stays full.
+                let last = leaf.get(rel).map(|entry| entry.at(rel));
+                leaf.remove(u32::from(rel), MAP_UNIT_PAGES as u32);
+                return last.map_or(Body::Empty, Body::Entry);
             }
-        }
-    }
-
-    /// Drops leaves without entries; a checkpoint begins with it.
-    pub fn drop_empty(&mut self) {
-        let empty = |s: &Slot| s.dirty && s.entries.as_ref().is_some_and(Vec::is_empty);
-        let keys: Vec<u64> = self.leaves.iter().filter(|(_, s)| empty(s)).map(|(&key, _)| key).collect();
-        for key in keys {
-            self.leaves.remove(&key);
-            self.dirty -= 1;
-            self.loaded -= 1;
-        }
-    }
-
-    /// Halves a leaf; both halves are dirty. Gives the new one's key.
-    pub fn split(&mut self, key: u64) -> u64 {
-        let slot = self.slot_mut(key);
-        let entries = loaded(&mut slot.entries);
-        let upper = entries.split_off(entries.len() / 2);
-        slot.count = entries.len() as u16;
-        let new_key = unit_start(key) + upper.first().map_or(0, |e| u64::from(e.rel));
-        assert!(new_key > key, "a leaf that is split has two entries");
-        let slot = self.slot_mut(new_key);
-        slot.count = upper.len() as u16;
-        slot.entries = Some(upper);
-        new_key
-    }
-
-    /// Leaves changed since the last checkpoint.
-    pub fn dirty_count(&self) -> usize {
-        self.dirty
-    }
-
-    /// Their keys.
-    pub fn dirty_keys(&self) -> Vec<u64> {
-        self.leaves.iter().filter(|(_, s)| s.dirty).map(|(&k, _)| k).collect()
-    }
-
-    /// The entries of a loaded leaf.
-    pub fn entries(&self, key: u64) -> Option<&[LeafEntry]> {
-        self.leaves.get(&key)?.entries.as_deref()
-    }
-
-    /// The entries of a unit whose leaves are loaded.
-    pub fn unit_entries(&self, unit_first_page: u64) -> impl Iterator<Item = &LeafEntry> {
-        self.leaves
-            .range(unit_first_page..unit_first_page.saturating_add(MAP_UNIT_PAGES))
-            .flat_map(|(_, slot)| slot.entries.iter().flatten())
-    }
-
-    /// Every leaf: key, entries, place on disk.
-    pub fn leaves(&self) -> impl Iterator<Item = (u64, u16, Option<Mapping>)> {
-        self.leaves.iter().map(|(&key, slot)| (key, slot.count, slot.disk))
-    }
-
-    /// As [`BaseMap::leaves`], those of this key and above.
-    pub fn leaves_from(&self, key: u64) -> impl Iterator<Item = (u64, u16, Option<Mapping>)> {
-        self.leaves.range(key..).map(|(&key, slot)| (key, slot.count, slot.disk))
-    }
-
-    /// Number of leaves.
-    pub fn leaf_count(&self) -> usize {
-        self.leaves.len()
-    }
-
-    /// Mapped pages of whole units: a sum over leaf counts.
-    pub fn count_units(&self, first_unit_page: u64, end: u64) -> u64 {
-        self.leaves.range(first_unit_page..end).map(|(_, s)| u64::from(s.count)).sum()
-    }
-
-    /// Units with leaves that lie in a range of pages at least in part.
-    pub fn units_between(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
-        self.leaves.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
-    }
-
-    /// Keys of the leaves that stand in a segment and would stay there at the next checkpoint.
-    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
-        let stays = |s: &Slot| !s.dirty && s.disk.is_some_and(|d| d.loc.segment == segment);
-        self.leaves.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect()
+            Body::Page(Box::new(leaf.split()))
+        });
+        let first = match &upper {
+            Body::Page(leaf) => leaf.first_rel(),
+            Body::Entry(e) => u32::from(e.rel),
+            Body::Empty => return,
+        };
+        self.edit(unit_start(key) + u64::from(first), |body| *body = upper);
     }
 
     /// Has the next checkpoint write a leaf anew; false if it must be loaded first.
     pub fn make_dirty(&mut self, key: u64) -> bool {
-        match self.leaves.get(&key) {
-            Some(slot) if slot.entries.is_none() => false,
+        match self.slots.get(&key) {
+            Some(Slot::Unloaded { .. }) => false,
             Some(_) => {
-                self.slot_mut(key);
+                self.edit(key, |_| ());
                 true
             }
             None => true,
         }
     }
 
-    /// A checkpoint wrote the leaf there.
-    pub fn written(&mut self, key: u64, page: Mapping) {
-        if let Some(slot) = self.leaves.get_mut(&key) {
-            slot.disk = Some(page);
-            if slot.dirty {
-                slot.dirty = false;
-                self.dirty -= 1;
+    /// Keys of leaves to make dirty, so that nothing of the next checkpoint stands in a segment.
+    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
+        let dirty = State::Dirty(self.generation);
+        let stays = |s: &Slot| s.state() != dirty && s.disk().is_some_and(|d| d.loc.segment == segment);
+        let mut keys: Vec<u64> = self.slots.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect();
+        // One leaf is enough for a page of the directory, and all above it.
+        for (from, to) in self.directory.ranges_in(segment) {
+            let mut leaves = self.slots.range(from..to.unwrap_or(u64::MAX)).map(|(&key, _)| key);
+            keys.extend(leaves.next());
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// Limits the memory of slots and leaves, dirty ones apart; 0 = no limit.
+    pub fn set_bytes_max(&mut self, bytes: usize) {
+        self.bytes_max = bytes;
+    }
+
+    /// Keeps every leaf in memory until released: the log needs many at once.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.evict();
+    }
+
+    /// Forgets the entries of clean leaves that were not looked at for long, when they take too much memory.
+    fn evict(&mut self) {
+        if self.held || self.bytes_max == 0 {
+            return;
+        }
+        let slots = self.slots.len() * SLOT_BYTES;
+        let budget = self.bytes_max.saturating_sub(slots).max(self.bytes_max / 4);
+        for _ in 0..EVICT_STEPS.min(self.clock.len()) {
+            if self.tally.bytes <= budget {
+                return;
+            }
+            let Some(key) = self.clock.pop_front() else { return };
+            let Some(Slot::Loaded { state, count, leaf }) = self.slots.get(&key) else { continue };
+            match leaf.disk {
+                Some(page) if *state == State::Clean && !leaf.take_used() => {
+                    let Loc { segment, offset } = page.loc;
+                    let slot = Slot::Unloaded { count: *count, offset, segment, crc: page.crc };
+                    self.exchange(key, slot);
+                }
+                _ => self.clock.push_back(key),
             }
         }
     }
-}
 
-fn loaded(entries: &mut Option<Vec<LeafEntry>>) -> &mut Vec<LeafEntry> {
-    match entries {
-        Some(entries) => entries,
-        None => panic!("a leaf is loaded before it is changed"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
-
-    use super::*;
-
-    fn at(i: u32) -> Mapping {
-        Mapping { loc: Loc { segment: i, offset: (i % 60_000) as u16 }, crc: i }
+    /// Bytes of memory that slots and leaves take, about.
+    pub fn bytes(&self) -> usize {
+        self.tally.bytes + self.slots.len() * SLOT_BYTES
     }
 
-    #[test]
-    fn a_map_agrees_with_a_plain_tree_under_random_changes() {
-        let mut rng = StdRng::seed_from_u64(5);
-        let (mut map, mut model) = (BaseMap::default(), BTreeMap::<u64, Mapping>::new());
-        for i in 0..60_000u32 {
-            // Dense in three units, so that leaves split; a few pages far away.
-            let page = match rng.random_range(0..10) {
-                0 => rng.random_range(0..1u64 << 50),
-                _ => rng.random_range(0..3 * MAP_UNIT_PAGES / 16) * 5 + (1 << 40),
+    /// Pages with an entry.
+    pub fn page_count(&self) -> u64 {
+        self.tally.pages
+    }
+
+    /// Number of leaves.
+    pub fn leaf_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Leaves that have, or will get, a page of their own.
+    pub fn paged_count(&self) -> usize {
+        self.tally.paged
+    }
+
+    /// Leaves that the next checkpoint gives a page.
+    pub fn dirty_count(&self) -> usize {
+        self.tally.dirty
+    }
+
+    /// Most pages that a checkpoint which begins now writes of this map.
+    pub fn checkpoint_pages(&self) -> usize {
+        self.tally.dirty + self.directory.pages_written_max(self.dirty.len(), self.slots.len())
+    }
+
+    /// Pages that the map takes on disk, about, once it is all written.
+    pub fn disk_pages(&self) -> usize {
+        let directory = self.directory.total_pages();
+        self.tally.paged + directory.max(self.slots.len().div_ceil(crate::store::format::directory::REFS_MAX))
+    }
+
+    /// Leaves of this key and above: key, entries, and the page in the last checkpoint if it has one.
+    pub fn leaves_from(&self, key: u64) -> impl Iterator<Item = (u64, u16, Option<Mapping>)> {
+        self.slots.range(key..).map(|(&key, slot)| (key, slot.count(), slot.disk()))
+    }
+
+    /// The entries of a leaf; `None` if it is not loaded.
+    pub fn entries(&self, key: u64) -> Option<impl Iterator<Item = LeafEntry>> {
+        let slot = self.slots.get(&key).filter(|slot| !matches!(slot, Slot::Unloaded { .. }))?;
+        let pages = match slot {
+            Slot::Loaded { leaf, .. } => Some(leaf.pages()),
+            _ => None,
+        };
+        Some(slot.entry().into_iter().chain(pages.into_iter().flatten()))
+    }
+
+    /// Keys of all leaves.
+    pub fn keys(&self) -> impl Iterator<Item = u64> {
+        self.slots.keys().copied()
+    }
+
+    /// The entries of leaves that lie in a range of keys and are loaded: device page, entry.
+    pub fn entries_in(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = (u64, LeafEntry)> {
+        self.slots.range(range).flat_map(|(&key, slot)| {
+            let pages = match slot {
+                Slot::Loaded { leaf, .. } => Some(leaf.pages()),
+                _ => None,
             };
-            if rng.random_ratio(1, 500) {
-                let count = rng.random_range(1..20_000);
-                let mut dropped = 0;
-                map.remove(page, count, |_, _| dropped += 1);
-                assert_eq!(dropped, model.range(page..page + count).count());
-                model.retain(|p, _| !(page..page + count).contains(p));
-            } else {
-                assert_eq!(map.set(page, at(i)), model.insert(page, at(i)));
+            let base = unit_start(key);
+            let all = slot.entry().into_iter().chain(pages.into_iter().flatten());
+            all.map(move |e| (base + u64::from(e.rel), e))
+        })
+    }
+
+    /// Calls `f` with each entry of a range of pages; leaves that are not loaded are passed over.
+    pub fn for_each_in(&self, first: u64, count: u64, mut f: impl FnMut(u64, Entry)) {
+        let pages = first..first.saturating_add(count);
+        let from = self.key_of(first).unwrap_or(first);
+        self.entries_in(from..pages.end.max(from))
+            .filter(|(page, _)| pages.contains(page))
+            .for_each(|(page, e)| f(page, Entry::of(e)));
+    }
+
+    /// The entries of a unit whose leaves are loaded.
+    pub fn unit_entries(&self, unit_first_page: u64) -> impl Iterator<Item = LeafEntry> {
+        self.entries_in(unit_first_page..unit_first_page.saturating_add(MAP_UNIT_PAGES)).map(|(_, e)| e)
+    }
+
+    /// Every page that is mapped, in order, by leaves that are loaded.
+    pub fn mappings(&self) -> impl Iterator<Item = (u64, Mapping)> {
+        self.entries_in(0..u64::MAX).filter_map(|(page, e)| match Entry::of(e) {
+            Entry::At(mapping) => Some((page, mapping)),
+            Entry::Nowhere => None,
+        })
+    }
+
+    /// Entries of whole units: a sum over leaf counts.
+    pub fn count_units(&self, first_unit_page: u64, end: u64) -> u64 {
+        self.slots.range(first_unit_page..end).map(|(_, s)| u64::from(s.count())).sum()
+    }
+
+    /// Units with leaves that lie in a range of pages at least in part.
+    pub fn units_between(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
+        self.slots.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
+    }
+
+    /// Every page of the last checkpoint that this map refers to: leaves and directory.
+    pub fn disk_locs(&self) -> impl Iterator<Item = Loc> {
+        self.slots.values().filter_map(|s| s.disk().map(|d| d.loc)).chain(self.directory.pages())
+    }
+
+    /// Every page of a checkpoint that this map has still had, now that it ends.
+    pub(in crate::store) fn into_locs(mut self) -> Vec<Loc> {
+        let mut locs = std::mem::take(&mut self.dropped.next);
+        locs.extend(self.disk_locs());
+        locs
+    }
+}
+
+/// A checkpoint's side; see `checkpoint`.
+impl BaseMap {
+    /// A checkpoint begins: it gets the leaves as they are now. At most one is under way.
+    pub(in crate::store) fn freeze(&mut self) {
+        assert!(!self.running && self.frozen.is_empty(), "one checkpoint is under way at a time");
+        self.frozen = std::mem::take(&mut self.dirty);
+        self.generation = match self.generation {
+            Generation::Even => Generation::Odd,
+            Generation::Odd => Generation::Even,
+        };
+        self.tally.dirty = 0;
+        self.running = true;
+        let next = std::mem::take(&mut self.dropped.next);
+        self.dropped.now.extend(next);
+    }
+
+    /// Whether a checkpoint under way has yet to be done with this map.
+    pub(in crate::store) fn is_frozen(&self) -> bool {
+        self.running
+    }
+
+    /// The checkpoint is durable: gives the pages that are needed no more, and what was saved for it, to be
+    /// let go of without the map's lock.
+    pub(in crate::store) fn thaw(&mut self) -> (Vec<Loc>, impl Sized + use<>) {
+        self.running = false;
+        (std::mem::take(&mut self.dropped.now), std::mem::take(&mut self.saved))
+    }
+
+    /// Keys of leaves that the checkpoint has yet to write, in order.
+    pub(in crate::store) fn frozen_keys(&self) -> impl Iterator<Item = u64> {
+        self.frozen.iter().copied()
+    }
+
+    /// A leaf as the checkpoint has to write it.
+    pub(in crate::store) fn frozen_leaf(&self, key: u64) -> Frozen<'_> {
+        match self.saved.get(&key) {
+            Some(Saved::Leaf(Body::Page(leaf))) => return Frozen::Page(leaf),
+            Some(_) => return Frozen::NoPage,
+            None => {}
+        }
+        match self.slots.get(&key) {
+            Some(Slot::Loaded { leaf, .. }) => Frozen::Page(leaf),
+            _ => Frozen::NoPage,
+        }
+    }
+
+    /// The leaf's page is on its way to the disk; or it has none, and the directory takes it.
+    pub(in crate::store) fn mark_writing(&mut self, key: u64) {
+        self.frozen.remove(&key);
+        match self.saved.remove(&key) {
+            Some(Saved::Leaf(Body::Page(leaf))) => self.dropped.now.extend(leaf.disk.map(|page| page.loc)),
+            Some(Saved::Leaf(Body::Entry(e))) => {
+                self.saved.insert(key, Saved::Ref(Target::Entry(e)));
             }
-        }
-        for (&page, &mapping) in &model {
-            assert_eq!(map.lookup(page), Lookup::Mapped(mapping));
-            if !model.contains_key(&(page + 1)) {
-                assert_eq!(map.lookup(page + 1), Lookup::Unmapped);
+            Some(Saved::Leaf(Body::Empty)) => {}
+            Some(saved @ Saved::Ref(_)) => {
+                self.saved.insert(key, saved);
             }
+            None => match self.slots.get_mut(&key) {
+                Some(Slot::Loaded { state, leaf, .. }) => {
+                    *state = State::Writing;
+                    self.dropped.now.extend(leaf.disk.take().map(|page| page.loc));
+                }
+                Some(Slot::Empty { .. }) => {
+                    self.slots.remove(&key);
+                }
+                Some(slot) => slot.set_state(State::Clean),
+                None => {}
+            },
         }
-        map.drop_empty();
-        let total: u64 = map.leaves().map(|(_, count, _)| u64::from(count)).sum();
-        assert_eq!(total, model.len() as u64);
-        for (key, count, _) in map.leaves() {
-            assert!(usize::from(count) <= LEAF_ENTRIES_MAX && count > 0);
-            let entries = map.entries(key).expect("all is in memory");
-            assert!(entries.windows(2).all(|w| w[0].rel < w[1].rel));
-        }
-        let unit = (1u64 << 40) / MAP_UNIT_PAGES * MAP_UNIT_PAGES;
-        let counted = map.count_units(unit, unit + MAP_UNIT_PAGES);
-        assert_eq!(counted, model.range(unit..unit + MAP_UNIT_PAGES).count() as u64);
     }
 
-    #[test]
-    fn unloaded_leaves_are_named_and_clean_ones_evicted() {
-        let leaf = |key: u64| LeafRef { key: key * MAP_UNIT_PAGES, page: at(key as u32), entries: 1 };
-        let mut map = BaseMap::from_directory(&(0..20).map(leaf).collect::<Vec<_>>());
-        map.set_loaded_max(8);
-        assert_eq!(map.lookup(5), Lookup::Leaf(0));
-        let mut missing = Vec::new();
-        map.missing(MAP_UNIT_PAGES + 7, MAP_UNIT_PAGES, &mut missing);
-        assert_eq!(missing, [MAP_UNIT_PAGES, 2 * MAP_UNIT_PAGES]);
-        let entry = LeafEntry { rel: 1, offset: 2, segment: 3, crc: 4 };
-        map.hold(true);
-        for key in 0..20 {
-            map.load(key * MAP_UNIT_PAGES, at(key as u32), vec![entry]);
+    /// The page of a leaf that has `count` entries is written.
+    pub(in crate::store) fn written(&mut self, key: u64, page: Mapping, count: u16) {
+        match self.slots.get_mut(&key) {
+            Some(Slot::Loaded { state: state @ State::Writing, leaf, .. }) => {
+                leaf.disk = Some(page);
+                *state = State::Clean;
+                return;
+            }
+            // Changed again since.
+            Some(Slot::Loaded { leaf, .. }) => leaf.disk = Some(page),
+            _ => self.dropped.next.push(page.loc),
         }
-        assert!(map.leaves().all(|(key, _, _)| map.entries(key).is_some()), "none goes while they are held");
-        map.set(MAP_UNIT_PAGES * 19 + 5, at(1));
-        map.hold(false);
-        let loaded = map.leaves().filter(|(key, _, _)| map.entries(*key).is_some()).count();
-        assert_eq!(loaded, 7);
-        assert!(map.entries(MAP_UNIT_PAGES * 19).is_some(), "a dirty leaf stays");
-        map.load(0, at(9), vec![entry]);
-        assert_eq!(map.lookup(1), Lookup::Leaf(0), "a leaf read from an old place is not taken");
+        self.saved.insert(key, Saved::Ref(Target::Page { page, count }));
     }
 
-    fn mapping(segment: u32) -> Mapping {
-        Mapping { loc: Loc { segment, offset: 1 }, crc: segment }
+    /// What the checkpoint's directory says of the leaves of a range of keys. All their pages are written.
+    pub(in crate::store) fn refs(&self, from: u64, to: Option<u64>) -> impl Iterator<Item = Ref> {
+        let dirty = State::Dirty(self.generation);
+        let range = self.slots.range(from..to.unwrap_or(u64::MAX).max(from));
+        range.filter_map(move |(&key, slot)| {
+            let target = match (slot.state(), self.saved.get(&key)) {
+                (state, Some(Saved::Ref(target))) if state == dirty => Some(*target),
+                // Made since the checkpoint began.
+                (state, None) if state == dirty => None,
+                (State::Clean, _) => slot.target(),
+                (state, _) => panic!("leaf {key:#x} is {state:?} when the directory is written"),
+            };
+            target.map(|target| Ref { key, target })
+        })
     }
 
-    #[test]
-    fn a_leaf_emptied_and_filled_by_one_record_needs_no_other_leaf() {
-        let leaf = |key, entries, segment| LeafRef { key, entries, page: mapping(segment) };
-        let mut map = BaseMap::from_directory(&[leaf(0, 1, 7), leaf(100, 1, 8)]);
-        let mut keys = Vec::new();
-        map.missing(100, 1, &mut keys);
-        assert_eq!(keys, [100]);
-        map.load(100, mapping(8), vec![LeafEntry { rel: 100, offset: 2, segment: 3, crc: 4 }]);
-        let mut dropped = 0;
-        map.remove(100, 1, |_, _| dropped += 1);
-        assert_eq!(dropped, 1);
-        // The leaf of key 0 is not loaded: this used to panic.
-        assert_eq!(map.set(120, mapping(9)), None);
-        assert_eq!(map.lookup(120), Lookup::Mapped(mapping(9)));
-        map.remove(120, 1, |_, _| dropped += 1);
-        map.drop_empty();
-        assert_eq!((map.leaf_count(), map.dirty_count(), dropped), (1, 0, 2));
+    /// A page of the directory is no longer part of it.
+    pub(in crate::store) fn drop_now(&mut self, pages: impl IntoIterator<Item = Loc>) {
+        self.dropped.now.extend(pages);
     }
 }

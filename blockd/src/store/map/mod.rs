@@ -4,14 +4,20 @@
 //! open epoch of a VexFS volume: a commit merges it into the base, a rollback drops it. A raw
 //! volume has no epochs and changes its base directly. What the base loses goes to the newest snapshot that needs it.
 //! One thread (the log's) changes the map.
+//!
+//! Both layers, and the deltas of snapshots, are of one kind, [`BaseMap`], and have an id, [`MapId`]; checkpoints take all that [`Maps::ids`] names.
+//! A map that ends (the open epoch at a commit or rollback) is given to [`Maps::retire`].
 
 pub mod base;
+pub mod directory;
+pub mod leaf;
 pub mod overlay;
 pub mod segments;
 
+use super::format::checkpoint::MapId;
 use super::format::record::{Entry, FLAG_COMMIT, FLAG_ROLLBACK, Record, SessionState};
 use super::format::{Loc, Mapping};
-use super::snapshot::Snapshots;
+use super::snapshot::{SnapshotId, Snapshots};
 use crate::device::VolumeKind;
 use base::BaseMap;
 use overlay::Overlay;
@@ -45,9 +51,83 @@ pub struct Maps {
     pub epoch: u64,
     /// As of the last record applied.
     pub session: SessionState,
+    /// Maps that ended while a checkpoint that holds them was under way.
+    pub(in crate::store) retired: Vec<(MapId, BaseMap)>,
+    /// Pages of maps that ended: needed no more once the checkpoint that begins next is durable.
+    pub(in crate::store) dropped: Vec<Loc>,
 }
 
 impl Maps {
+    /// An empty map over these segments.
+    pub fn new(kind: VolumeKind, segments: SegmentTable) -> Self {
+        Maps {
+            kind,
+            base: BaseMap::default(),
+            overlay: Overlay::default(),
+            snapshots: Snapshots::default(),
+            segments,
+            epoch: 0,
+            session: SessionState::default(),
+            retired: Vec::new(),
+            dropped: Vec::new(),
+        }
+    }
+
+    /// All maps, in the order in which a checkpoint lists them.
+    pub fn ids(&self) -> Vec<MapId> {
+        let deltas = self.snapshots.all().iter().map(|s| MapId::Delta(s.id.0));
+        [MapId::Committed, MapId::Open].into_iter().chain(deltas).collect()
+    }
+
+    /// One of them.
+    pub fn map(&self, id: MapId) -> Option<&BaseMap> {
+        match id {
+            MapId::Committed => Some(&self.base),
+            MapId::Open => Some(&self.overlay.map),
+            MapId::Delta(number) => self.snapshots.get(SnapshotId(number)).map(|s| &s.delta),
+        }
+    }
+
+    /// One of them, to be changed.
+    pub fn map_mut(&mut self, id: MapId) -> Option<&mut BaseMap> {
+        match id {
+            MapId::Committed => Some(&mut self.base),
+            MapId::Open => Some(&mut self.overlay.map),
+            MapId::Delta(number) => self.snapshots.get_mut(SnapshotId(number)).map(|s| &mut s.delta),
+        }
+    }
+
+    /// The map as the checkpoint under way holds it, though it may have ended since.
+    pub(in crate::store) fn frozen_map(&mut self, id: MapId) -> Option<&mut BaseMap> {
+        match self.retired.iter().position(|(retired, _)| *retired == id) {
+            Some(i) => self.retired.get_mut(i).map(|(_, map)| map),
+            None => self.map_mut(id),
+        }
+    }
+
+    /// As [`Maps::frozen_map`].
+    pub(in crate::store) fn frozen_map_ref(&self, id: MapId) -> Option<&BaseMap> {
+        match self.retired.iter().find(|(retired, _)| *retired == id) {
+            Some((_, map)) => Some(map),
+            None => self.map(id),
+        }
+    }
+
+    /// Takes in a map that ended, with its pages on disk: they are dropped when a checkpoint without it is durable.
+    /// What it maps must have got another owner, or have been dropped.
+    pub(in crate::store) fn retire(&mut self, id: MapId, map: BaseMap) {
+        if map.is_frozen() {
+            self.retired.push((id, map));
+        } else {
+            self.dropped.extend(map.into_locs());
+        }
+    }
+
+    /// Leaves that the next checkpoint gives a page.
+    pub fn dirty_count(&self) -> usize {
+        self.ids().into_iter().filter_map(|id| self.map(id)).map(BaseMap::dirty_count).sum()
+    }
+
     /// Looks a page up as the mounter sees it (open epoch first).
     pub fn lookup(&self, page: u64) -> Lookup {
         match self.overlay.lookup(page) {
@@ -130,6 +210,7 @@ impl Maps {
             self.set_base(page, mapping);
         }
         self.epoch += 1;
+        self.retire(MapId::Open, overlay.map);
     }
 
     /// Drops the open epoch.
@@ -138,5 +219,6 @@ impl Maps {
         for (_, mapping) in overlay.mappings() {
             self.segments.drop_open(mapping.loc);
         }
+        self.retire(MapId::Open, overlay.map);
     }
 }

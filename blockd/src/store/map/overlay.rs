@@ -4,80 +4,45 @@ use std::collections::BTreeMap;
 
 use layout::addr::MAP_UNIT_PAGES;
 
+use super::Lookup;
+use super::base::BaseMap;
 use crate::store::format::leaf::LeafEntry;
 use crate::store::format::{Loc, Mapping};
-
-/// Pages of one unit, by page within it.
-type Unit = BTreeMap<u16, Mapping>;
 
 /// Changes since the last commit. A written page wins over a discard of it: discards drop the
 /// written pages they cover when they arrive.
 #[derive(Debug, Default)]
 pub struct Overlay {
-    units: BTreeMap<u64, Unit>,
+    /// Written pages. All leaves are loaded: none is ever evicted.
+    pub(in crate::store) map: BaseMap,
     /// First page -> end, neither overlapping nor touching.
     discards: BTreeMap<u64, u64>,
-    pages: u64,
-}
-
-fn split(page: u64) -> (u64, u16) {
-    (page / MAP_UNIT_PAGES, (page % MAP_UNIT_PAGES) as u16)
 }
 
 impl Overlay {
     /// `None`: not touched in this epoch; `Some(None)`: discarded.
     pub fn lookup(&self, page: u64) -> Option<Option<Mapping>> {
-        let (unit, rel) = split(page);
-        if let Some(mapping) = self.units.get(&unit).and_then(|u| u.get(&rel)) {
-            return Some(Some(*mapping));
+        if let Lookup::Mapped(mapping) = self.map.lookup(page) {
+            return Some(Some(mapping));
         }
         self.discards.range(..=page).next_back().filter(|&(_, &end)| page < end).map(|_| None)
     }
 
     /// Maps a page; gives what this epoch had mapped it to.
     pub fn set(&mut self, page: u64, mapping: Mapping) -> Option<Mapping> {
-        let (unit, rel) = split(page);
-        let old = self.units.entry(unit).or_default().insert(rel, mapping);
-        self.pages += u64::from(old.is_none());
-        old
+        self.map.set(page, mapping)
     }
 
     /// Replaces a page's place if it is still `old`, with the same content (the place may have been used
     /// again meanwhile, for this very page); tells whether it did.
     pub fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
-        let (unit, rel) = split(page);
-        match self.units.get_mut(&unit).and_then(|u| u.get_mut(&rel)) {
-            Some(mapping) if mapping.loc == old && mapping.crc == new.crc => {
-                *mapping = new;
-                true
-            }
-            _ => false,
-        }
+        self.map.replace(page, old, new)
     }
 
     /// Unmaps a range, telling of each page that this epoch had written.
     pub fn discard(&mut self, first: u64, count: u64, mut dropped: impl FnMut(Loc)) {
-        let end = first.saturating_add(count);
-        let units: Vec<u64> =
-            self.units.range(first / MAP_UNIT_PAGES..=(end - 1) / MAP_UNIT_PAGES).map(|(&u, _)| u).collect();
-        for unit in units {
-            let Some(pages) = self.units.get_mut(&unit) else { continue };
-            let start = unit * MAP_UNIT_PAGES;
-            let before = pages.len();
-            pages.retain(|&rel, mapping| {
-                let page = start + u64::from(rel);
-                let keep = page < first || page >= end;
-                if !keep {
-                    dropped(mapping.loc);
-                }
-                keep
-            });
-            self.pages -= (before - pages.len()) as u64;
-            if pages.is_empty() {
-                self.units.remove(&unit);
-            }
-        }
-        self.add_discard(first, end);
+        self.map.remove(first, count, |_, mapping| dropped(mapping.loc));
+        self.add_discard(first, first.saturating_add(count));
     }
 
     fn add_discard(&mut self, mut first: u64, mut end: u64) {
@@ -115,9 +80,7 @@ impl Overlay {
 
     /// Written pages and their places, in order.
     pub fn mappings(&self) -> impl Iterator<Item = (u64, Mapping)> {
-        self.units.iter().flat_map(|(unit, pages)| {
-            pages.iter().map(move |(&rel, &mapping)| (unit * MAP_UNIT_PAGES + u64::from(rel), mapping))
-        })
+        self.map.mappings()
     }
 
     /// Written pages, in order.
@@ -126,34 +89,19 @@ impl Overlay {
     }
 
     /// Written pages of one unit as leaf entries, in order.
-    pub fn unit_entries(&self, unit: u64) -> Vec<LeafEntry> {
-        let entry = |(&rel, m): (&u16, &Mapping)| LeafEntry {
-            rel,
-            offset: m.loc.offset,
-            segment: m.loc.segment,
-            crc: m.crc,
-        };
-        self.units.get(&unit).map(|pages| pages.iter().map(entry).collect()).unwrap_or_default()
+    pub fn unit_entries(&self, unit: u64) -> impl Iterator<Item = LeafEntry> {
+        self.map.unit_entries(unit * MAP_UNIT_PAGES)
     }
 
-    /// Units with written pages, in order.
-    pub fn units(&self) -> impl Iterator<Item = u64> {
-        self.units.keys().copied()
-    }
-
-    /// Units with written pages within a range of units.
+    /// Units within a range of units that may have written pages.
     pub fn units_in(&self, units: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
-        self.units.range(units).map(|(&unit, _)| unit)
+        let first = units.start.saturating_mul(MAP_UNIT_PAGES);
+        self.map.units_between(first, units.end.saturating_mul(MAP_UNIT_PAGES))
     }
 
     /// Count of written pages.
     pub fn page_count(&self) -> u64 {
-        self.pages
-    }
-
-    /// Count of units with written pages.
-    pub fn unit_count(&self) -> usize {
-        self.units.len()
+        self.map.page_count()
     }
 }
 

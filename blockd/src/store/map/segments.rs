@@ -51,10 +51,16 @@ impl Segment {
 pub struct SegmentTable {
     segments: Vec<Segment>,
     free: BTreeSet<u32>,
+    /// Free ones that only the checkpoint under way may take.
+    reserved: u32,
+    /// Closed ones that nothing refers to.
+    empty: BTreeSet<u32>,
     /// Segments from here on are never taken: the store is being made smaller.
     limit: u32,
     data_live: u64,
     meta_live: u64,
+    /// Pages of the checkpoint under way.
+    meta_new: u64,
     data_uses: u64,
 }
 
@@ -75,7 +81,28 @@ impl SegmentTable {
             .collect();
         let free = (0u32..).zip(&segments).filter(|(_, s)| s.state == State::Free).map(|(i, _)| i).collect();
         let data_live = segments.iter().map(|s| u64::from(s.live_base)).sum();
-        SegmentTable { segments, free, limit: u32::MAX, data_live, meta_live: 0, data_uses: 0 }
+        let mut table = SegmentTable {
+            segments,
+            free,
+            reserved: 0,
+            empty: BTreeSet::new(),
+            limit: u32::MAX,
+            data_live,
+            meta_live: 0,
+            meta_new: 0,
+            data_uses: 0,
+        };
+        (0..usage.len() as u32).for_each(|segment| table.look(segment));
+        table
+    }
+
+    /// Notes whether a segment is empty, after a change of it.
+    fn look(&mut self, segment: u32) {
+        if self.segments.get(segment as usize).is_some_and(|s| s.state == State::Closed && s.live() == 0) {
+            self.empty.insert(segment);
+        } else {
+            self.empty.remove(&segment);
+        }
     }
 
     /// All of them, by index.
@@ -88,9 +115,31 @@ impl SegmentTable {
         self.segments.get(segment as usize)
     }
 
-    /// Free segments.
+    /// Free segments, but for those kept for the checkpoint under way.
     pub fn free_count(&self) -> u32 {
-        self.free.len() as u32
+        (self.free.len() as u32).saturating_sub(self.reserved)
+    }
+
+    /// Keeps so many free segments for the checkpoint that begins; false if there are not as many.
+    pub fn reserve(&mut self, segments: u32) -> bool {
+        let enough = self.free_count() >= segments;
+        if enough {
+            self.reserved += segments;
+        }
+        enough
+    }
+
+    /// The checkpoint needs no more.
+    pub fn end_reservation(&mut self) {
+        self.reserved = 0;
+    }
+
+    /// Takes the lowest free segment out of the reserve.
+    pub fn take_reserved(&mut self, use_seq: u64) -> Option<u32> {
+        self.reserved = self.reserved.checked_sub(1)?;
+        let segment = self.free.pop_first()?;
+        self.open(segment, Stream::Meta, use_seq);
+        Some(segment)
     }
 
     /// Segments taken for data so far.
@@ -110,6 +159,9 @@ impl SegmentTable {
 
     /// Takes the lowest free segment as the head of a stream.
     pub fn take(&mut self, stream: Stream, use_seq: u64) -> Option<u32> {
+        if self.free_count() == 0 {
+            return None;
+        }
         let segment = self.free.pop_first()?;
         self.data_uses += u64::from(stream != Stream::Meta);
         self.open(segment, stream, use_seq);
@@ -130,6 +182,7 @@ impl SegmentTable {
                 damaged: false,
             };
         }
+        self.look(segment);
     }
 
     /// The segment is no longer a head.
@@ -137,13 +190,7 @@ impl SegmentTable {
         if let Some(s) = self.segments.get_mut(segment as usize) {
             s.state = State::Closed;
         }
-    }
-
-    /// The segment is the head of its stream again.
-    pub fn reopen(&mut self, segment: u32) {
-        if let Some(s) = self.segments.get_mut(segment as usize) {
-            s.state = State::Open;
-        }
+        self.look(segment);
     }
 
     /// Never to be cleaned.
@@ -165,6 +212,9 @@ impl SegmentTable {
         if let Some(s) = self.segments.get_mut(loc.segment as usize) {
             s.live_base += 1;
             self.data_live += 1;
+            if s.live() == 1 {
+                self.look(loc.segment);
+            }
         }
     }
 
@@ -175,6 +225,9 @@ impl SegmentTable {
         {
             s.live_base -= 1;
             self.data_live = self.data_live.saturating_sub(1);
+            if s.live() == 0 {
+                self.look(loc.segment);
+            }
         }
     }
 
@@ -183,6 +236,9 @@ impl SegmentTable {
         if let Some(s) = self.segments.get_mut(loc.segment as usize) {
             s.live_open += 1;
             self.data_live += 1;
+            if s.live() == 1 {
+                self.look(loc.segment);
+            }
         }
     }
 
@@ -193,31 +249,47 @@ impl SegmentTable {
         {
             s.live_open -= 1;
             self.data_live = self.data_live.saturating_sub(1);
-        }
-    }
-
-    /// The last checkpoint consists of these pages; only meta segments change.
-    pub fn set_meta(&mut self, pages: impl Iterator<Item = Loc>) {
-        for s in self.segments.iter_mut().filter(|s| s.stream == Stream::Meta) {
-            s.live_base = 0;
-        }
-        self.meta_live = 0;
-        for loc in pages {
-            if let Some(s) = self.segments.get_mut(loc.segment as usize)
-                && s.stream == Stream::Meta
-            {
-                s.live_base += 1;
-                self.meta_live += 1;
+            if s.live() == 0 {
+                self.look(loc.segment);
             }
         }
     }
 
+    /// A page of the checkpoint under way (or, at a start, of the last one).
+    pub fn add_meta(&mut self, loc: Loc) {
+        if let Some(s) = self.segments.get_mut(loc.segment as usize)
+            && s.stream == Stream::Meta
+        {
+            s.live_base += 1;
+            self.meta_new += 1;
+            if s.live() == 1 {
+                self.look(loc.segment);
+            }
+        }
+    }
+
+    /// A page that only the checkpoint before the last one needed.
+    pub fn drop_meta(&mut self, loc: Loc) {
+        if let Some(s) = self.segments.get_mut(loc.segment as usize)
+            && s.stream == Stream::Meta
+            && s.live_base > 0
+        {
+            s.live_base -= 1;
+            self.meta_live = self.meta_live.saturating_sub(1);
+            if s.live() == 0 {
+                self.look(loc.segment);
+            }
+        }
+    }
+
+    /// The checkpoint under way is durable: its pages count as those of the last one.
+    pub fn meta_is_durable(&mut self) {
+        self.meta_live += std::mem::take(&mut self.meta_new);
+    }
+
     /// Closed segments nothing refers to: free once the next checkpoint is durable.
     pub fn empty(&self) -> impl Iterator<Item = u32> {
-        (0u32..)
-            .zip(&self.segments)
-            .filter(|(_, s)| s.state == State::Closed && s.live() == 0)
-            .map(|(i, _)| i)
+        self.empty.iter().copied()
     }
 
     /// Closed meta segments without a page of the current checkpoint.
@@ -234,6 +306,7 @@ impl SegmentTable {
                 if segment < self.limit {
                     self.free.insert(segment);
                 }
+                self.empty.remove(&segment);
             }
         }
     }

@@ -1,11 +1,12 @@
 //! What the map's changes ask of the deltas: whoever loses a page in the committed map gives it to the newest snapshot that
 //! needs it, and a place is looked for with all owners it may have.
 
-use super::{Layer, LeafId, Snapshots, State};
+use super::{LeafId, Snapshots, State};
 use crate::device::VolumeKind;
-use crate::store::format::leaf::LeafEntry;
-use crate::store::format::record::{Entry, FLAG_COMMIT, Record};
+use crate::store::format::record::{Entry as RecordEntry, FLAG_COMMIT, Record};
 use crate::store::format::{Loc, Mapping};
+use crate::store::map::base::Found;
+use crate::store::map::leaf::Entry;
 use crate::store::map::{Lookup, Maps};
 
 impl Snapshots {
@@ -13,14 +14,14 @@ impl Snapshots {
     pub fn replaced(&mut self, page: u64, old: Option<Mapping>) -> Option<Loc> {
         // No snapshot older than this one can see the committed map's page if it has an entry.
         for snapshot in self.list.iter_mut().rev() {
-            match snapshot.delta.lookup(page) {
-                Lookup::Mapped(_) => return old.map(|m| m.loc),
-                Lookup::Unmapped if snapshot.state == State::Deleting => {}
-                Lookup::Unmapped => {
-                    snapshot.keep(page, old.unwrap_or(Mapping::UNMAPPED));
+            match snapshot.delta.find(page) {
+                Found::Entry(_) => return old.map(|m| m.loc),
+                Found::Absent if snapshot.state == State::Deleting => {}
+                Found::Absent => {
+                    snapshot.keep(page, old.map_or(Entry::Nowhere, Entry::At));
                     return None;
                 }
-                Lookup::Leaf(key) => panic!("leaf {key:#x} of {:?} is loaded before a change", snapshot.id),
+                Found::Leaf(key) => panic!("leaf {key:#x} of {:?} is loaded before a change", snapshot.id),
             }
         }
         old.map(|m| m.loc)
@@ -29,11 +30,11 @@ impl Snapshots {
     /// Whether a page that is mapped so would stay alive if it were replaced; `Err` names a leaf to load first.
     pub fn would_keep(&self, page: u64) -> Result<bool, LeafId> {
         for snapshot in self.list.iter().rev() {
-            match snapshot.delta.lookup(page) {
-                Lookup::Mapped(_) => return Ok(false),
-                Lookup::Unmapped if snapshot.state == State::Deleting => {}
-                Lookup::Unmapped => return Ok(true),
-                Lookup::Leaf(key) => return Err(LeafId { layer: Layer::Delta(snapshot.id), key }),
+            match snapshot.delta.find(page) {
+                Found::Entry(_) => return Ok(false),
+                Found::Absent if snapshot.state == State::Deleting => {}
+                Found::Absent => return Ok(true),
+                Found::Leaf(key) => return Err(LeafId { map: snapshot.map_id(), key }),
             }
         }
         Ok(false)
@@ -49,8 +50,8 @@ impl Snapshots {
         let mut keys = Vec::new();
         for snapshot in self.list.iter().rev() {
             snapshot.delta.missing(first, count, &mut keys);
-            let layer = Layer::Delta(snapshot.id);
-            out.extend(keys.drain(..).map(|key| LeafId { layer, key }));
+            let map = snapshot.map_id();
+            out.extend(keys.drain(..).map(|key| LeafId { map, key }));
             if snapshot.state != State::Deleting {
                 return;
             }
@@ -73,17 +74,19 @@ impl Maps {
         let changes_now = self.kind == VolumeKind::Raw || record.flags & FLAG_COMMIT != 0;
         for entry in &record.entries {
             match entry {
-                Entry::Write { first, crcs } if changes_now => {
+                RecordEntry::Write { first, crcs } if changes_now => {
                     self.missing(*first, crcs.len() as u64, &mut out);
                 }
-                Entry::Discard { first, count } if changes_now => self.missing(*first, *count, &mut out),
-                Entry::Relocate { page, old, crc } => {
+                RecordEntry::Discard { first, count } if changes_now => {
+                    self.missing(*first, *count, &mut out)
+                }
+                RecordEntry::Relocate { page, old, crc } => {
                     let old = Mapping { loc: *old, crc: *crc };
                     if let Err(leaf) = self.find(*page, |m| m == old) {
                         out.push(leaf);
                     }
                 }
-                Entry::Write { .. } | Entry::Discard { .. } => {}
+                RecordEntry::Write { .. } | RecordEntry::Discard { .. } => {}
             }
         }
         if record.flags & FLAG_COMMIT != 0 {
@@ -143,7 +146,7 @@ impl Maps {
         for snapshot in self.snapshots.all().iter().rev() {
             match snapshot.delta.lookup(page) {
                 Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
-                Lookup::Leaf(key) => return Err(LeafId { layer: Layer::Delta(snapshot.id), key }),
+                Lookup::Leaf(key) => return Err(LeafId { map: snapshot.map_id(), key }),
                 Lookup::Mapped(_) | Lookup::Unmapped => {}
             }
         }
@@ -168,42 +171,5 @@ impl Maps {
     pub fn hold(&mut self, held: bool) {
         self.base.hold(held);
         self.snapshots.hold(held);
-    }
-
-    /// Where a leaf stands, if it is not loaded.
-    pub fn unloaded(&self, leaf: LeafId) -> Option<Mapping> {
-        match leaf.layer {
-            Layer::Committed => self.base.unloaded(leaf.key),
-            Layer::Delta(id) => self.snapshots.get(id)?.delta.unloaded(leaf.key),
-        }
-    }
-
-    /// Puts a leaf in that was read from `from`, unless things changed meanwhile.
-    pub fn load(&mut self, leaf: LeafId, from: Mapping, entries: Vec<LeafEntry>) {
-        match leaf.layer {
-            Layer::Committed => self.base.load(leaf.key, from, entries),
-            Layer::Delta(id) => {
-                if let Some(snapshot) = self.snapshots.get_mut(id) {
-                    snapshot.delta.load(leaf.key, from, entries);
-                }
-            }
-        }
-    }
-
-    /// Leaves that stand in a segment and would stay there at the next checkpoint.
-    pub fn clean_in(&self, segment: u32) -> Vec<LeafId> {
-        let deltas = self.snapshots.all().iter().map(|s| (Layer::Delta(s.id), &s.delta));
-        std::iter::once((Layer::Committed, &self.base))
-            .chain(deltas)
-            .flat_map(|(layer, map)| map.clean_in(segment).into_iter().map(move |key| LeafId { layer, key }))
-            .collect()
-    }
-
-    /// Has the next checkpoint write a leaf anew; false if it must be loaded first.
-    pub fn make_dirty(&mut self, leaf: LeafId) -> bool {
-        match leaf.layer {
-            Layer::Committed => self.base.make_dirty(leaf.key),
-            Layer::Delta(id) => self.snapshots.get_mut(id).is_none_or(|s| s.delta.make_dirty(leaf.key)),
-        }
     }
 }

@@ -4,7 +4,7 @@
 use layout::addr::MAP_UNIT_PAGES;
 
 use super::lookup::UnitBits;
-use super::{Layer, LeafId, Snapshot, SnapshotId, View};
+use super::{LeafId, Snapshot, SnapshotId, View};
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::map::Maps;
@@ -37,7 +37,7 @@ impl Maps {
 
     /// Pages that differ, at most: for a progress bar.
     pub fn changed_pages_max(&self, from: SnapshotId, to: SnapshotId) -> u64 {
-        self.deltas_between(from, to).iter().map(|s| s.entries).sum()
+        self.deltas_between(from, to).iter().map(Snapshot::entries).sum()
     }
 }
 
@@ -83,8 +83,8 @@ impl Shared {
                 let mut keys = Vec::new();
                 for s in maps.deltas_between(from, to) {
                     s.delta.missing(start, MAP_UNIT_PAGES, &mut keys);
-                    let layer = Layer::Delta(s.id);
-                    missing.extend(keys.drain(..).map(|key| LeafId { layer, key }));
+                    let map = s.map_id();
+                    missing.extend(keys.drain(..).map(|key| LeafId { map, key }));
                 }
                 if missing.is_empty() {
                     for s in maps.deltas_between(from, to) {

@@ -98,7 +98,7 @@ impl Log {
         }
         // What portions change is no record's: nobody else asks whether a checkpoint can still be written.
         let keep = self.shared.keep_segments(&maps, Taker::Cleaner);
-        let dirty = maps.base.dirty_count() + maps.snapshots.dirty_count();
+        let dirty = maps.dirty_count();
         if dirty > 0
             && (dirty > DIRTY_MAX || maps.segments.free_count() < keep)
             && self.portions_since_checkpoint

@@ -2,11 +2,13 @@
 
 use layout::addr::MAP_UNIT_PAGES;
 
-use super::{Layer, LeafId, SnapshotId, View};
+use super::{LeafId, SnapshotId, View};
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::format::Mapping;
-use crate::store::map::base::BaseMap;
+use crate::store::format::checkpoint::MapId;
+use crate::store::map::base::{BaseMap, Found};
+use crate::store::map::leaf::Entry;
 use crate::store::map::{Lookup, Maps};
 
 /// One bit for each page of a unit.
@@ -25,24 +27,25 @@ impl Maps {
             }
             View::Snapshot(id) => id,
         };
-        for (layer, map) in self.layers_from(id) {
-            match map.lookup(page) {
-                Lookup::Mapped(m) => return Ok((!m.is_unmapped()).then_some(m)),
-                Lookup::Unmapped => {}
-                Lookup::Leaf(key) => return Err(LeafId { layer, key }),
+        for (id, map) in self.layers_from(id) {
+            match map.find(page) {
+                Found::Entry(Entry::At(mapping)) => return Ok(Some(mapping)),
+                Found::Entry(Entry::Nowhere) => return Ok(None),
+                Found::Absent => {}
+                Found::Leaf(key) => return Err(LeafId { map: id, key }),
             }
         }
         Ok(None)
     }
 
     /// The deltas from a snapshot's on, oldest first, then the committed map.
-    fn layers_from(&self, id: SnapshotId) -> impl DoubleEndedIterator<Item = (Layer, &BaseMap)> {
+    fn layers_from(&self, id: SnapshotId) -> impl DoubleEndedIterator<Item = (MapId, &BaseMap)> {
         let list = self.snapshots.all();
         let from = list.partition_point(|s| s.id < id);
         list[from..]
             .iter()
-            .map(|s| (Layer::Delta(s.id), &s.delta))
-            .chain(std::iter::once((Layer::Committed, &self.base)))
+            .map(|s| (s.map_id(), &s.delta))
+            .chain(std::iter::once((MapId::Committed, &self.base)))
     }
 
     /// The first unit from `unit` on that may have mapped pages in a view.
@@ -63,9 +66,9 @@ impl Maps {
     pub fn unit_missing_at(&self, id: SnapshotId, unit: u64) -> Vec<LeafId> {
         let mut keys = Vec::new();
         self.layers_from(id)
-            .flat_map(|(layer, map)| {
+            .flat_map(|(id, map)| {
                 map.missing(unit * MAP_UNIT_PAGES, MAP_UNIT_PAGES, &mut keys);
-                std::mem::take(&mut keys).into_iter().map(move |key| LeafId { layer, key })
+                std::mem::take(&mut keys).into_iter().map(move |key| LeafId { map: id, key })
             })
             .collect()
     }
@@ -76,10 +79,10 @@ impl Maps {
         let start = unit * MAP_UNIT_PAGES;
         // From the committed map back in time: what an older delta says wins.
         for (_, map) in self.layers_from(id).rev() {
-            map.for_each_in(start, MAP_UNIT_PAGES, |page, mapping| {
+            map.for_each_in(start, MAP_UNIT_PAGES, |page, entry| {
                 let rel = (page - start) as usize;
                 let bit = 1u64 << (rel % 64);
-                if mapping.is_unmapped() {
+                if entry == Entry::Nowhere {
                     bits[rel / 64] &= !bit;
                 } else {
                     bits[rel / 64] |= bit;
@@ -92,7 +95,7 @@ impl Maps {
     pub fn units_touched_by_deltas(&self, id: SnapshotId, first_page: u64, end: u64) -> Vec<u64> {
         let mut units: Vec<u64> = self
             .layers_from(id)
-            .filter(|(layer, _)| *layer != Layer::Committed)
+            .filter(|(id, _)| *id != MapId::Committed)
             .flat_map(|(_, map)| map.units_between(first_page, end))
             .collect();
         units.sort_unstable();

@@ -18,8 +18,13 @@ pub mod log;
 pub mod lookup;
 pub mod portion;
 
-use super::format::Mapping;
+use std::collections::BTreeMap;
+
+use super::format::Malformed;
+use super::format::checkpoint::{MapId, Payload, Root};
+use super::format::snapshot::SnapshotEntry;
 use super::map::base::BaseMap;
+use super::map::leaf::Entry;
 
 /// Snapshots that a volume may have; each is one more place to look for a page of the oldest.
 pub const SNAPSHOTS_MAX: usize = 1024;
@@ -30,20 +35,11 @@ pub const NAME_BYTES_MAX: usize = 255;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SnapshotId(pub u64);
 
-/// A map that a leaf may belong to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Layer {
-    /// The committed map.
-    Committed,
-    /// The delta of a snapshot.
-    Delta(SnapshotId),
-}
-
 /// A leaf of one of the maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LeafId {
     /// Whose.
-    pub layer: Layer,
+    pub map: MapId,
     /// Its lowest device page.
     pub key: u64,
 }
@@ -51,7 +47,7 @@ pub struct LeafId {
 impl LeafId {
     /// A leaf of the committed map.
     pub fn committed(key: u64) -> Self {
-        LeafId { layer: Layer::Committed, key }
+        LeafId { map: MapId::Committed, key }
     }
 }
 
@@ -92,8 +88,6 @@ pub struct Snapshot {
     pub delta: BaseMap,
     /// Pages of the log that its delta owns.
     pub held_pages: u64,
-    /// Entries of its delta: [`Snapshot::held_pages`] and those that say "was not mapped".
-    pub entries: u64,
     /// How many have it open.
     pub open_count: u32,
     /// Where the next portion of its deletion begins.
@@ -111,26 +105,34 @@ impl Snapshot {
             state: State::Live,
             delta: BaseMap::default(),
             held_pages: 0,
-            entries: 0,
             open_count: 0,
             cursor: 0,
         }
     }
 
+    /// The id of its delta.
+    pub fn map_id(&self) -> MapId {
+        MapId::Delta(self.id.0)
+    }
+
+    /// Entries of its delta: [`Snapshot::held_pages`] and those that say "was not mapped".
+    pub fn entries(&self) -> u64 {
+        self.delta.page_count()
+    }
+
     /// Puts an entry in that the delta does not have.
-    fn keep(&mut self, page: u64, mapping: Mapping) {
-        let before = self.delta.set(page, mapping);
+    fn keep(&mut self, page: u64, entry: Entry) {
+        let before = self.delta.insert(page, entry);
         debug_assert!(before.is_none(), "a delta's entry is not replaced");
-        self.entries += 1;
-        self.held_pages += u64::from(!mapping.is_unmapped());
+        self.held_pages += u64::from(entry != Entry::Nowhere);
     }
 
     /// Takes the entries of a range out.
     fn remove(&mut self, first: u64, count: u64) {
-        let (entries, held) = (&mut self.entries, &mut self.held_pages);
-        self.delta.remove(first, count, |_, mapping| {
-            *entries -= 1;
-            *held -= u64::from(!mapping.is_unmapped());
+        let held = &mut self.held_pages;
+        // A hostile image may have counted wrongly.
+        self.delta.take(first, count, |_, entry| {
+            *held = held.saturating_sub(u64::from(entry != Entry::Nowhere));
         });
     }
 }
@@ -164,30 +166,59 @@ pub struct Snapshots {
     /// Number of the next one, less one.
     last_id: u64,
     rollback: Option<Rollback>,
-    /// Leaves of one delta kept in memory; 0 = no limit.
-    leaves_max: usize,
+    /// Bytes that all deltas may take in memory, those that changed apart; 0 = no limit.
+    bytes_max: usize,
     held: bool,
 }
 
 impl Snapshots {
-    /// As a checkpoint has them, oldest first. A rollback goes on; a backup that was being received is abandoned.
-    pub fn from_checkpoint(
-        list: Vec<Snapshot>,
-        last_id: u64,
-        rollback_to: Option<Option<SnapshotId>>,
-    ) -> Self {
-        let rollback = rollback_to.map(|to| Rollback { to, phase: Phase::Rolling });
-        Snapshots { list, last_id, rollback, leaves_max: 0, held: false }
+    /// As a checkpoint has them, with their deltas by number. A rollback goes on; a backup that was being received is
+    /// abandoned.
+    ///
+    /// # Errors
+    /// [`Malformed`] when they do not belong together.
+    pub fn load(
+        root: &Root,
+        payload: &Payload,
+        mut deltas: BTreeMap<u64, BaseMap>,
+    ) -> Result<Self, Malformed> {
+        let mut list = Vec::with_capacity(payload.snapshots.len());
+        for entry in &payload.snapshots {
+            let found = entry.number;
+            let Some(delta) = deltas.remove(&found) else {
+                return Err(Malformed { what: "delta of a snapshot", expected: found, found: 0 });
+            };
+            if entry.held_pages > delta.page_count() {
+                let (expected, found) = (delta.page_count(), entry.held_pages);
+                return Err(Malformed { what: "pages that a snapshot holds", expected, found });
+            }
+            let state = if entry.deleting { State::Deleting } else { State::Live };
+            let held_pages = entry.held_pages;
+            let new = Snapshot::new(SnapshotId(found), entry.name.clone(), entry.time_ns, entry.epoch);
+            list.push(Snapshot { state, delta, held_pages, ..new });
+        }
+        if let Some(&found) = deltas.keys().next() {
+            return Err(Malformed { what: "delta of a snapshot that is not listed", expected: 0, found });
+        }
+        let rollback = root
+            .rollback_to
+            .map(|to| Rollback { to: (to != 0).then_some(SnapshotId(to)), phase: Phase::Rolling });
+        let snapshots = Snapshots { list, last_id: root.last_snapshot, rollback, bytes_max: 0, held: false };
+        match root.rollback_to {
+            Some(0) if !snapshots.is_empty() => {
+                let found = snapshots.list.len() as u64;
+                Err(Malformed { what: "snapshots before a first backup", expected: 0, found })
+            }
+            Some(to @ 1..) if snapshots.get(SnapshotId(to)).is_none() => {
+                Err(Malformed { what: "snapshot of a rollback", expected: 0, found: to })
+            }
+            _ => Ok(snapshots),
+        }
     }
 
     /// All of them, oldest first, those being deleted included.
     pub fn all(&self) -> &[Snapshot] {
         &self.list
-    }
-
-    /// All of them, to note where a checkpoint wrote their leaves.
-    pub fn all_mut(&mut self) -> &mut [Snapshot] {
-        &mut self.list
     }
 
     /// None, not even one being deleted.
@@ -229,30 +260,43 @@ impl Snapshots {
         self.list.iter().find(|s| s.state == State::Live && s.name == name)
     }
 
-    /// Leaves of all deltas.
-    pub fn leaf_count(&self) -> usize {
-        self.list.iter().map(|s| s.delta.leaf_count()).sum()
+    /// Pages that all deltas take on disk, about.
+    pub fn disk_pages(&self) -> usize {
+        self.list.iter().map(|s| s.delta.disk_pages()).sum()
     }
 
-    /// Leaves of all deltas that changed since the last checkpoint.
-    pub fn dirty_count(&self) -> usize {
-        self.list.iter().map(|s| s.delta.dirty_count()).sum()
+    /// Bytes of the table in a checkpoint.
+    pub fn table_bytes(&self) -> usize {
+        self.list.iter().map(|s| SnapshotEntry::HEAD + s.name.len()).sum()
     }
 
-    /// Limits the leaves of deltas kept in memory; 0 = no limit. They share what they may have.
-    pub fn set_loaded_max(&mut self, leaves: usize) {
-        self.leaves_max = leaves;
+    /// The table in a checkpoint.
+    pub fn table(&self) -> Vec<SnapshotEntry> {
+        let entry = |s: &Snapshot| SnapshotEntry {
+            number: s.id.0,
+            time_ns: s.time_ns,
+            epoch: s.epoch,
+            held_pages: s.held_pages,
+            deleting: s.state != State::Live,
+            name: s.name.clone(),
+        };
+        self.list.iter().map(entry).collect()
+    }
+
+    /// Limits the memory of deltas; 0 = no limit. They share what they may have.
+    pub fn set_bytes_max(&mut self, bytes: usize) {
+        self.bytes_max = bytes;
         self.share_memory();
     }
 
     fn share_memory(&mut self) {
         /// So that a unit's leaves and their neighbours are there together.
-        const EACH_MIN: usize = 256;
-        let each = match self.leaves_max {
+        const EACH_MIN: usize = 512 << 10;
+        let each = match self.bytes_max {
             0 => 0,
-            all => (all / self.list.len().max(1)).max(EACH_MIN),
+            all => (all / self.list.len().max(1)).max(EACH_MIN.min(all)),
         };
-        self.list.iter_mut().for_each(|s| s.delta.set_loaded_max(each));
+        self.list.iter_mut().for_each(|s| s.delta.set_bytes_max(each));
     }
 
     /// As [`BaseMap::hold`], for all deltas.

@@ -5,11 +5,12 @@
 
 use layout::addr::MAP_UNIT_PAGES;
 
-use super::{Layer, LeafId, Phase, SnapshotId, Snapshots, State};
+use super::{LeafId, Phase, SnapshotId, Snapshots, State};
 use crate::device::IoError;
 use crate::store::Shared;
-use crate::store::format::Mapping;
-use crate::store::map::{Lookup, Maps};
+use crate::store::map::Maps;
+use crate::store::map::base::Found;
+use crate::store::map::leaf::Entry;
 
 /// Device pages that a portion looks at.
 const PORTION_PAGES: u64 = 4096;
@@ -49,7 +50,7 @@ impl Snapshots {
             Some(rollback) => Some(s.id) >= rollback.to,
             None => s.state == State::Deleting,
         };
-        self.list.iter().filter(concerned).map(|s| s.entries).sum()
+        self.list.iter().filter(concerned).map(super::Snapshot::entries).sum()
     }
 
     /// The next stretch of a delta that has leaves; wraps around once.
@@ -70,13 +71,13 @@ impl Snapshots {
     fn delta_missing(&self, i: usize, at: Stretch, out: &mut Vec<LeafId>) {
         let mut keys = Vec::new();
         self.list[i].delta.missing(at.first, at.count, &mut keys);
-        let layer = Layer::Delta(self.list[i].id);
-        out.extend(keys.into_iter().map(|key| LeafId { layer, key }));
+        let map = self.list[i].map_id();
+        out.extend(keys.into_iter().map(|key| LeafId { map, key }));
     }
 
-    fn entries(&self, i: usize, at: Stretch) -> Vec<(u64, Mapping)> {
+    fn entries(&self, i: usize, at: Stretch) -> Vec<(u64, Entry)> {
         let mut entries = Vec::new();
-        self.list[i].delta.for_each_in(at.first, at.count, |page, mapping| entries.push((page, mapping)));
+        self.list[i].delta.for_each_in(at.first, at.count, |page, entry| entries.push((page, entry)));
         entries
     }
 
@@ -86,14 +87,16 @@ impl Snapshots {
         snapshot.remove(at.first, at.count);
         snapshot.cursor = at.first + at.count;
     }
-
-    fn drop_at(&mut self, i: usize) {
-        self.list.remove(i);
-        self.share_memory();
-    }
 }
 
 impl Maps {
+    /// A snapshot has nothing left: it leaves the list.
+    fn drop_snapshot(&mut self, i: usize) {
+        let snapshot = self.snapshots.list.remove(i);
+        self.snapshots.share_memory();
+        self.retire(snapshot.map_id(), snapshot.delta);
+    }
+
     /// Does a little of what deletions and a rollback still have to do.
     pub fn portion(&mut self) -> Portion {
         match self.snapshots.rollback {
@@ -110,13 +113,13 @@ impl Maps {
     /// Moves a stretch of a delta into the next older one, where that has no entry of its own; without an older one
     /// all goes.
     fn merge(&mut self, i: usize) -> Portion {
-        if self.snapshots.list[i].entries == 0 {
-            self.snapshots.drop_at(i);
+        if self.snapshots.list[i].entries() == 0 {
+            self.drop_snapshot(i);
             return Portion::Finished;
         }
         // Without leaves there are no entries, whatever the count said.
         let Some(at) = self.snapshots.next_stretch(i) else {
-            self.snapshots.drop_at(i);
+            self.drop_snapshot(i);
             return Portion::Finished;
         };
         let mut missing = Vec::new();
@@ -127,12 +130,12 @@ impl Maps {
         if !missing.is_empty() {
             return Portion::Load(missing);
         }
-        for (page, mapping) in self.snapshots.entries(i, at) {
+        for (page, entry) in self.snapshots.entries(i, at) {
             let older = i.checked_sub(1).map(|older| &mut self.snapshots.list[older]);
-            match older {
-                Some(older) if older.delta.lookup(page) == Lookup::Unmapped => older.keep(page, mapping),
-                _ if mapping.is_unmapped() => {}
-                _ => self.segments.drop_base(mapping.loc),
+            match (older, entry) {
+                (Some(older), _) if older.delta.find(page) == Found::Absent => older.keep(page, entry),
+                (_, Entry::Nowhere) => {}
+                (_, Entry::At(mapping)) => self.segments.drop_base(mapping.loc),
             }
         }
         self.snapshots.pass(i, at);
@@ -141,7 +144,7 @@ impl Maps {
 
     /// Puts a stretch of the newest delta back into the committed map.
     fn roll_back(&mut self, to: Option<SnapshotId>) -> Portion {
-        let newest = self.snapshots.list.last().map(|s| (s.id, s.entries));
+        let newest = self.snapshots.list.last().map(|s| (s.id, s.entries()));
         let Some((id, entries)) = newest.filter(|(id, _)| Some(*id) >= to) else {
             return if to.is_none() { self.empty() } else { self.end_rollback() };
         };
@@ -149,7 +152,7 @@ impl Maps {
         let at = if entries == 0 { None } else { self.snapshots.next_stretch(i) };
         let Some(at) = at else {
             if Some(id) > to {
-                self.snapshots.drop_at(i);
+                self.drop_snapshot(i);
                 return Portion::Finished;
             }
             return self.end_rollback();
@@ -163,11 +166,14 @@ impl Maps {
             return Portion::Load(missing);
         }
         let segments = &mut self.segments;
-        for (page, mapping) in self.snapshots.entries(i, at) {
-            if mapping.is_unmapped() {
-                self.base.remove(page, 1, |_, old| segments.drop_base(old.loc));
-            } else if let Some(old) = self.base.set(page, mapping) {
-                segments.drop_base(old.loc);
+        for (page, entry) in self.snapshots.entries(i, at) {
+            match entry {
+                Entry::Nowhere => self.base.remove(page, 1, |_, old| segments.drop_base(old.loc)),
+                Entry::At(mapping) => {
+                    if let Some(old) = self.base.set(page, mapping) {
+                        segments.drop_base(old.loc);
+                    }
+                }
             }
         }
         self.snapshots.pass(i, at);

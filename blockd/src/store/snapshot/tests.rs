@@ -7,15 +7,15 @@ use rand::{Rng, SeedableRng};
 
 use super::change::{Change, SnapshotError};
 use super::portion::Portion;
-use super::{Layer, LeafId, NAME_BYTES_MAX, Snapshots, View, check_name};
+use super::{LeafId, NAME_BYTES_MAX, View, check_name};
 use crate::device::VolumeKind;
-use crate::store::format::checkpoint::SegmentUsage;
-use crate::store::format::leaf::LeafEntry;
+use crate::store::format::checkpoint::{MapId, SegmentUsage};
+use crate::store::format::leaf::{self, Runs};
 use crate::store::format::record::{Entry, FLAG_COMMIT, FLAG_ROLLBACK, Record, SessionState};
 use crate::store::format::segment::Stream;
 use crate::store::format::{Loc, Mapping};
-use crate::store::map::base::BaseMap;
-use crate::store::map::overlay::Overlay;
+use crate::store::map::base::Frozen;
+use crate::store::map::leaf::Entry as MapEntry;
 use crate::store::map::segments::SegmentTable;
 use crate::store::map::{Lookup, Maps};
 
@@ -28,7 +28,7 @@ type Plain = BTreeMap<u64, Mapping>;
 struct World {
     rng: StdRng,
     maps: Maps,
-    disk: HashMap<Loc, Vec<LeafEntry>>,
+    disk: HashMap<Loc, Runs>,
     next_leaf: u32,
     next: Loc,
     live: Plain,
@@ -40,22 +40,14 @@ struct World {
 fn empty_maps(kind: VolumeKind) -> Maps {
     let usage =
         SegmentUsage { stream: Some(Stream::User), used_pages: SEGMENT_PAGES, live_pages: 0, use_seq: 1 };
-    Maps {
-        kind,
-        base: BaseMap::default(),
-        overlay: Overlay::default(),
-        snapshots: Snapshots::default(),
-        segments: SegmentTable::from_usage(&vec![usage; SEGMENTS as usize]),
-        epoch: 0,
-        session: SessionState::default(),
-    }
+    Maps::new(kind, SegmentTable::from_usage(&vec![usage; SEGMENTS as usize]))
 }
 
 impl World {
     fn new(kind: VolumeKind, seed: u64) -> Self {
         let mut maps = empty_maps(kind);
-        maps.base.set_loaded_max(6);
-        maps.snapshots.set_loaded_max(1);
+        maps.base.set_bytes_max(4096);
+        maps.snapshots.set_bytes_max(4096);
         World {
             rng: StdRng::seed_from_u64(seed),
             maps,
@@ -79,9 +71,10 @@ impl World {
     }
 
     fn load(&mut self, leaf: LeafId) {
-        let at = self.maps.unloaded(leaf).expect("a leaf that is asked for is not loaded");
-        let entries = self.disk.get(&at.loc).expect("it was written").clone();
-        self.maps.load(leaf, at, entries);
+        let map = self.maps.map(leaf.map).expect("its map is there");
+        let at = map.unloaded(leaf.key).expect("a leaf that is asked for is not loaded");
+        let runs = self.disk.get(&at.loc).expect("it was written");
+        self.maps.map_mut(leaf.map).expect("its map is there").load(leaf.key, at, runs);
     }
 
     fn record(&mut self, flags: u32, entries: Vec<Entry>) {
@@ -270,15 +263,27 @@ impl World {
 
     /// As a checkpoint does: leaves get a place, and may then be forgotten.
     fn checkpoint(&mut self) {
-        let snapshots = self.maps.snapshots.all_mut().iter_mut().map(|s| &mut s.delta);
-        for map in snapshots.chain([&mut self.maps.base]) {
-            map.drop_empty();
-            for key in map.dirty_keys() {
-                self.next_leaf += 1;
-                let at = Mapping { loc: Loc { segment: 1_000_000 + self.next_leaf, offset: 0 }, crc: 0 };
-                self.disk.insert(at.loc, map.entries(key).expect("dirty leaves are loaded").to_vec());
-                map.written(key, at);
+        let mut page = vec![0; 4096];
+        for id in self.maps.ids() {
+            let map = self.maps.map_mut(id).expect("it is named");
+            map.freeze();
+            for key in map.frozen_keys().collect::<Vec<_>>() {
+                let count = match map.frozen_leaf(key) {
+                    Frozen::Page(leaf) => {
+                        assert!(leaf::encode_into([0; 16], key, leaf.runs(), &mut page));
+                        Some(leaf.page_count() as u16)
+                    }
+                    Frozen::NoPage => None,
+                };
+                map.mark_writing(key);
+                if let Some(count) = count {
+                    self.next_leaf += 1;
+                    let at = Mapping { loc: Loc { segment: 1_000_000 + self.next_leaf, offset: 0 }, crc: 0 };
+                    self.disk.insert(at.loc, leaf::decode([0; 16], key, &page).expect("just encoded"));
+                    map.written(key, at, count);
+                }
             }
+            map.thaw();
             map.hold(false);
         }
     }
@@ -340,42 +345,37 @@ impl World {
 
     /// Each place has one owner, and the segments count them.
     fn check_owners(&mut self) {
-        let mut owners: HashMap<Loc, Layer> = HashMap::new();
+        let mut owners: HashMap<Loc, MapId> = HashMap::new();
         let mut live = vec![0u32; SEGMENTS as usize];
-        let deltas = self.maps.snapshots.all().iter().map(|s| (Layer::Delta(s.id), &s.delta));
-        let mut all: Vec<(Layer, Vec<LeafEntry>)> = Vec::new();
-        for (layer, map) in deltas.chain([(Layer::Committed, &self.maps.base)]) {
-            let mut entries = Vec::new();
-            for (key, count, disk) in map.leaves() {
-                let leaf = match (map.entries(key), disk) {
-                    (Some(entries), _) => entries,
-                    (None, Some(at)) => &self.disk[&at.loc],
-                    (None, None) => panic!("leaf {key:#x} is nowhere"),
-                };
-                assert_eq!(usize::from(count), leaf.len());
-                entries.extend_from_slice(leaf);
+        self.maps.hold(true);
+        for map in self.maps.ids() {
+            let all = self.maps.map(map).expect("it is named");
+            let unloaded: Vec<u64> = all.keys().filter(|&key| all.unloaded(key).is_some()).collect();
+            unloaded.into_iter().for_each(|key| self.load(LeafId { map, key }));
+            if map == MapId::Open {
+                continue;
             }
-            all.push((layer, entries));
-        }
-        for (layer, entries) in all {
-            let mapped: Vec<_> = entries.iter().filter(|e| e.loc() != Mapping::UNMAPPED.loc).collect();
-            if let Layer::Delta(id) = layer {
-                let snapshot = self.maps.snapshots.get(id).expect("it is there");
-                assert_eq!(snapshot.entries, entries.len() as u64);
-                assert_eq!(snapshot.held_pages, mapped.len() as u64);
-            } else {
-                assert_eq!(mapped.len(), entries.len(), "no tombstone in the committed map");
-            }
-            for e in mapped {
-                live[e.segment as usize] += 1;
-                assert_eq!(owners.insert(e.loc(), layer), None, "{} has two owners", e.loc());
+            let all = self.maps.map(map).expect("it is named");
+            let (mut entries, mut mapped) = (0, 0);
+            all.for_each_in(0, u64::MAX, |_, entry| {
+                entries += 1;
+                let MapEntry::At(m) = entry else { return };
+                mapped += 1;
+                live[m.loc.segment as usize] += 1;
+                assert_eq!(owners.insert(m.loc, map), None, "{} has two owners", m.loc);
+            });
+            assert_eq!(all.page_count(), entries);
+            match self.maps.snapshots.all().iter().find(|s| s.map_id() == map) {
+                Some(snapshot) => assert_eq!(snapshot.held_pages, mapped),
+                None => assert_eq!(entries, mapped, "the committed map has places only"),
             }
         }
+        self.maps.hold(false);
         for (i, s) in self.maps.segments.all().iter().enumerate() {
             assert_eq!(s.live_base, live[i], "live pages of segment {i}");
         }
         for (_, m) in self.maps.overlay.mappings() {
-            assert_eq!(owners.insert(m.loc, Layer::Committed), None, "{} has two owners", m.loc);
+            assert_eq!(owners.insert(m.loc, MapId::Open), None, "{} has two owners", m.loc);
         }
         // Nothing is kept that no state shows.
         if !self.maps.snapshots.has_work() {
@@ -480,7 +480,7 @@ fn a_snapshot_holds_what_was_replaced_and_nothing_twice() {
     };
     write(&mut world, 100, 10);
     world.maps.begin_change(&Change::Create { name: "a".into(), time_ns: 5 }).expect("a good name");
-    let held = |world: &World| world.maps.snapshots.find("a").map(|s| (s.held_pages, s.entries));
+    let held = |world: &World| world.maps.snapshots.find("a").map(|s| (s.held_pages, s.entries()));
     assert_eq!(held(&world), Some((0, 0)));
     for _ in 0..3 {
         write(&mut world, 100, 4);

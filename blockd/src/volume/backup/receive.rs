@@ -154,7 +154,7 @@ impl Volume {
                 "the stream is a full one, and the volume has data: receive it into a new image, or send with --from".into(),
             ),
             (Some(from), Some(last)) if last.name == from.name && last.time_ns == from.time_ns => {
-                if last.entries > 0 || maps.overlay.page_count() > 0 {
+                if last.entries() > 0 || maps.overlay.page_count() > 0 {
                     return refuse(format!(
                         "the volume was changed since snapshot {:?}: go back to it first (vexctl snapshot rollback)",
                         last.name

@@ -51,7 +51,7 @@ impl Driver {
             read_only: false,
             boot_id: [boot; 16],
             tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
-            leaves_max: 24,
+            map_bytes_max: 16 << 10,
             discard: true,
         };
         let opened = recover::open(Arc::new(disk.clone()), &options)?;
@@ -267,21 +267,27 @@ impl Driver {
     /// Segment counts of the map, counted anew: they must agree with the running ones.
     pub(super) fn check_usage(&self) {
         let store = self.store();
-        let keys: Vec<u64> = store.maps.read().base.leaves().map(|(key, _, _)| key).collect();
-        store.maps.write().base.hold(true);
-        for key in keys {
-            store.load_leaf(key).expect("every leaf can be read");
+        store.maps.write().hold(true);
+        let ids = store.maps.read().ids();
+        for id in ids {
+            let keys: Vec<u64> = store.maps.read().map(id).expect("it is named").keys().collect();
+            for key in keys {
+                store.load_leaf_of(id, key).expect("every leaf can be read");
+            }
         }
         let maps = store.maps.read();
         let segments = maps.segments.all();
         let mut base = vec![0u32; segments.len()];
         let mut open = vec![0u32; segments.len()];
-        for (key, count, _) in maps.base.leaves() {
-            let entries = maps.base.entries(key).expect("just loaded");
-            assert_eq!(usize::from(count), entries.len(), "count of leaf {key:#x}");
-            for e in entries {
-                base[e.segment as usize] += 1;
+        for (_, mapping) in maps.base.mappings() {
+            base[mapping.loc.segment as usize] += 1;
+        }
+        assert_eq!(maps.base.mappings().count() as u64, maps.base.page_count());
+        for s in maps.snapshots.all() {
+            for (_, mapping) in s.delta.mappings() {
+                base[mapping.loc.segment as usize] += 1;
             }
+            assert_eq!(s.delta.mappings().count() as u64, s.held_pages, "pages that {} holds", s.name);
         }
         for (_, mapping) in maps.overlay.mappings() {
             open[mapping.loc.segment as usize] += 1;
@@ -296,6 +302,6 @@ impl Driver {
             }
         }
         drop(maps);
-        store.maps.write().base.hold(false);
+        store.maps.write().hold(false);
     }
 }

@@ -25,7 +25,7 @@ fn options(boot: u8) -> RecoverOptions {
         read_only: false,
         boot_id: [boot; 16],
         tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
-        leaves_max: 24,
+        map_bytes_max: 16 << 10,
         discard: true,
     }
 }

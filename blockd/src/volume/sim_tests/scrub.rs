@@ -59,13 +59,13 @@ fn lived_in(seed: u64) -> Driver {
 fn pages_that_count(driver: &Driver) -> BTreeMap<u64, Damaged> {
     let store = driver.store();
     let mut pages = BTreeMap::new();
-    let keys: Vec<u64> = store.maps.read().base.leaves().map(|(key, _, _)| key).collect();
+    let keys: Vec<u64> = store.maps.read().base.leaves_from(0).map(|(key, _, _)| key).collect();
     store.maps.write().base.hold(true);
     for &key in &keys {
         store.load_leaf(key).expect("every leaf can be read");
     }
     let maps = store.maps.read();
-    for (key, _, disk) in maps.base.leaves() {
+    for (key, _, disk) in maps.base.leaves_from(0) {
         let unit = key & !(layout::addr::MAP_UNIT_PAGES - 1);
         for e in maps.base.entries(key).expect("just loaded") {
             pages

@@ -54,7 +54,7 @@ impl SnapshotInfo {
             time_ns: s.time_ns,
             epoch: s.epoch,
             held_bytes: s.held_pages * PAGE as u64,
-            changed_bytes: s.entries * PAGE as u64,
+            changed_bytes: s.entries() * PAGE as u64,
             open_count: s.open_count,
         }
     }
