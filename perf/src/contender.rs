@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::bars::Bar;
 use crate::env::Env;
 
 /// One program under test. Lifecycle: `start`, any number of `round`s of any of the workload's cases, `stop`.
@@ -34,6 +35,8 @@ pub struct Work {
     pub elapsed: Duration,
     /// CPU time that the load generator used.
     pub client_cpu: Duration,
+    /// Median latency of the operations, if it was measured.
+    pub p50: Option<Duration>,
     /// 99th percentile of the operations' latency, if it was measured.
     pub p99: Option<Duration>,
 }
@@ -43,13 +46,17 @@ pub struct Workload {
     /// Prefix of the cases' names.
     pub name: &'static str,
     /// What to know when reading the figures.
-    pub about: &'static str,
+    pub about: String,
     /// Names of the cases.
     pub cases: Vec<&'static str>,
     /// What one operation is, e.g. `ops`; the report prints it as `ops/s`.
     pub unit: &'static str,
     /// Ours first.
     pub contenders: Vec<Box<dyn Contender>>,
+    /// What ratios have to reach.
+    pub bars: Vec<Bar>,
+    /// Rivals that are not there, each with what to do about it.
+    pub missing: Vec<String>,
 }
 
 /// A workload, or the sentence that says what is missing to run it.

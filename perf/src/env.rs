@@ -1,8 +1,14 @@
 //! Where things are: our programs, the rivals, scratch space.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
+
+/// Where tmpfs is mounted everywhere.
+const SHM: &str = "/dev/shm";
+/// `f_type` of tmpfs (linux/magic.h).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// Paths that the workloads use.
 pub struct Env {
@@ -12,14 +18,18 @@ pub struct Env {
     rivals: PathBuf,
     /// Scratch space on a real file system, removed at the end.
     scratch: tempfile::TempDir,
+    /// Scratch space in memory, made when it is wanted.
+    memory: OnceLock<tempfile::TempDir>,
+    memory_group: Option<PathBuf>,
 }
 
 impl Env {
-    /// `scratch_parent` must be on the file system that is to be measured.
+    /// `scratch_parent` must be on the file system that is to be measured; `memory_group` is where groups with
+    /// little memory are made.
     ///
     /// # Errors
     /// No scratch directory can be made there.
-    pub fn new(scratch_parent: Option<&Path>) -> Result<Self> {
+    pub fn new(scratch_parent: Option<&Path>, memory_group: Option<&Path>) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot tell where this program stands")?;
         let programs = exe.parent().context("this program stands nowhere")?.to_path_buf();
         let target = programs.parent().unwrap_or(&programs);
@@ -30,12 +40,36 @@ impl Env {
             .prefix("perf-")
             .tempdir_in(&parent)
             .with_context(|| format!("cannot make a scratch directory in {}", parent.display()))?;
-        Ok(Self { programs, rivals, scratch })
+        let memory_group = memory_group.map(Path::to_path_buf);
+        Ok(Self { programs, rivals, scratch, memory: OnceLock::new(), memory_group })
     }
 
     /// Scratch space.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// The control group given on the command line.
+    pub fn memory_group(&self) -> Option<&Path> {
+        self.memory_group.as_deref()
+    }
+
+    /// Scratch space on tmpfs with room for `bytes`, or what to do about its absence.
+    pub fn memory_scratch(&self, bytes: u64) -> std::result::Result<PathBuf, String> {
+        let shm = Path::new(SHM);
+        let stat = rustix::fs::statfs(shm).map_err(|e| format!("{SHM}: {e}"))?;
+        if stat.f_type != TMPFS_MAGIC {
+            return Err(format!("{SHM} is not tmpfs: mount one there"));
+        }
+        let free = stat.f_bavail * u64::try_from(stat.f_bsize).unwrap_or(0);
+        if free < bytes {
+            return Err(format!("{SHM} has {} MiB free, {} are needed", free >> 20, bytes >> 20));
+        }
+        if self.memory.get().is_none() {
+            let made = tempfile::Builder::new().prefix("vexfs-perf-").tempdir_in(shm);
+            let _ = self.memory.set(made.map_err(|e| format!("no directory can be made in {SHM}: {e}"))?);
+        }
+        self.memory.get().map(|dir| dir.path().to_path_buf()).ok_or_else(|| format!("{SHM} cannot be used"))
     }
 
     /// One of our programs, or what to do about its absence.

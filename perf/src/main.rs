@@ -3,6 +3,8 @@
 //! A workload has cases and contenders, ours first; [`rounds`] runs them, [`report`] prints. Every later figure of
 //! the project comes from this tool, so that all are taken the same way and can be repeated by the printed command.
 
+mod bars;
+mod cgroup;
 mod contender;
 mod cpu;
 mod env;
@@ -47,6 +49,9 @@ struct Options {
     /// Scratch space; its file system is what is measured [default: perf/scratch in the target directory]
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Control group below which servers get little memory in nbd-small-ram [default: this process's own, if that is cgroup v2]
+    #[arg(long, value_name = "DIR")]
+    memory_group: Option<PathBuf>,
     /// List the cases.
     #[arg(long)]
     list: bool,
@@ -77,7 +82,7 @@ fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let env = Env::new(options.dir.as_deref())?;
+    let env = Env::new(options.dir.as_deref(), options.memory_group.as_deref())?;
     let effort = Effort { rounds: options.rounds as usize, time: Duration::from_secs_f64(options.seconds) };
     print_header(options, &Machine::this(env.scratch()));
     let mut ran = 0;
@@ -95,6 +100,9 @@ fn run(options: &Options) -> Result<()> {
         };
         if !options.json {
             println!("\n{name}: {}\n", workload.about);
+        }
+        for rival in &workload.missing {
+            print_skip(options, &format!("{name}, a rival"), rival);
         }
         rounds::run(&mut workload, &env, effort, wanted, |comparison| {
             if options.json {

@@ -5,13 +5,14 @@ use crate::stats::Summary;
 
 /// The text of one comparison: a line for each contender, one for each ratio.
 pub fn text(comparison: &Comparison) -> String {
-    let Comparison { case, unit, contenders, ratios } = comparison;
+    let Comparison { case, unit, contenders, ratios, bars } = comparison;
     let mut out = format!(
-        "{case:<26}{:>14} {:>25} {:>13} {:>13} {:>10}\n",
+        "{case:<26}{:>14} {:>25} {:>13} {:>13} {:>10} {:>10}\n",
         format!("{unit}/s"),
         "min..max",
         format!("server µs/{}", singular(unit)),
         "client µs",
+        "p50 µs",
         "p99 µs"
     );
     for figures in contenders {
@@ -21,10 +22,11 @@ pub fn text(comparison: &Comparison) -> String {
             |rate| format!("{}..{}", thousands(rate.min), thousands(rate.max)),
         );
         out += &format!(
-            "  {:<24}{rate:>14} {spread:>25} {:>13} {:>13} {:>10}\n",
+            "  {:<24}{rate:>14} {spread:>25} {:>13} {:>13} {:>10} {:>10}\n",
             figures.name,
             short(figures.server_cpu_us),
             short(figures.client_cpu_us),
+            short(figures.p50_us),
             short(figures.p99_us)
         );
     }
@@ -36,6 +38,9 @@ pub fn text(comparison: &Comparison) -> String {
                 rival.name, ratio.of_medians
             );
         }
+    }
+    for verdict in bars {
+        out += &format!("  {verdict}\n");
     }
     out
 }
@@ -67,6 +72,7 @@ fn thousands(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bars::{Bar, Bound, Metric};
     use crate::rounds::Figures;
     use crate::stats::Ratio;
 
@@ -85,16 +91,26 @@ mod tests {
             rate: Summary::of(rates),
             server_cpu_us: None,
             client_cpu_us: Summary::of(&[3.25]),
+            p50_us: None,
             p99_us: None,
+        };
+        let bar = Bar {
+            case: "read",
+            ours: "ours",
+            metric: Metric::Rate,
+            bound: Bound::AtLeast(2.0),
+            rival: "rival",
         };
         let text = text(&Comparison {
             case: "nbd/read".to_owned(),
             unit: "ops".to_owned(),
             contenders: vec![figures("ours", &[3000.0]), figures("rival", &[1500.0])],
             ratios: vec![Ratio::of(&[3000.0], &[1500.0])],
+            bars: bar.judge(&[3000.0], &[1500.0]).into_iter().collect(),
         });
         assert!(text.contains("server µs/op"), "{text}");
         assert!(text.contains("3,000..3,000"), "{text}");
         assert!(text.contains("ours / rival: 2.00 of medians, 2.00 by rounds (2.00..2.00)"), "{text}");
+        assert!(text.contains("bar: rate of ours >= 2.00 x rival: 2.00 (2.00..2.00) held"), "{text}");
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cgroup::Group;
+
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -25,8 +27,25 @@ impl Server {
     /// # Errors
     /// It cannot be executed.
     pub fn spawn(program: &Path, args: &[&str], log: PathBuf) -> Result<Self> {
+        Self::spawn_in(program, args, log, None)
+    }
+
+    /// As [`Server::spawn`], in a control group.
+    ///
+    /// # Errors
+    /// As [`Server::spawn`].
+    pub fn spawn_in(program: &Path, args: &[&str], log: PathBuf, group: Option<&Group>) -> Result<Self> {
         let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        let child = Command::new("setpriv")
+        let mut command = match group {
+            // A process joins by itself, before it allocates anything.
+            Some(group) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "echo $$ >\"$0\" && exec setpriv \"$@\""]).arg(group.procs());
+                shell
+            }
+            None => Command::new("setpriv"),
+        };
+        let child = command
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
             .args(args)

@@ -57,7 +57,7 @@ wait_for() {
 
 # serve NAME: starts the daemon on $work/NAME.vexfs; its process id goes to $server.
 serve() {
-    vexfs-blockd serve "$work/$1.vexfs" --nbd "unix:$work/$1.sock" >>"$work/$1.log" 2>&1 &
+    vexfs-blockd serve "$work/$1.vexfs" --nbd "unix:$work/$1.sock" --control none >>"$work/$1.log" 2>&1 &
     server=$!
     wait_for 60 "$server" nbdinfo --size "$(uri "$1")" >/dev/null
 }

@@ -53,13 +53,31 @@ impl Stage {
         format!("nbd+unix:///?socket={}", self.socket().display())
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where its daemons have their control sockets.
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// `vexctl`, for its daemons.
+    pub fn vexctl(&self) -> Command {
+        let mut command = programs::ours("vexctl");
+        command.env("VEXFS_RUN_DIR", self.run_dir());
+        command
+    }
+
+    /// The daemon's NBD socket.
+    pub fn socket(&self) -> PathBuf {
         self.path("socket")
     }
 
     /// Starts a daemon on the image and waits until it serves.
     pub fn daemon(&self) -> Daemon {
-        let mut process = Background::spawn(&self.daemon_command(), &self.path("daemon.log"));
+        self.daemon_by(&self.daemon_command())
+    }
+
+    /// Starts a daemon of the given command, which listens where [`Self::daemon`] does.
+    pub fn daemon_by(&self, command: &Command) -> Daemon {
+        let mut process = Background::spawn(command, &self.path("daemon.log"));
         let socket = self.socket();
         process.wait_until("serving", || UnixStream::connect(&socket).is_ok());
         Daemon { process }
@@ -69,6 +87,7 @@ impl Stage {
     pub fn daemon_command(&self) -> Command {
         let mut command = programs::ours("vexfs-blockd");
         command.arg("serve").arg(self.image()).arg("--nbd").arg(format!("unix:{}", self.socket().display()));
+        command.env("VEXFS_RUN_DIR", self.run_dir());
         command
     }
 
@@ -123,6 +142,21 @@ impl Daemon {
     pub fn kill(mut self) {
         self.process.assert_no_panic();
         self.process.kill();
+    }
+
+    /// Waits for its end, which something else brings about; it must end well.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn ends(mut self) {
+        let status = self.process.wait();
+        assert!(status.success(), "the daemon ended with {status}:\n{}", self.process.log());
+        self.process.assert_no_panic();
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// What it logged.

@@ -72,7 +72,12 @@ fn an_image_in_use_is_refused() {
     let other_uses = |stage: &Stage| {
         refused(&mut mount_of_elsewhere(stage), &in_use);
         let mut second = ours("vexfs-blockd");
-        second.arg("serve").arg(&image).arg("--nbd").arg(format!("unix:{}", stage.path("second").display()));
+        second
+            .arg("serve")
+            .arg(&image)
+            .arg("--nbd")
+            .arg(format!("unix:{}", stage.path("second").display()))
+            .args(["--control", "none"]);
         refused(&mut second, &in_use);
         refused(ours("mkfs.vexfs").arg("-f").arg(&image).args(["--size", "64M"]), &in_use);
     };

@@ -28,7 +28,7 @@ impl Daemon {
     fn command(image: &Path, socket: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
         command.arg("serve").arg(image).arg("--nbd").arg(format!("unix:{}", socket.display()));
-        command.args(["--log", "warn"]).stdin(Stdio::null());
+        command.args(["--log", "warn", "--control", "none"]).stdin(Stdio::null());
         command
     }
 

@@ -35,11 +35,13 @@ fn parse(report: &Value) -> Result<Work> {
     anyhow::ensure!(error == 0.0, "fio says error {error}");
     let mut operations = 0.0;
     let mut runtime_ms: f64 = 0.0;
-    let mut p99_ns: f64 = 0.0;
+    let (mut p50_ns, mut p99_ns): (f64, f64) = (0.0, 0.0);
     for direction in ["read", "write"] {
         operations += number(&job[direction]["total_ios"])?;
         runtime_ms = runtime_ms.max(number(&job[direction]["runtime"])?);
-        p99_ns = p99_ns.max(job[direction]["clat_ns"]["percentile"]["99.000000"].as_f64().unwrap_or(0.0));
+        let percentile = |name: &str| job[direction]["clat_ns"]["percentile"][name].as_f64().unwrap_or(0.0);
+        p50_ns = p50_ns.max(percentile("50.000000"));
+        p99_ns = p99_ns.max(percentile("99.000000"));
     }
     // usr_cpu and sys_cpu are percents of the job's run time.
     let cpu_percent = number(&job["usr_cpu"])? + number(&job["sys_cpu"])?;
@@ -48,6 +50,7 @@ fn parse(report: &Value) -> Result<Work> {
         operations: operations as u64,
         elapsed: Duration::from_secs_f64(runtime_ms / 1e3),
         client_cpu: Duration::from_secs_f64(job_ms / 1e3 * cpu_percent / 100.0),
+        p50: Some(Duration::from_secs_f64(p50_ns / 1e9)),
         p99: Some(Duration::from_secs_f64(p99_ns / 1e9)),
     })
 }
@@ -60,13 +63,13 @@ mod tests {
     #[test]
     fn a_report_is_understood() {
         let idle = json!({"total_ios": 0, "runtime": 0, "clat_ns": {}});
-        let busy =
-            json!({"total_ios": 500, "runtime": 2000, "clat_ns": {"percentile": {"99.000000": 1500.0}}});
+        let busy = json!({"total_ios": 500, "runtime": 2000, "clat_ns": {"percentile": {"50.000000": 400.0, "99.000000": 1500.0}}});
         let job = json!({"error": 0, "read": idle, "write": busy, "usr_cpu": 10.0, "sys_cpu": 15.0, "job_runtime": 2000});
         let work = parse(&json!({"jobs": [job]})).unwrap();
         assert_eq!(work.operations, 500);
         assert_eq!(work.elapsed, Duration::from_secs(2));
         assert_eq!(work.client_cpu, Duration::from_millis(500));
+        assert_eq!(work.p50, Some(Duration::from_nanos(400)));
         assert_eq!(work.p99, Some(Duration::from_nanos(1500)));
     }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use rand::Rng;
 use rustix::fs::{Advice, AtFlags, CWD, StatxFlags, fadvise, statx};
 
-use super::nbd::{allocate, make_image, path_text};
+use super::files::{allocate, make_image, path_text};
 use crate::contender::{Contender, Prepared, Work, Workload};
 use crate::cpu;
 use crate::env::Env;
@@ -44,10 +44,13 @@ pub fn prepare(env: &Env) -> Prepared {
                 passthrough_ll finds it in the page cache of the file system below. write4k ends with one fsync, \
                 which counts; write4k-fsync has one after each write. passthrough_ll sends each write to the \
                 server, as vexfs-fuse does; with -writeback the kernel gathers them, so that pages written twice \
-                are sent once. What was created is removed after the measurement.",
+                are sent once. What was created is removed after the measurement."
+            .to_owned(),
         cases: CASES.to_vec(),
         unit: "ops",
         contenders: vec![Box::new(ours), Box::new(rival(false)?), Box::new(rival(true)?)],
+        bars: Vec::new(),
+        missing: Vec::new(),
     })
 }
 
@@ -198,6 +201,7 @@ impl Tree {
             operations: written.operations,
             elapsed: start.elapsed(),
             client_cpu: cpu::of_this_thread()? - cpu,
+            p50: written.p50,
             p99: written.p99,
         })
     }
@@ -234,8 +238,9 @@ fn repeat(time: Duration, mut operation: impl FnMut(u64) -> Result<()>) -> Resul
     }
     let client_cpu = cpu::of_this_thread()? - cpu;
     let operations = latencies.len();
-    let (_, p99, _) = latencies.select_nth_unstable(operations * 99 / 100);
-    Ok(Work { operations: operations as u64, elapsed: last, client_cpu, p99: Some(*p99) })
+    let mut nth = |n: usize| *latencies.select_nth_unstable(n).1;
+    let (p50, p99) = (nth(operations / 2), nth(operations * 99 / 100));
+    Ok(Work { operations: operations as u64, elapsed: last, client_cpu, p50: Some(p50), p99: Some(p99) })
 }
 
 #[cfg(test)]

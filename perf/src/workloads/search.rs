@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use super::nbd::{make_image, path_text};
+use super::files::{make_image, path_text};
 use crate::contender::{Contender, Prepared, Work, Workload};
 use crate::cpu;
 use crate::env::Env;
@@ -45,10 +45,13 @@ pub fn prepare(env: &Env) -> Prepared {
     Ok(Workload {
         name: "search",
         about: "One query at a time, k = 10; an operation is one row compared, so rate / 50,000 = queries per second, \
-                and p99 is that of a query. The rival's CPU is in its server column, all threads.",
+                and p99 is that of a query. The rival's CPU is in its server column, all threads."
+            .to_owned(),
         cases: CASES.to_vec(),
         unit: "rows",
         contenders: vec![Box::new(ours), Box::new(Rival { python, library, child: None })],
+        bars: Vec::new(),
+        missing: Vec::new(),
     })
 }
 
@@ -111,8 +114,15 @@ impl Contender for Ours {
             last = now;
         }
         latencies.sort();
+        let p50 = latencies[latencies.len() / 2];
         let p99 = latencies[(latencies.len() * 99 / 100).min(latencies.len() - 1)];
-        Ok(Work { operations: rows, elapsed: last, client_cpu: cpu::of_this_thread()? - cpu, p99: Some(p99) })
+        Ok(Work {
+            operations: rows,
+            elapsed: last,
+            client_cpu: cpu::of_this_thread()? - cpu,
+            p50: Some(p50),
+            p99: Some(p99),
+        })
     }
 
     fn server_pid(&self) -> Option<u32> {
@@ -200,6 +210,7 @@ impl Contender for Rival {
             operations: reply["rows"].as_u64().context("no rows in the result")?,
             elapsed: seconds("seconds")?,
             client_cpu: Duration::ZERO,
+            p50: None,
             p99: Some(seconds("p99")?),
         })
     }

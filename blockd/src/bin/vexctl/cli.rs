@@ -22,14 +22,19 @@ EXAMPLES
   vexctl collection create /mnt/vex/images --dim 512 --metric l2 --element f16
   vexctl put /mnt/vex/images/cat.png --vector-file cat.npy
   vexctl search /mnt/vex/images --vector-file dog.npy -k 5 --json
+  vexctl status
+  vexctl stats --watch 5
   vexctl scrub docs.img
   vexctl snapshot create docs.img monday
   vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
   vexctl resize docs.img --size 20G
 
-scrub and resize work on an image that nothing else has open. All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user who runs it.";
+scrub and resize work on an image that nothing else has open. status, checkpoint, tune, compact, drain and stats without DIR ask
+daemons by their control sockets: /run/vexfs/NAME.sock (for users other than root $XDG_RUNTIME_DIR/vexfs/NAME.sock; $VEXFS_RUN_DIR names
+another directory). All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user
+who runs it.";
 
-/// Vectors and search on mounted VexFS volumes; care for images.
+/// Vectors and search on mounted VexFS volumes; the daemons that serve them; care for images.
 #[derive(Parser)]
 #[command(name = "vexctl", version, max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -46,8 +51,21 @@ pub enum Command {
     Put(PutArgs),
     /// Find the passages nearest to a text or a vector.
     Search(SearchArgs),
-    /// Show numbers about a collection.
+    /// Show numbers about a collection, or what a daemon did.
+    ///
+    /// With DIR: the numbers of the collection there. Without: what the clients of a daemon asked of it and what it did
+    /// for them, since its start, or with --watch over each interval.
     Stats(StatsArgs),
+    /// Show how the daemons stand: volumes, space, where they listen.
+    ///
+    /// Without --daemon: all daemons of this user.
+    Status(StatusArgs),
+    /// Have a daemon write a checkpoint, so that its next start has nothing to replay.
+    Checkpoint(CheckpointArgs),
+    /// Have a daemon take no more clients, finish what is under way, write everything and end.
+    ///
+    /// Waits for its end.
+    Drain(DrainArgs),
     /// Copy a tree of text files into a collection, cut into passages with a vector each.
     ///
     /// Text, Markdown, HTML (its tags are not searched) and whatever else has no NUL bytes is taken; FILE.gz is
@@ -163,11 +181,48 @@ pub struct ShowArgs {
 
 #[derive(Args)]
 pub struct StatsArgs {
-    /// A directory in the collection.
-    pub dir: PathBuf,
-    /// Print JSON, as the file system gives it.
+    /// A directory in a collection; a daemon is asked if it is left out.
+    pub dir: Option<PathBuf>,
+    /// Print JSON, as the file system or the daemon gives it.
     #[arg(long)]
     pub json: bool,
+    /// Go on, and show what was done in every interval of so many seconds.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "dir",
+        value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub watch: Option<u64>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+/// Which daemon.
+#[derive(Args)]
+pub struct DaemonArgs {
+    /// The daemon: its name, or the path of its control socket [default: the only one].
+    #[arg(long, short = 'd', value_name = "NAME|PATH")]
+    pub daemon: Option<String>,
+}
+
+#[derive(Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// Print JSON, an object for each daemon.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct CheckpointArgs {
+    /// Only this export.
+    pub export: Option<String>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+#[derive(Args)]
+pub struct DrainArgs {
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
 }
 
 #[derive(Args)]

@@ -1,10 +1,11 @@
-//! `vexctl`: vectors and search on mounted VexFS volumes; care for images.
+//! `vexctl`: vectors and search on mounted VexFS volumes; the daemons that serve them; care for images.
 //!
 //! It talks to a mount through ordinary files, xattrs and the session files ([`session`]) only; it links no file system.
-//! Images it opens itself, as the daemon would ([`scrub`], [`resize`]).
+//! It talks to a daemon through its control socket ([`daemon`]). Images it opens itself, as the daemon would ([`scrub`], [`resize`]).
 
 mod cli;
 mod collection;
+mod daemon;
 mod embedder;
 mod ingest;
 mod npy;
@@ -19,6 +20,7 @@ mod session;
 mod snapshot;
 mod snippet;
 mod stats;
+mod status;
 mod vectors;
 
 use std::process::ExitCode;
@@ -34,6 +36,9 @@ fn main() -> ExitCode {
         Command::Put(args) => put::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Checkpoint(args) => daemon::jobs::checkpoint(&args),
+        Command::Drain(args) => daemon::jobs::drain(&args),
         Command::Ingest(args) => ingest::run(&args),
         Command::Scrub(args) => scrub::run(&args),
         Command::Snapshot(command) => snapshot::run(&command),

@@ -1,4 +1,4 @@
-//! `vexctl stats`.
+//! `vexctl stats`: of a collection, or of a daemon.
 
 use std::process::ExitCode;
 
@@ -8,12 +8,13 @@ use crate::cli::StatsArgs;
 use crate::output::print;
 use crate::session::SessionDir;
 
-/// Shows the numbers of `.vexfs/stats`.
+/// Shows the numbers of `.vexfs/stats`, or those of a daemon.
 ///
 /// # Errors
-/// There is no collection.
+/// There is no collection, or no daemon answers.
 pub fn run(args: &StatsArgs) -> Result<ExitCode> {
-    let session = SessionDir::open(&args.dir)?;
+    let Some(dir) = &args.dir else { return crate::daemon::stats::run(args) };
+    let session = SessionDir::open(dir)?;
     session.collection_schema()?;
     let stats = session.stats()?;
     if args.json {

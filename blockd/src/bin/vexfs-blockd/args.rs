@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use blockd::control::listen::Address;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 
 use crate::nbd::Nbd;
 
@@ -19,10 +21,11 @@ pub struct Args {
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    Serve(Serve),
+    Serve(Box<Serve>),
+    CheckConfig(CheckConfig),
 }
 
-/// Serves an image over NBD, on unix sockets or TCP, in the foreground
+/// Serves images over NBD, on unix sockets or TCP, in the foreground
 ///
 /// Prints one line to standard output when clients can connect; everything else is logged to
 /// standard error. A write is acknowledged when it survives the daemon's death, and it survives a
@@ -33,28 +36,72 @@ pub enum Command {
 pub struct Serve {
     /// The image, made by mkfs.vexfs
     ///
-    /// It is locked: only one process can have it open.
-    pub image: PathBuf,
+    /// It is locked: only one process can have it open. With --config it takes the place of the
+    /// exports there.
+    #[arg(required_unless_present = "config")]
+    pub image: Option<PathBuf>,
+
+    /// A configuration file (TOML); flags override what stands in it
+    ///
+    /// Its keys are described in vexfs-blockd.md; `vexfs-blockd check-config FILE` checks one.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     #[command(flatten)]
     pub nbd: Nbd,
 
     /// How the image is read and written
-    #[arg(long, value_enum, value_name = "ENGINE", default_value_t = Io::Auto)]
-    pub io: Io,
+    #[arg(long, value_enum, value_name = "ENGINE", requires = "image")]
+    pub io: Option<Io>,
 
     /// Take no writes, and change nothing in the image
-    #[arg(long)]
+    #[arg(long, requires = "image")]
     pub read_only: bool,
 
-    /// What to log: error, warn, info, debug, trace, or a filter such as blockd::nbd=debug
-    #[arg(long, value_name = "FILTER", default_value = "info")]
-    pub log: String,
+    /// The daemon's name, after which its control socket is called [default: that of the image]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// The control socket, for vexctl: unix:PATH or none [default: /run/vexfs/NAME.sock]
+    ///
+    /// It gets mode 0600, and its directory, if it is missing, 0700. The default's directory is
+    /// $VEXFS_RUN_DIR, else /run/vexfs for root, else $XDG_RUNTIME_DIR/vexfs.
+    #[arg(long, value_name = "unix:PATH|none")]
+    pub control: Option<String>,
+
+    /// Serve metrics for Prometheus here, at /metrics: unix:PATH or tcp:ADDRESS:PORT
+    ///
+    /// Only loopback addresses are taken. May be repeated.
+    #[arg(long, value_name = "ADDRESS", value_parser = str::parse::<Address>)]
+    pub metrics: Vec<Address>,
+
+    /// At the end: time for clients to take their replies, in seconds; then they are cut [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_timeout: Option<u64>,
+
+    /// What to log: error, warn, info, debug, trace, or a filter such as blockd::nbd=debug [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+
+    /// How to log: lines for people, or an object a line [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+/// Checks a configuration file, and says what it would serve
+///
+/// Nothing is opened or bound. Exit status 0 if it is good, 1 if not.
+#[derive(ClapArgs, Debug)]
+pub struct CheckConfig {
+    /// The file
+    pub file: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Default, Debug)]
+#[serde(rename_all = "lowercase")]
 pub enum Io {
     /// io_uring where the kernel permits it, else sync
+    #[default]
     Auto,
     /// io_uring, or an error
     Uring,
@@ -62,14 +109,25 @@ pub enum Io {
     Sync,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
 const AFTER_HELP: &str = "\
 Signals:
   SIGTERM, SIGINT   Take no more requests, finish and answer those in flight, write a checkpoint,
-                    remove the socket and exit with status 0. A second signal exits at once; then
+                    remove the sockets and exit with status 0. A second signal exits at once; then
                     the next start replays the log.
 
+systemd: the service type is notify (READY, STOPPING, STATUS, WATCHDOG).
+
 Exit status:
-  0   Stopped by a signal, everything written.
+  0   Stopped by a signal or by vexctl drain, everything written.
   1   An error; standard error says what and what to do.
   2   A wrong command line.
 
@@ -78,7 +136,8 @@ Examples:
   nbdinfo 'nbd+unix:///?socket=/run/disk.sock'
   vexfs-fuse 'nbd+unix:///?socket=/run/disk.sock' /mnt
   vexfs-blockd serve disk.img --export disk --nbd tcp:0.0.0.0 --tls-cert server.pem \\
-      --tls-key server-key.pem --tls-client-ca clients.pem";
+      --tls-key server-key.pem --tls-client-ca clients.pem
+  vexctl status";
 
 #[cfg(test)]
 mod tests {
@@ -88,5 +147,15 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_image_and_a_socket_or_a_configuration_are_needed() {
+        let parse = |args: &[&str]| Args::try_parse_from([&["vexfs-blockd", "serve"], args].concat());
+        assert!(parse(&["--config", "x"]).is_ok());
+        assert!(parse(&["image", "--nbd", "unix:/x"]).is_ok());
+        for bad in [&["image"][..], &["--nbd", "unix:/x"], &[], &["--config", "x", "--read-only"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 }

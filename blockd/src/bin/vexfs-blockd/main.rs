@@ -1,8 +1,14 @@
 //! `vexfs-blockd`: the daemon that serves an image.
 
 mod args;
+mod check;
+mod config;
+mod logging;
 mod nbd;
+mod notify;
 mod serve;
+mod settings;
+mod side;
 
 use std::process::ExitCode;
 
@@ -12,6 +18,7 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     let result = match args.command {
         args::Command::Serve(serve) => serve::run(&serve),
+        args::Command::CheckConfig(check) => check::run(&check),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

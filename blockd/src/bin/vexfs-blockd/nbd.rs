@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use blockd::device::Device;
 use blockd::nbd::client::Target;
 use blockd::nbd::server::{Address, Export, Listener, MODE, Security, TlsConfig, TlsFiles};
 use clap::Args as ClapArgs;
+
+use crate::config::{self, Listen};
 
 #[derive(ClapArgs, Debug)]
 pub struct Nbd {
@@ -16,24 +18,24 @@ pub struct Nbd {
     /// A unix socket gets mode 0600 (see --mode). A socket file that nobody listens on is replaced; one that
     /// is in use is left alone. The file is removed at the end. TCP needs --tls-cert and --tls-key, or
     /// --insecure; without PORT it is 10809.
-    #[arg(long = "nbd", value_name = "ADDRESS", required = true)]
+    #[arg(long = "nbd", value_name = "ADDRESS", required_unless_present = "config")]
     pub addresses: Vec<Address>,
 
     /// Name of the NBD export; the empty name always works too
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub export: String,
+    #[arg(long, value_name = "NAME", requires = "image")]
+    pub export: Option<String>,
 
     /// Size of a logical block, in bytes: clients are told it, and smaller requests are refused
     ///
     /// A power of two. Without it a raw volume takes requests of any length (smaller ones than 4096 cost a read of
     /// the rest of the page), and a VexFS volume those of whole pages. A disk for the kernel or a virtual machine
     /// has blocks of 512 or 4096.
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", requires = "image")]
     pub block_size: Option<u32>,
 
-    /// Permissions of unix sockets, octal
-    #[arg(long, value_name = "MODE", value_parser = mode, default_value = "0600")]
-    pub mode: u32,
+    /// Permissions of unix sockets, octal [default: 0600]
+    #[arg(long, value_name = "MODE", value_parser = mode, requires = "addresses")]
+    pub mode: Option<u32>,
 
     /// The server's X.509 certificate, and those up to its root, for TLS on TCP: a PEM file
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -54,7 +56,11 @@ pub struct Nbd {
     pub insecure: bool,
 }
 
-fn mode(text: &str) -> Result<u32, String> {
+/// Permissions from octal digits.
+///
+/// # Errors
+/// A sentence that says what is wanted.
+pub fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode @ 0..=0o777) if mode & 0o600 == 0o600 => Ok(mode),
         _ => Err("write three octal digits that let the owner read and write, such as 0660".into()),
@@ -62,47 +68,68 @@ fn mode(text: &str) -> Result<u32, String> {
 }
 
 impl Nbd {
-    /// The listeners, with TLS read from its files.
-    pub fn listeners(&self) -> Result<Vec<Listener>> {
-        let tls = match (&self.tls_cert, &self.tls_key) {
-            (Some(certificates), Some(key)) => Some(TlsConfig::load(TlsFiles {
+    /// The addresses, each protected as the flags say.
+    pub fn listen(&self) -> Vec<Listen> {
+        let listen = |address: &Address| Listen {
+            address: address.clone(),
+            mode: self.mode.unwrap_or(MODE),
+            tls_cert: self.tls_cert.clone(),
+            tls_key: self.tls_key.clone(),
+            tls_client_ca: self.tls_client_ca.clone(),
+            insecure: self.insecure,
+        };
+        self.addresses.iter().map(listen).collect()
+    }
+}
+
+/// How connections at a place are protected; TLS is read from its files.
+///
+/// # Errors
+/// The files of TLS cannot be read or do not fit together.
+pub fn security(listen: &Listen) -> Result<Security> {
+    match (&listen.address, &listen.tls_cert, &listen.tls_key) {
+        (Address::Unix(_), _, _) => Ok(Security::Socket),
+        (Address::Tcp { .. }, Some(certificates), Some(key)) => {
+            Ok(Security::Tls(TlsConfig::load(TlsFiles {
                 certificates: certificates.clone(),
                 key: key.clone(),
-                client_authorities: self.tls_client_ca.clone(),
-            })?),
-            _ => None,
-        };
-        let listener = |address: &Address| {
-            let security = match (address, &tls) {
-                (Address::Unix(_), _) => Security::Socket,
-                (Address::Tcp { .. }, Some(tls)) => Security::Tls(Arc::clone(tls)),
-                (Address::Tcp { .. }, None) if self.insecure => Security::Insecure,
-                (Address::Tcp { .. }, None) => Security::Socket,
-            };
-            Listener::at(address.clone(), security).mode(self.mode)
-        };
-        Ok(self.addresses.iter().map(listener).collect())
-    }
-
-    /// The device under its name.
-    pub fn export(&self, device: Arc<dyn Device>) -> Result<Export> {
-        let export = Export::new(self.export.as_str(), device).context("--export")?;
-        match self.block_size {
-            Some(bytes) => export.with_block_size(bytes).context("--block-size"),
-            None => Ok(export),
+                client_authorities: listen.tls_client_ca.clone(),
+            })?))
         }
+        (Address::Tcp { .. }, None, None) if listen.insecure => Ok(Security::Insecure),
+        (Address::Tcp { .. }, None, None) => Ok(Security::Socket),
+        (Address::Tcp { .. }, _, _) => bail!("{}: TLS needs both tls_cert and tls_key", listen.address),
     }
+}
 
-    /// How clients name what is served at `address`, one of the bound ones.
-    pub fn uri(&self, address: &str) -> String {
-        let path = address.strip_prefix("unix:").map(PathBuf::from);
-        match path {
-            Some(socket) => Target { socket, export: self.export.clone() }.to_string(),
-            None => {
-                let scheme = if self.tls_cert.is_some() { "nbds" } else { "nbd" };
-                let host = address.strip_prefix("tcp:").unwrap_or(address);
-                format!("{scheme}://{host}/{}", self.export)
-            }
+/// A listener.
+///
+/// # Errors
+/// As [`security`].
+pub fn listener(listen: &Listen) -> Result<Listener> {
+    Ok(Listener::at(listen.address.clone(), security(listen)?).mode(listen.mode))
+}
+
+/// A device under its name.
+///
+/// # Errors
+/// The name or the block size do not fit.
+pub fn export(config: &config::Export, device: Arc<dyn Device>) -> Result<Export> {
+    let export = Export::new(config.name.as_str(), device)?;
+    Ok(match config.block_size {
+        Some(bytes) => export.with_block_size(bytes)?,
+        None => export,
+    })
+}
+
+/// How clients name an export that is served at `address`, one of the bound ones.
+pub fn uri(address: &str, export: &str, listen: &[Listen]) -> String {
+    match address.strip_prefix("unix:") {
+        Some(socket) => Target { socket: socket.into(), export: export.into() }.to_string(),
+        None => {
+            let encrypted = listen.iter().any(|listen| listen.tls_cert.is_some());
+            let host = address.strip_prefix("tcp:").unwrap_or(address);
+            format!("{}://{host}/{export}", if encrypted { "nbds" } else { "nbd" })
         }
     }
 }

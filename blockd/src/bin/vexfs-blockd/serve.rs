@@ -4,55 +4,105 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use blockd::device::{Device, VolumeKind};
-use blockd::nbd::server::{Exports, Limits, Server, Stopper};
+use blockd::control::host::{Host, Served};
+use blockd::device::Device;
+use blockd::nbd::server::{Exports, Limits, Server};
+use blockd::report::one_line;
 use blockd::session::boot_id;
-use blockd::storage::IoEngine;
-use blockd::volume::{OpenOptions, Volume};
+use blockd::volume::Volume;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing_subscriber::EnvFilter;
 
-use crate::args::{Io, Serve};
+use crate::args::Serve;
+use crate::settings::Settings;
+use crate::side::SideWork;
+use crate::{logging, nbd, notify};
 
-/// Serves until a signal comes.
+/// Serves until a signal or `vexctl drain` comes.
+///
+/// # Errors
+/// It cannot serve, or not everything could be written at the end.
 pub fn run(args: &Serve) -> Result<()> {
-    start_logging(&args.log)?;
-    let options = OpenOptions {
-        read_only: args.read_only,
-        io: match args.io {
-            Io::Auto => IoEngine::Auto,
-            Io::Uring => IoEngine::Uring,
-            Io::Sync => IoEngine::Sync,
-        },
-        boot_id: boot_id()?.0,
-        ..OpenOptions::default()
-    };
-    let volume = Volume::open(&args.image, &options)
-        .with_context(|| format!("cannot open the image {}", args.image.display()))?;
-    let served = serve(args, &volume);
-    let closed = volume.shutdown().with_context(|| {
-        format!("cannot write the last state of {}; the next start replays the log", args.image.display())
+    let settings = Settings::new(args)?;
+    logging::start(&settings.log, settings.log_format)?;
+    let volumes = open(&settings)?;
+    let served = serve(&settings, &volumes);
+    let closed = close(&settings, &volumes);
+    let (host, side) = served?;
+    host.ended(match &closed {
+        Ok(()) => Ok(()),
+        Err(error) => Err(one_line(error.as_ref())),
     });
-    served.and(closed)
+    side.stop();
+    closed
 }
 
-fn serve(args: &Serve, volume: &Arc<Volume>) -> Result<()> {
+fn open(settings: &Settings) -> Result<Vec<Arc<Volume>>> {
+    let boot_id = boot_id()?.0;
+    let volume = |export: &crate::config::Export| {
+        Volume::open(&export.image, &export.options(boot_id))
+            .with_context(|| format!("cannot open the image {}", export.image.display()))
+    };
+    settings.exports.iter().map(volume).collect()
+}
+
+/// Closes all of them; gives the first error.
+fn close(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<()> {
+    let mut first = Ok(());
+    for (export, volume) in settings.exports.iter().zip(volumes) {
+        let closed = volume.shutdown().with_context(|| {
+            let image = export.image.display();
+            format!("cannot write the last state of {image}; the next start replays the log")
+        });
+        match &closed {
+            Err(error) if first.is_err() => tracing::error!("{}", one_line(error.as_ref())),
+            _ => first = first.and(closed),
+        }
+    }
+    first
+}
+
+fn serve(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<(Arc<Host>, SideWork)> {
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
-    let export = args.nbd.export(Arc::clone(volume) as Arc<dyn Device>)?;
-    let server = Server::bind(args.nbd.listeners()?, Exports::single(export), Limits::default())?;
+    let exports = Exports::new();
+    for (config, volume) in settings.exports.iter().zip(volumes) {
+        let export = nbd::export(config, Arc::clone(volume) as Arc<dyn Device>)
+            .with_context(|| format!("cannot export {}", config.image.display()))?;
+        exports.add(export)?;
+    }
+    let limits = Limits {
+        drain_timeout_ms: u64::try_from(settings.drain_timeout.as_millis()).unwrap_or(u64::MAX),
+        ..Limits::default()
+    };
+    let listeners = settings.listen.iter().map(nbd::listener).collect::<Result<_>>()?;
+    let server = Server::bind(listeners, exports, limits)?;
     let stopper = server.stopper();
+    let served = |(config, volume): (&crate::config::Export, &Arc<Volume>)| Served {
+        name: config.name.clone(),
+        image: config.image.clone(),
+        volume: Arc::clone(volume),
+    };
+    let host = Host::new(
+        settings.name.clone(),
+        server.addresses(),
+        settings.exports.iter().zip(volumes).map(served).collect(),
+        stopper,
+        Box::new(|| notify::stopping("draining")),
+    );
+    let side = SideWork::start(settings, &host)?;
+    let for_signals = Arc::clone(&host);
     std::thread::Builder::new()
         .name("signals".into())
-        .spawn(move || stop_at_signal(signals, &stopper))
+        .spawn(move || stop_at_signal(signals, &for_signals))
         .context("cannot start a thread")?;
-    announce(args, &**volume, &server.addresses());
+    announce(settings, volumes, &server.addresses());
+    notify::ready("serving");
     server.run();
     tracing::info!("all clients are drained; closing the image");
-    Ok(())
+    Ok((host, side))
 }
 
-fn stop_at_signal(mut signals: Signals, stopper: &Stopper) {
+fn stop_at_signal(mut signals: Signals, host: &Host) {
     let mut stopping = false;
     for signal in signals.forever() {
         if stopping {
@@ -61,36 +111,28 @@ fn stop_at_signal(mut signals: Signals, stopper: &Stopper) {
         }
         stopping = true;
         tracing::info!(signal, "stopping");
-        stopper.stop();
+        host.drain();
     }
 }
 
-/// The one line on standard output: from now on clients can connect.
-fn announce(args: &Serve, device: &dyn Device, addresses: &[String]) {
-    let info = device.info();
-    let kind = match info.kind {
-        VolumeKind::Raw => "raw",
-        VolumeKind::VexFs => "vexfs",
-    };
-    let mode = if info.read_only { ", read-only" } else { "" };
-    let targets: Vec<_> = addresses.iter().map(|address| args.nbd.uri(address)).collect();
+/// A line for each export on standard output: from now on clients can connect.
+fn announce(settings: &Settings, volumes: &[Arc<Volume>], addresses: &[String]) {
     let mut out = std::io::stdout().lock();
-    // Nobody may be reading it.
-    let _ = writeln!(
-        out,
-        "vexfs-blockd: serving {} ({kind} volume, {} bytes, uuid {}{mode}) at {}",
-        args.image.display(),
-        info.size_bytes,
-        info.uuid,
-        targets.join(" "),
-    );
+    for (export, volume) in settings.exports.iter().zip(volumes) {
+        let info = volume.info();
+        let kind = info.kind.name();
+        let mode = if info.read_only { ", read-only" } else { "" };
+        let uris: Vec<_> =
+            addresses.iter().map(|address| nbd::uri(address, &export.name, &settings.listen)).collect();
+        // Nobody may be reading it.
+        let _ = writeln!(
+            out,
+            "vexfs-blockd: serving {} ({kind} volume, {} bytes, uuid {}{mode}) at {}",
+            export.image.display(),
+            info.size_bytes,
+            info.uuid,
+            uris.join(" "),
+        );
+    }
     let _ = out.flush();
-}
-
-fn start_logging(filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
-        format!("--log {filter:?} is no filter; write error, warn, info, debug, trace or module=level")
-    })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    Ok(())
 }

@@ -42,7 +42,7 @@ pub use export::{Export, ExportError};
 pub use exports::{ExportSource, Exports, NameTaken, NotFound, SnapshotExports};
 pub use listen::{Address, AddressError, Listener, MODE, NBD_PORT, Security};
 pub use registry::ConnectionInfo;
-pub use socket::BindError;
+pub use socket::{BindError, SocketFile};
 pub use tls::{TlsConfig, TlsError, TlsFiles};
 
 #[cfg(doc)]

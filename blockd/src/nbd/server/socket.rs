@@ -77,6 +77,9 @@ pub struct SocketFile {
 
 impl SocketFile {
     /// Binds and listens; the file gets the permissions `mode`. A stale file is replaced.
+    ///
+    /// # Errors
+    /// When someone listens there, something else stands there, or it cannot be made.
     pub fn bind(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
         let address = SocketAddrUnix::new(path).map_err(|_| BindError::Path(path.into()))?;
         let system = |what| move |source: io::Error| BindError::System { what, path: path.into(), source };

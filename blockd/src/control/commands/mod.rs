@@ -1,0 +1,29 @@
+//! What each request does. A command runs in a thread of its own and may wait; a long one says how far it is about once
+//! a second, and ends when nobody listens any more.
+
+mod checkpoint;
+mod drain;
+pub(super) mod exposition;
+mod status;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::host::Host;
+use super::protocol::Request;
+use super::server::Replies;
+
+pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Value, String> {
+    // Those that answer at once have no use for the way of the progress.
+    let _ = replies;
+    match request {
+        Request::Status {} => value(&status::status(host)),
+        Request::Stats {} => value(&status::stats(host)),
+        Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
+        Request::Drain {} => drain::run(host),
+    }
+}
+
+fn value(result: &impl Serialize) -> Result<Value, String> {
+    serde_json::to_value(result).map_err(|error| format!("the answer cannot be written as JSON: {error}"))
+}

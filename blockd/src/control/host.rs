@@ -1,0 +1,171 @@
+//! The daemon as its commands see it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::commands;
+use super::metrics::Metrics;
+use super::protocol::Request;
+use super::server::{Handler, Replies};
+use super::side::Engine;
+use crate::nbd::server::Stopper;
+use crate::volume::Volume;
+
+/// A volume that is served.
+pub struct Served {
+    /// Its export's name; may be empty.
+    pub name: String,
+    /// The image.
+    pub image: PathBuf,
+    /// The volume in it.
+    pub volume: Arc<Volume>,
+}
+
+/// Lives as long as the daemon serves: *serving* -> [`Host::drain`] *draining* -> [`Host::ended`].
+pub struct Host {
+    name: String,
+    listen: Vec<String>,
+    exports: Vec<Served>,
+    started: Instant,
+    engine: OnceLock<Engine>,
+    draining: AtomicBool,
+    server: Stopper,
+    on_drain: Box<dyn Fn() + Send + Sync>,
+    outcome: Mutex<Option<Result<(), String>>>,
+    ended: Condvar,
+}
+
+impl Host {
+    /// Begins to serve. `on_drain` is told when the end begins.
+    pub fn new(
+        name: String,
+        listen: Vec<String>,
+        exports: Vec<Served>,
+        server: Stopper,
+        on_drain: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Host {
+            name,
+            listen,
+            exports,
+            started: Instant::now(),
+            engine: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            server,
+            on_drain,
+            outcome: Mutex::new(None),
+            ended: Condvar::new(),
+        })
+    }
+
+    /// Notes what the side thread runs on.
+    pub fn set_engine(&self, engine: Engine) {
+        // Set once, at the start.
+        let _ = self.engine.set(engine);
+    }
+
+    /// What the side thread runs on.
+    pub fn engine(&self) -> Engine {
+        self.engine.get().copied().unwrap_or(Engine::Epoll)
+    }
+
+    /// The daemon's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where clients connect.
+    pub fn listen(&self) -> &[String] {
+        &self.listen
+    }
+
+    /// The NBD server.
+    pub fn server(&self) -> &Stopper {
+        &self.server
+    }
+
+    /// Since when it serves.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// All volumes.
+    pub fn exports(&self) -> &[Served] {
+        &self.exports
+    }
+
+    /// The volumes meant by the name of an export, or all.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn select(&self, export: Option<&str>) -> Result<Vec<&Served>, String> {
+        let found: Vec<&Served> =
+            self.exports.iter().filter(|served| export.is_none_or(|name| name == served.name)).collect();
+        if found.is_empty() {
+            let names: Vec<&str> = self.exports.iter().map(|served| served.name.as_str()).collect();
+            return Err(format!("there is no export {:?}; there are {names:?}", export.unwrap_or_default()));
+        }
+        Ok(found)
+    }
+
+    /// The one volume meant by the name of an export, which may be left out if there is only one.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn select_one(&self, export: Option<&str>) -> Result<&Served, String> {
+        match self.select(export)?[..] {
+            [one] => Ok(one),
+            _ => Err("this daemon has several exports; say which".into()),
+        }
+    }
+
+    /// Takes no more clients from now on. May be called more than once; does not wait.
+    pub fn drain(&self) {
+        if !self.draining.swap(true, Ordering::SeqCst) {
+            (self.on_drain)();
+        }
+        self.server.stop();
+    }
+
+    /// It is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Everything is written, or cannot be: wakes those in [`Host::wait_for_end`].
+    pub fn ended(&self, outcome: Result<(), String>) {
+        *self.outcome.lock() = Some(outcome);
+        self.ended.notify_all();
+    }
+
+    /// Waits until everything is written.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub fn wait_for_end(&self) -> Result<(), String> {
+        let mut outcome = self.outcome.lock();
+        loop {
+            match &*outcome {
+                Some(outcome) => return outcome.clone(),
+                None => self.ended.wait(&mut outcome),
+            }
+        }
+    }
+}
+
+impl Handler for Host {
+    fn handle(&self, request: Request, replies: &Replies) -> Result<serde_json::Value, String> {
+        commands::run(self, request, replies)
+    }
+}
+
+impl Metrics for Host {
+    fn text(&self) -> String {
+        commands::exposition::text(self)
+    }
+}

@@ -1,0 +1,102 @@
+//! Listening sockets of the side work: a unix socket that only its owner may open, or a TCP port of this machine.
+
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::paths;
+use crate::nbd::server::{BindError, MODE, SocketFile};
+
+/// Where to listen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A loopback address; anyone on this machine may connect.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORMS: &str =
+            "write unix:PATH or tcp:ADDRESS:PORT, such as unix:/run/vexfs/disk.metrics or tcp:127.0.0.1:9151";
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => {
+                std::path::absolute(path).map(Address::Unix).map_err(|error| error.to_string())
+            }
+            Some(("tcp", address)) => match address.parse::<SocketAddr>() {
+                Ok(address) if address.ip().is_loopback() => Ok(Address::Tcp(address)),
+                Ok(_) => Err(format!(
+                    "{text} could be reached from other machines; use a loopback address (127.0.0.1, [::1]) or a unix socket"
+                )),
+                Err(_) => Err(FORMS.into()),
+            },
+            _ => Err(FORMS.into()),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+/// A bound socket; a unix socket's file goes away with it.
+pub struct Listening {
+    fd: Arc<OwnedFd>,
+    _file: Option<SocketFile>,
+}
+
+impl Listening {
+    /// Binds. A unix socket gets mode 0600; its directory, if it is missing, 0700.
+    ///
+    /// # Errors
+    /// When someone listens there, or it cannot be made.
+    pub fn bind(address: &Address) -> Result<Self, BindError> {
+        let system =
+            |what: &'static str, path: PathBuf| move |source| BindError::System { what, path, source };
+        match address {
+            Address::Unix(path) => {
+                paths::make_directory(path).map_err(system("make the directory of", path.clone()))?;
+                let (socket, file) = SocketFile::bind(path, MODE)?;
+                Ok(Listening { fd: Arc::new(socket.into()), _file: Some(file) })
+            }
+            Address::Tcp(tcp) => {
+                let listener = TcpListener::bind(tcp)
+                    .map_err(system("listen on", PathBuf::from(address.to_string())))?;
+                Ok(Listening { fd: Arc::new(listener.into()), _file: None })
+            }
+        }
+    }
+
+    /// The socket.
+    pub fn fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_absolute_paths_or_loopback() {
+        let parse = |text: &str| text.parse::<Address>();
+        assert_eq!(parse("unix:/run/a"), Ok(Address::Unix("/run/a".into())));
+        assert_eq!(parse("tcp:[::1]:80").unwrap().to_string(), "tcp:[::1]:80");
+        assert!(parse("tcp:0.0.0.0:9151").unwrap_err().contains("other machines"));
+        for bad in ["", "unix:", "/run/a", "tcp:localhost:1", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "udp:1"]
+        {
+            assert!(parse(bad).unwrap_err().contains("unix:PATH"), "{bad}");
+        }
+    }
+}

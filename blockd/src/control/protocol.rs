@@ -1,0 +1,144 @@
+//! Requests and replies.
+//!
+//! A client sends a request as one line of JSON, such as `{"cmd":"status"}`, and gets lines of JSON back: any number of
+//! `{"progress":…}`, then one `{"result":…}` or one `{"error":"a sentence"}`. Then it may send the next one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::stats::{RequestStats, StoreStats};
+use crate::volume::status::VolumeStatus;
+
+/// Longest request, in bytes with its newline.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Longest line that a client takes for a reply, in bytes.
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// What can be asked.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+#[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the daemon and its volumes stand: a [`Status`].
+    Status {},
+    /// What was done since the start: a [`Stats`].
+    Stats {},
+    /// Write a checkpoint of one volume, or of all.
+    Checkpoint {
+        /// The export; all if it is missing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+    },
+    /// Take no more clients, finish, exit.
+    Drain {},
+}
+
+/// One line of an answer.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    /// More comes; what a long job has done so far.
+    Progress(Value),
+    /// The end, well.
+    Result(Value),
+    /// The end, not well; a sentence with cause and remedy.
+    Error(String),
+}
+
+/// A daemon at a moment.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct Status {
+    /// The daemon's name, after which its control socket is called.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// "serving" or "draining".
+    pub state: String,
+    /// Time since it began to serve, in seconds.
+    pub uptime_s: u64,
+    /// What its side work runs on: "io_uring" or "epoll".
+    pub side_engine: String,
+    /// Where clients connect.
+    pub listen: Vec<String>,
+    /// Clients in their negotiation.
+    pub negotiations: usize,
+    /// Its volumes, by export.
+    pub exports: Vec<ExportStatus>,
+    /// Clients that send requests, oldest first.
+    pub connections: Vec<ConnectionStatus>,
+}
+
+/// A client's connection.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct ConnectionStatus {
+    /// Grows with each connection of the daemon.
+    pub number: u64,
+    /// Name of its export.
+    pub export: String,
+    /// Address and port, or the process on the unix socket.
+    pub peer: String,
+    /// Everything is encrypted.
+    pub tls: bool,
+    /// For how long, in seconds.
+    pub age_s: u64,
+}
+
+/// A served volume at a moment.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct ExportStatus {
+    /// The export's name; may be empty.
+    pub name: String,
+    /// Path of the image.
+    pub image: String,
+    /// The volume in it.
+    pub volume: VolumeStatus,
+}
+
+/// Counters of a daemon at a moment.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct Stats {
+    /// Time since it began to serve, in microseconds: two of these tell over what a difference was made.
+    pub uptime_us: u64,
+    /// By export.
+    pub exports: BTreeMap<String, ExportStats>,
+}
+
+/// Counters of a served volume at a moment.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct ExportStats {
+    /// What its clients asked.
+    pub requests: Vec<RequestStats>,
+    /// What the store did.
+    pub store: StoreStats,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_read_as_documented_and_nothing_else_does() {
+        let parse = serde_json::from_str::<Request>;
+        assert_eq!(parse(r#"{"cmd":"status"}"#).unwrap(), Request::Status {});
+        let all = Request::Checkpoint { export: None };
+        assert_eq!(parse(r#"{"cmd":"checkpoint"}"#).unwrap(), all);
+        assert_eq!(serde_json::to_string(&all).unwrap(), r#"{"cmd":"checkpoint"}"#);
+        let one = Request::Checkpoint { export: Some("a".into()) };
+        assert_eq!(parse(r#"{"export":"a","cmd":"checkpoint"}"#).unwrap(), one);
+        for bad in [r#"{"cmd":"status","x":1}"#, r#"{"cmd":"nonsense"}"#, "{}", "[]", "7", "", "{"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        let unknown = parse(r#"{"cmd":"nonsense"}"#).unwrap_err().to_string();
+        assert!(unknown.contains("status"), "it says what there is: {unknown}");
+    }
+
+    #[test]
+    fn replies_are_told_apart_by_their_key() {
+        let line = serde_json::to_string(&Reply::Error("no".into())).unwrap();
+        assert_eq!(line, r#"{"error":"no"}"#);
+        assert_eq!(serde_json::to_string(&Reply::Result(Value::Null)).unwrap(), r#"{"result":null}"#);
+    }
+}

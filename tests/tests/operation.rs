@@ -1,0 +1,200 @@
+//! Running a daemon: configuration, control socket, metrics, systemd, logs, the ways to end it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use vexfs_tests::process::{self, Background};
+use vexfs_tests::programs::{ours, tool};
+use vexfs_tests::stage::Stage;
+
+const VOLUME_MIB: u64 = 64;
+
+/// A configuration that serves the stage's image at its socket.
+fn config(stage: &Stage, more: &str) -> std::path::PathBuf {
+    let path = stage.path("config.toml");
+    let text = format!(
+        "name = \"disk\"\n{more}\n[[listen]]\naddress = \"unix:{}\"\n\n[[export]]\nimage = \"{}\"\nname = \"vol\"\n",
+        stage.socket().display(),
+        stage.image().display()
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn serve(stage: &Stage, config: &Path) -> Command {
+    let mut command = ours("vexfs-blockd");
+    command.arg("serve").arg("--config").arg(config).env("VEXFS_RUN_DIR", stage.run_dir());
+    command
+}
+
+fn qemu_io(stage: &Stage, commands: &[&str]) {
+    let mut qemu = tool("qemu-io");
+    qemu.args(["-f", "raw"]);
+    for command in commands {
+        qemu.args(["-c", command]);
+    }
+    process::ok(qemu.arg(stage.uri()));
+}
+
+fn json(command: &mut Command) -> Value {
+    serde_json::from_str(&process::ok(command)).expect("one JSON object")
+}
+
+/// What `GET path` at a unix socket gives, head and all.
+fn http(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The value of a metric's line.
+fn metric(text: &str, line: &str) -> f64 {
+    let found =
+        text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_else(|| panic!("no {line} in\n{text}"));
+    found.trim().parse().expect("a number")
+}
+
+#[test]
+fn a_daemon_is_configured_watched_and_drained() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let metrics = stage.path("metrics");
+    let config = config(&stage, &format!("metrics = [\"unix:{}\"]", metrics.display()));
+    let checked = process::ok(ours("vexfs-blockd").arg("check-config").arg(&config));
+    assert!(checked.contains("is good") && checked.contains("\"vol\""), "{checked}");
+    let daemon = stage.daemon_by(&serve(&stage, &config));
+
+    let before = json(stage.vexctl().args(["stats", "--json"]));
+    qemu_io(&stage, &["write -P 7 0 1M", "write -z 1M 1M", "flush", "read -P 7 0 1M", "discard 0 64k"]);
+    let text = process::ok(stage.vexctl().arg("status"));
+    assert!(
+        text.contains("disk: serving") && text.contains("\"vol\"") && text.contains("64.0 MiB"),
+        "{text}"
+    );
+    let status = json(stage.vexctl().args(["status", "--json", "--daemon", "disk"]));
+    assert_eq!(status["exports"][0]["volume"]["space"]["used_bytes"], (1 << 20) - (64 << 10));
+    assert_eq!(status["pid"], daemon.pid());
+    let after = json(stage.vexctl().args(["stats", "--json"]));
+    let ops = |stats: &Value, kind: &str| -> u64 {
+        let requests = stats["exports"]["vol"]["requests"].as_array().unwrap();
+        let of = requests.iter().find(|of| of["kind"] == kind).unwrap();
+        of["latency"]["buckets"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum()
+    };
+    for kind in ["read", "write", "write_zeroes", "flush", "trim"] {
+        assert!(ops(&after, kind) > ops(&before, kind), "{kind}: {after}");
+    }
+    let shown = process::ok(stage.vexctl().arg("stats"));
+    assert!(shown.contains("write_zeroes") && shown.contains("export \"vol\""), "{shown}");
+
+    let text = http(&metrics, "/metrics");
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    assert_eq!(metric(&text, "vexfs_used_bytes{export=\"vol\"}"), f64::from((1 << 20) - (64 << 10)));
+    assert_eq!(metric(&text, "vexfs_request_bytes_total{export=\"vol\",op=\"write\"}"), f64::from(1 << 20));
+    assert_eq!(metric(&text, "vexfs_failed{export=\"vol\"}"), 0.0);
+
+    let done = process::ok(stage.vexctl().args(["checkpoint", "vol"]));
+    assert!(done.contains("checkpoint written"), "{done}");
+    let unknown = process::fails(stage.vexctl().args(["checkpoint", "nonsense"]));
+    assert!(unknown.contains("nonsense") && unknown.contains("vol"), "{unknown}");
+    let checkpoints =
+        metric(&http(&metrics, "/metrics"), "vexfs_checkpoint_duration_seconds_count{export=\"vol\"}");
+    assert_eq!(checkpoints, 1.0);
+
+    let drained = process::ok(stage.vexctl().arg("drain"));
+    assert!(drained.contains("drained"), "{drained}");
+    daemon.ends();
+    assert!(!stage.socket().exists() && !metrics.exists(), "the sockets are gone");
+    assert_eq!(std::fs::read_dir(stage.run_dir()).unwrap().count(), 0, "the control socket too");
+    let nobody = process::fails(stage.vexctl().arg("status"));
+    assert!(nobody.contains("no daemon"), "{nobody}");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_its_line() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let config = config(&stage, "nmae = \"x\"");
+    for command in [&mut serve(&stage, &config), ours("vexfs-blockd").arg("check-config").arg(&config)] {
+        let refused = process::fails(command);
+        assert!(refused.contains("line 2") && refused.contains("nmae"), "{refused}");
+    }
+    assert!(!stage.socket().exists());
+    let missing = process::fails(ours("vexfs-blockd").args(["check-config", "/nonexistent"]));
+    assert!(missing.contains("/nonexistent"), "{missing}");
+}
+
+#[test]
+fn systemd_hears_of_it_and_the_log_is_json() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let notify = stage.path("notify");
+    let socket = UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = stage.daemon_command();
+    command.args(["--log-format", "json"]).env("NOTIFY_SOCKET", &notify);
+    // Half of this is the period; without WATCHDOG_PID it is for every process.
+    command.env("WATCHDOG_USEC", "200000");
+    let mut process = Background::spawn(&command, &stage.path("json.log"));
+    let mut heard = String::new();
+    let mut buffer = [0; 4096];
+    let mut hear = |what: &str| {
+        while !heard.contains(what) {
+            let got = socket
+                .recv(&mut buffer)
+                .unwrap_or_else(|error| panic!("{what} never came ({error}): {heard}"));
+            heard.push_str(&String::from_utf8_lossy(&buffer[..got]));
+        }
+    };
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("STATUS=serving");
+    assert!(UnixStream::connect(stage.socket()).is_ok(), "ready is when clients can connect");
+    process.terminate();
+    hear("STOPPING=1");
+    assert!(process.wait().success());
+    let log = process.log();
+    let events: Vec<Value> = log
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(events.iter().any(|event| event["message"] == "stopping" && event["signal"] == 15), "{log}");
+    assert_eq!(
+        log.lines().filter(|line| !line.starts_with('{')).count(),
+        1,
+        "but for the one on stdout: {log}"
+    );
+}
+
+#[test]
+fn a_control_socket_in_use_is_only_a_warning_unless_it_was_asked_for() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let first = stage.daemon();
+    let other = Stage::raw(VOLUME_MIB);
+    let mut command = other.daemon_command();
+    command.env("VEXFS_RUN_DIR", stage.run_dir());
+    let second = other.daemon_by(&command);
+    assert!(second.log().contains("without a control socket"), "{}", second.log());
+    let status = json(stage.vexctl().args(["status", "--json"]));
+    assert_eq!(status["pid"], first.pid());
+    second.stop();
+    let path = format!("unix:{}", stage.run_dir().join("image.sock").display());
+    let refused = process::fails(other.daemon_command().args(["--control", &path]));
+    assert!(refused.contains("another server is listening"), "{refused}");
+    first.stop();
+}
+
+#[test]
+fn a_killed_daemons_control_socket_is_replaced() {
+    let stage = Stage::raw(VOLUME_MIB);
+    stage.daemon().kill();
+    assert!(stage.run_dir().join("image.sock").exists());
+    let dead = process::fails(stage.vexctl().arg("status"));
+    assert!(dead.contains("no daemon answers"), "{dead}");
+    let daemon = stage.daemon();
+    assert_eq!(json(stage.vexctl().args(["status", "--json"]))["pid"], daemon.pid());
+    daemon.stop();
+}
