@@ -169,6 +169,8 @@ struct Tally {
     dirty: usize,
     /// Bytes of leaves in memory.
     bytes: usize,
+    /// Those of clean ones, which could be evicted.
+    clean_bytes: usize,
 }
 
 /// The leaves by their key, the lowest device page each may map.
@@ -278,7 +280,7 @@ impl BaseMap {
             let count = leaf.page_count() as u16;
             self.exchange(key, Slot::Loaded { state: State::Clean, count, leaf });
             self.wind(key);
-            self.evict();
+            self.evict(Some(key));
         }
     }
 
@@ -287,7 +289,9 @@ impl BaseMap {
         tally.paged += usize::from(matches!(slot, Slot::Unloaded { .. } | Slot::Loaded { .. }));
         if let Slot::Loaded { state, leaf, .. } = slot {
             tally.dirty += usize::from(*state == State::Dirty(self.generation));
-            tally.bytes += leaf.heap_bytes();
+            let bytes = leaf.heap_bytes();
+            tally.bytes += bytes;
+            tally.clean_bytes += if *state == State::Clean { bytes } else { 0 };
         }
     }
 
@@ -304,6 +308,7 @@ impl BaseMap {
         self.tally.paged -= of_slot.paged;
         self.tally.dirty -= of_slot.dirty;
         self.tally.bytes -= of_slot.bytes;
+        self.tally.clean_bytes -= of_slot.clean_bytes;
     }
 
     /// A leaf was loaded, or made: it is among those that may be evicted.
@@ -552,7 +557,7 @@ impl BaseMap {
         keys
     }
 
-    /// Limits the memory of slots and leaves, dirty ones apart; 0 = no limit.
+    /// Limits the memory of slots and clean leaves; 0 = no limit. A quarter of it is for leaves in any case.
     pub fn set_bytes_max(&mut self, bytes: usize) {
         self.bytes_max = bytes;
     }
@@ -560,24 +565,25 @@ impl BaseMap {
     /// Keeps every leaf in memory until released: the log needs many at once.
     pub fn hold(&mut self, held: bool) {
         self.held = held;
-        self.evict();
+        self.evict(None);
     }
 
-    /// Forgets the entries of clean leaves that were not looked at for long, when they take too much memory.
-    fn evict(&mut self) {
+    /// Forgets the entries of clean leaves that were not looked at for long, when clean ones take too much memory: those
+    /// that are dirty can't go, and must not drive out what a reader has just had loaded.
+    fn evict(&mut self, just_loaded: Option<u64>) {
         if self.held || self.bytes_max == 0 {
             return;
         }
         let slots = self.slots.len() * SLOT_BYTES;
         let budget = self.bytes_max.saturating_sub(slots).max(self.bytes_max / 4);
         for _ in 0..EVICT_STEPS.min(self.clock.len()) {
-            if self.tally.bytes <= budget {
+            if self.tally.clean_bytes <= budget {
                 return;
             }
             let Some(key) = self.clock.pop_front() else { return };
             let Some(Slot::Loaded { state, count, leaf }) = self.slots.get(&key) else { continue };
             match leaf.disk {
-                Some(page) if *state == State::Clean && !leaf.take_used() => {
+                Some(page) if *state == State::Clean && just_loaded != Some(key) && !leaf.take_used() => {
                     let Loc { segment, offset } = page.loc;
                     let slot = Slot::Unloaded { count: *count, offset, segment, crc: page.crc };
                     self.exchange(key, slot);
@@ -779,6 +785,8 @@ impl BaseMap {
             Some(Slot::Loaded { state: state @ State::Writing, leaf, .. }) => {
                 leaf.disk = Some(page);
                 *state = State::Clean;
+                self.tally.clean_bytes += leaf.heap_bytes();
+                self.evict(None);
                 return;
             }
             // Changed again since.
@@ -807,5 +815,196 @@ impl BaseMap {
     /// A page of the directory is no longer part of it.
     pub(in crate::store) fn drop_now(&mut self, pages: impl IntoIterator<Item = Loc>) {
         self.dropped.now.extend(pages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+    use crate::store::format::leaf;
+
+    fn at(i: u32) -> Mapping {
+        Mapping { loc: Loc { segment: i, offset: (i % 60_000) as u16 }, crc: i }
+    }
+
+    /// What a checkpoint does with a map, a few leaves at a time; `between` is called in between.
+    fn checkpoint(map: &mut BaseMap, between: &mut impl FnMut(&mut BaseMap)) -> BTreeMap<u64, Mapping> {
+        map.freeze();
+        between(map);
+        let mut pages = BTreeMap::new();
+        let mut place = 1_000_000;
+        loop {
+            let keys: Vec<u64> = map.frozen_keys().take(3).collect();
+            if keys.is_empty() {
+                break;
+            }
+            let mut written = Vec::new();
+            for key in keys {
+                if let Frozen::Page(leaf) = map.frozen_leaf(key) {
+                    let mut page = vec![0; 4096];
+                    assert!(leaf::encode_into([3; 16], key, leaf.runs(), &mut page), "a leaf fits its page");
+                    place += 1;
+                    written.push((key, at(place), leaf.page_count() as u16, page));
+                }
+                map.mark_writing(key);
+            }
+            between(map);
+            for (key, page, count, bytes) in written {
+                map.written(key, page, count);
+                pages.insert((key, page.loc), bytes);
+            }
+            between(map);
+        }
+        let mut found = BTreeMap::new();
+        for r in map.refs(0, None) {
+            let unit = unit_start(r.key);
+            let (entries, disk) = match r.target {
+                Target::Entry(e) => (vec![e], None),
+                Target::Page { page, count } => {
+                    let runs = leaf::decode([3; 16], r.key, &pages[&(r.key, page.loc)]).expect("as encoded");
+                    let leaf = Leaf::from_runs(Some(page), &runs);
+                    assert_eq!(leaf.page_count(), u32::from(count));
+                    (leaf.pages().collect(), Some(page))
+                }
+            };
+            assert!(!entries.is_empty(), "leaf {:#x} at {disk:?} is empty", r.key);
+            for e in entries {
+                let Entry::At(mapping) = Entry::of(e) else { panic!("nothing is buried here") };
+                assert_eq!(found.insert(unit + u64::from(e.rel), mapping), None);
+            }
+        }
+        between(map);
+        map.thaw();
+        found
+    }
+
+    #[test]
+    fn a_map_agrees_with_a_plain_tree_and_a_checkpoint_with_the_state_of_its_beginning() {
+        for seed in 0..6 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (mut map, model) =
+                (BaseMap::default(), std::cell::RefCell::new(BTreeMap::<u64, Mapping>::new()));
+            let mut i = 0u32;
+            let mut change = |map: &mut BaseMap, rng: &mut StdRng, count: u32| {
+                let mut model = model.borrow_mut();
+                for _ in 0..count {
+                    i += 1;
+                    // Dense in a unit, so that leaves split; some pages far apart.
+                    let page = match rng.random_range(0..10) {
+                        0 => rng.random_range(0..20u64) << 15,
+                        _ => rng.random_range(0..3000) * 5 + (1 << 40),
+                    };
+                    if rng.random_ratio(1, 40) {
+                        let count = rng.random_range(1..4000);
+                        let mut dropped = 0;
+                        map.remove(page, count, |_| dropped += 1);
+                        assert_eq!(dropped, model.range(page..page + count).count());
+                        model.retain(|p, _| !(page..page + count).contains(p));
+                    } else {
+                        assert_eq!(map.set(page, at(i)), model.insert(page, at(i)));
+                    }
+                }
+            };
+            for _ in 0..20 {
+                change(&mut map, &mut rng, 600);
+                // The first checkpoint writes all; what follows must know the older pages too.
+                let expected = model.borrow().clone();
+                for key in map.keys().collect::<Vec<_>>() {
+                    assert!(map.make_dirty(key));
+                }
+                let found = checkpoint(&mut map, &mut |map| change(map, &mut rng, 7));
+                assert_eq!(found, expected, "seed {seed}");
+                let model = model.borrow();
+                assert_eq!(map.mappings().collect::<BTreeMap<_, _>>(), *model);
+                assert_eq!(map.page_count(), model.len() as u64);
+                let mut tally = Tally::default();
+                map.slots.values().for_each(|slot| map.add_to(&mut tally, slot));
+                assert_eq!(format!("{tally:?}"), format!("{:?}", map.tally), "running sums");
+                for (&page, &mapping) in model.iter().take(500) {
+                    assert_eq!(map.lookup(page), Lookup::Mapped(mapping));
+                    if !model.contains_key(&(page + 1)) {
+                        assert_eq!(map.lookup(page + 1), Lookup::Unmapped);
+                    }
+                }
+            }
+        }
+    }
+
+    fn unloaded(key: u64, i: u32) -> Ref {
+        Ref { key, target: Target::Page { page: at(i), count: 2 } }
+    }
+
+    fn two(rel: u16) -> Runs {
+        let run = |rel| leaf::Run { rel, count: 1, offset: 7, segment: u32::from(rel) };
+        Runs { runs: vec![run(rel), run(rel + 2)], crcs: vec![4, 5] }
+    }
+
+    #[test]
+    fn unloaded_leaves_are_named_and_clean_ones_evicted() {
+        let mut map = BaseMap::from_directory(
+            &(0..20).map(|i| unloaded(i * MAP_UNIT_PAGES, i as u32)).collect::<Vec<_>>(),
+        );
+        let leaf_bytes = Leaf::from_runs(None, &two(1)).heap_bytes();
+        map.set_bytes_max(4 * 8 * leaf_bytes);
+        assert_eq!(map.lookup(5), Lookup::Leaf(0));
+        let mut missing = Vec::new();
+        map.missing(MAP_UNIT_PAGES + 7, MAP_UNIT_PAGES, &mut missing);
+        assert_eq!(missing, [MAP_UNIT_PAGES, 2 * MAP_UNIT_PAGES]);
+        map.hold(true);
+        let loaded = |map: &BaseMap| map.keys().filter(|&key| map.unloaded(key).is_none()).count();
+        for key in 0..20 {
+            map.load(key * MAP_UNIT_PAGES, at(key as u32), &two(1));
+        }
+        assert_eq!(loaded(&map), 20, "none goes while they are held");
+        map.set(MAP_UNIT_PAGES * 19 + 5, at(1));
+        map.set_bytes_max(8 * leaf_bytes);
+        assert!(matches!(map.lookup(1), Lookup::Mapped(_)));
+        map.hold(false);
+        assert_eq!(loaded(&map), 3, "two fit a quarter of the limit, and a dirty one stays");
+        map.load(0, at(9), &two(1));
+        assert_eq!(map.lookup(MAP_UNIT_PAGES), Lookup::Leaf(MAP_UNIT_PAGES), "one of those that went");
+    }
+
+    #[test]
+    fn a_leaf_just_loaded_stays_though_dirty_ones_take_more_than_the_limit() {
+        let mut map = BaseMap::from_directory(&[unloaded(0, 1)]);
+        map.set_bytes_max(64);
+        for page in 0..2000 {
+            map.set(MAP_UNIT_PAGES + page * 3, at(page as u32));
+        }
+        map.load(0, at(1), &two(1));
+        assert!(matches!(map.lookup(1), Lookup::Mapped(_)));
+        assert_eq!(map.lookup(2), Lookup::Unmapped);
+    }
+
+    #[test]
+    fn a_leaf_emptied_and_filled_by_one_record_needs_no_other_leaf() {
+        let mut map = BaseMap::from_directory(&[unloaded(0, 7), unloaded(100, 8)]);
+        let mut keys = Vec::new();
+        map.missing(100, 1, &mut keys);
+        assert_eq!(keys, [100]);
+        map.load(100, at(8), &two(100));
+        let mut dropped = 0;
+        map.remove(100, 3, |_| dropped += 1);
+        assert_eq!(dropped, 2);
+        // The leaf of key 0 is not loaded: this used to panic.
+        assert_eq!(map.set(120, at(9)), None);
+        assert_eq!(map.lookup(120), Lookup::Mapped(at(9)));
+    }
+
+    #[test]
+    fn pages_known_to_be_unmapped_are_entries_but_not_mapped() {
+        let mut map = BaseMap::default();
+        for page in 10..5000 {
+            assert_eq!(map.insert(page, Entry::Nowhere), None);
+        }
+        assert_eq!((map.find(10), map.find(5000)), (Found::Entry(Entry::Nowhere), Found::Absent));
+        assert_eq!(map.lookup(10), Lookup::Unmapped);
+        assert_eq!((map.page_count(), map.leaf_count()), (4990, 1), "one run");
+        assert_eq!(map.insert(20, Entry::At(at(3))), Some(Entry::Nowhere));
+        assert_eq!(map.mappings().collect::<Vec<_>>(), [(20, at(3))]);
     }
 }
