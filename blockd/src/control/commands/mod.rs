@@ -4,6 +4,7 @@
 mod checkpoint;
 mod drain;
 pub(super) mod exposition;
+mod snapshot;
 mod status;
 
 use serde::Serialize;
@@ -14,12 +15,20 @@ use super::protocol::Request;
 use super::server::Replies;
 
 pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Value, String> {
-    // Those that answer at once have no use for the way of the progress.
-    let _ = replies;
     match request {
         Request::Status {} => value(&status::status(host)),
         Request::Stats {} => value(&status::stats(host)),
         Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
+        Request::SnapshotCreate { export, name } => snapshot::create(host, export.as_deref(), &name),
+        Request::SnapshotList { export } => snapshot::list(host, export.as_deref()),
+        Request::SnapshotDelete { export, name } => snapshot::delete(host, export.as_deref(), &name, replies),
+        Request::SnapshotRollback { export, name } => {
+            snapshot::rollback(host, export.as_deref(), &name, replies)
+        }
+        Request::Send { export, from, to, into } => {
+            let what = snapshot::Send { from: from.as_deref(), to: &to, into: &into };
+            snapshot::send(host, export.as_deref(), &what, replies)
+        }
         Request::Drain {} => drain::run(host),
     }
 }

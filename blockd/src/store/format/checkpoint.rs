@@ -496,7 +496,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&root().1, 0xc5b6_b8b9);
-        common::golden(&payload().encode(), 0xf168_2ef4);
+        common::golden(&root().1, 0x492c_1aea);
+        common::golden(&payload().encode(), 0xe097_732c);
     }
 }

@@ -900,7 +900,7 @@ mod tests {
                     if rng.random_ratio(1, 40) {
                         let count = rng.random_range(1..4000);
                         let mut dropped = 0;
-                        map.remove(page, count, |_| dropped += 1);
+                        map.remove(page, count, |_, _| dropped += 1);
                         assert_eq!(dropped, model.range(page..page + count).count());
                         model.retain(|p, _| !(page..page + count).contains(p));
                     } else {
@@ -988,7 +988,7 @@ mod tests {
         assert_eq!(keys, [100]);
         map.load(100, at(8), &two(100));
         let mut dropped = 0;
-        map.remove(100, 3, |_| dropped += 1);
+        map.remove(100, 3, |_, _| dropped += 1);
         assert_eq!(dropped, 2);
         // The leaf of key 0 is not loaded: this used to panic.
         assert_eq!(map.set(120, at(9)), None);

@@ -385,9 +385,8 @@ fn random_life(kind: VolumeKind, seed: u64) {
             run.check();
         }
     }
-    if run.crashed() {
-        run.crash(Crash::PowerCut);
-    }
+    // With power that stays on.
+    run.crash(Crash::PowerCut);
     while !matches!(run.driver.portion(), Round::Idle) {}
     run.check();
 }
