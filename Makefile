@@ -7,7 +7,7 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e crash-test perf clean
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e fuzz crash-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ else
 	$(CARGO) test --workspace
 endif
 
+fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
+	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture
+
 crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
 	$(CARGO) build --workspace --bins --release
 	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 $(CARGO) test --release -p vexfs-tests -- --nocapture
@@ -55,6 +58,9 @@ perf: deps-perf build perf-rivals ## ours and rivals side by side (ARGS="--only 
 
 perf-rivals:
 	@perf/rivals/prepare.sh
+
+map-scale: ## open a volume with 1 TiB mapped at random (writes 3 GB to TMPDIR)
+	VEXFS_SCALE_DIR=$${VEXFS_SCALE_DIR:-$${TMPDIR:-/tmp}} $(CARGO) test --release -p vexfs-blockd --test map_scale -- --ignored --nocapture
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,13 +1,26 @@
 //! Page-aligned owned buffers, as O_DIRECT and io_uring want them.
+//!
+//! Small ones are recycled: a dropped buffer goes to its thread's store, from there, a batch at a time, to one that
+//! all threads share (requests are taken in by one thread and finished by another), and beyond that to the allocator.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+
+use parking_lot::Mutex;
 
 /// Alignment of every buffer, in bytes.
 pub const ALIGN: usize = 4096;
 
-/// An owned, zero-initialised byte buffer aligned to [`ALIGN`]; any length.
+/// Buffers of 4 KiB, 8 KiB, ... are recycled, the largest being 2 MiB: new memory costs a page fault and a zeroing a page.
+const CLASSES: usize = 10;
+/// Bytes of each class that a thread keeps, twice at most; as much moves to or from the shared store at once.
+const THREAD_BYTES: usize = 128 << 10;
+/// Bytes of each class that the shared store keeps. Buffers too large for a thread's are in the shared one only.
+const SHARED_BYTES: usize = 2 << 20;
+
+/// An owned byte buffer aligned to [`ALIGN`]; any length.
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
     len: usize,
@@ -21,10 +34,28 @@ unsafe impl Sync for AlignedBuf {}
 impl AlignedBuf {
     /// A zeroed buffer of `len` bytes.
     pub fn zeroed(len: usize) -> Self {
+        if class_of(len).is_none() {
+            return Self::allocate(len);
+        }
+        let mut buf = Self::recycled(len);
+        buf.fill(0);
+        buf
+    }
+
+    /// A buffer of `len` bytes of any content, an earlier buffer's perhaps: for those who fill all of it before
+    /// anybody sees it.
+    pub fn recycled(len: usize) -> Self {
+        match class_of(len).and_then(take) {
+            Some(ptr) => AlignedBuf { ptr, len },
+            None => Self::allocate(len),
+        }
+    }
+
+    fn allocate(len: usize) -> Self {
         if len == 0 {
             return AlignedBuf { ptr: NonNull::dangling(), len: 0 };
         }
-        let layout = Self::layout(len);
+        let layout = layout(len);
         // SAFETY: the layout has a size above zero, checked just above.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
@@ -33,21 +64,116 @@ impl AlignedBuf {
 
     /// A copy of `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Self {
-        let mut buf = Self::zeroed(bytes.len());
+        let mut buf = Self::recycled(bytes.len());
         buf.copy_from_slice(bytes);
         buf
     }
+}
 
-    fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len, ALIGN).expect("a buffer length fits isize")
+/// What is allocated for a buffer: a recycled one has its class's size.
+fn layout(len: usize) -> Layout {
+    let bytes = class_of(len).map_or(len, class_bytes);
+    Layout::from_size_align(bytes, ALIGN).expect("a buffer length fits isize")
+}
+
+fn class_of(len: usize) -> Option<usize> {
+    let class = len.div_ceil(ALIGN).next_power_of_two().trailing_zeros() as usize;
+    (len > 0 && class < CLASSES).then_some(class)
+}
+
+fn class_bytes(class: usize) -> usize {
+    ALIGN << class
+}
+
+/// Most buffers of a class in a store of so many bytes.
+fn most(class: usize, bytes: usize) -> usize {
+    bytes / class_bytes(class)
+}
+
+/// Memory of dropped buffers, by class; all of it was initialised when it was allocated.
+struct Store([Vec<NonNull<u8>>; CLASSES]);
+
+// SAFETY: plain owned memory, as in `AlignedBuf`.
+unsafe impl Send for Store {}
+
+impl Store {
+    const EMPTY: Store = Store([const { Vec::new() }; CLASSES]);
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        for (class, free) in self.0.iter_mut().enumerate() {
+            free.drain(..).for_each(|ptr| release(ptr, class));
+        }
+    }
+}
+
+static SHARED: Mutex<Store> = Mutex::new(Store::EMPTY);
+
+thread_local! {
+    static MINE: RefCell<Store> = const { RefCell::new(Store::EMPTY) };
+}
+
+fn release(ptr: NonNull<u8>, class: usize) {
+    // SAFETY: allocated in `allocate` for a length of this class, so with this very layout, and owned by the caller.
+    unsafe { dealloc(ptr.as_ptr(), layout(class_bytes(class))) }
+}
+
+fn take(class: usize) -> Option<NonNull<u8>> {
+    // A thread that is ending has no store any more.
+    if most(class, THREAD_BYTES) == 0 {
+        return SHARED.lock().0[class].pop();
+    }
+    let taken = MINE.try_with(|mine| {
+        let mine = &mut mine.borrow_mut().0[class];
+        if mine.is_empty() {
+            let shared = &mut SHARED.lock().0[class];
+            let from = shared.len().saturating_sub(most(class, THREAD_BYTES));
+            mine.extend(shared.drain(from..));
+        }
+        mine.pop()
+    });
+    taken.ok().flatten()
+}
+
+fn give(ptr: NonNull<u8>, class: usize) {
+    if most(class, THREAD_BYTES) == 0 {
+        let mut shared = SHARED.lock();
+        if shared.0[class].len() < most(class, SHARED_BYTES) {
+            shared.0[class].push(ptr);
+        } else {
+            drop(shared);
+            release(ptr, class);
+        }
+        return;
+    }
+    let kept = MINE.try_with(|mine| {
+        let mine = &mut mine.borrow_mut().0[class];
+        let batch = most(class, THREAD_BYTES);
+        if mine.len() >= 2 * batch {
+            let mut shared = SHARED.lock();
+            let room = most(class, SHARED_BYTES).saturating_sub(shared.0[class].len()).min(batch);
+            shared.0[class].extend(mine.drain(mine.len() - room..));
+            drop(shared);
+            let surplus = mine.len().saturating_sub(2 * batch - 1);
+            mine.drain(..surplus).for_each(|ptr| release(ptr, class));
+        }
+        mine.push(ptr);
+    });
+    if kept.is_err() {
+        release(ptr, class);
     }
 }
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout, and dropped once.
-            unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
+        match class_of(self.len) {
+            Some(class) => give(self.ptr, class),
+            None if self.len > 0 => {
+                // SAFETY: allocated in `allocate` with this very layout, and dropped once.
+                unsafe { dealloc(self.ptr.as_ptr(), layout(self.len)) }
+            }
+            None => {}
         }
     }
 }
@@ -84,5 +210,39 @@ mod tests {
         assert!(buf.iter().all(|&b| b == 0));
         assert_eq!(&*AlignedBuf::from_slice(b"abc"), b"abc");
         assert_eq!(AlignedBuf::zeroed(0).len(), 0);
+        assert_eq!(AlignedBuf::recycled(0).len(), 0);
+    }
+
+    #[test]
+    fn a_zeroed_buffer_holds_nothing_of_an_earlier_one() {
+        for len in [1, 4095, 4096, 4097, 100_000, 128 << 10, (128 << 10) + 1, 1 << 20, 2 << 20, 3 << 20] {
+            let mut first = AlignedBuf::recycled(len);
+            first.fill(0xaa);
+            drop(first);
+            assert!(AlignedBuf::zeroed(len).iter().all(|&b| b == 0), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn buffers_taken_by_one_thread_and_dropped_by_another_stay_apart_and_bounded() {
+        let (send, recv) = std::sync::mpsc::sync_channel::<(usize, AlignedBuf)>(600);
+        let dropper = std::thread::spawn(move || {
+            for (i, buf) in recv {
+                assert!(buf.iter().all(|&b| b == i as u8), "buffer {i} is its owner's alone");
+            }
+            MINE.with(|mine| mine.borrow().0.iter().map(Vec::len).collect::<Vec<_>>())
+        });
+        for i in 0..6000 {
+            let mut buf = AlignedBuf::recycled([4096, 512, 8192, 300_000][i % 4]);
+            buf.fill(i as u8);
+            send.send((i, buf)).unwrap();
+        }
+        drop(send);
+        let kept = dropper.join().unwrap();
+        for (class, kept) in kept.into_iter().enumerate() {
+            assert!(kept <= 2 * most(class, THREAD_BYTES), "class {class}: {kept} kept by a thread");
+            let shared = SHARED.lock().0[class].len();
+            assert!(shared <= most(class, SHARED_BYTES), "class {class}: {shared} shared");
+        }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::buf::AlignedBuf;
+use crate::completion;
 use crate::stats::RequestCounters;
 
 /// What kind of volume a store holds; fixed when it is created.
@@ -120,6 +121,15 @@ pub trait Device: Send + Sync {
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
         self.submit(client, op, done);
     }
+    /// As [`Device::submit`] for each request, from a caller that has nothing else to do before it needs them: the
+    /// device may carry out in the calling thread what does not take long, and serve them together. Completions are
+    /// told within a [`completion::scope`].
+    fn submit_batch(&self, client: ClientId, batch: Vec<(IoOp, Done)>) {
+        completion::scope(|| batch.into_iter().for_each(|(op, done)| self.submit(client, op, done)));
+    }
+    /// The client, which waits for each request before it sends another, is about to ask for a flush, going by what it
+    /// did before: the device may begin with it. May block as long as a flush does.
+    fn expect_flush(&self) {}
     /// Which parts of a range (not empty, within the device) hold data: at least one extent, at most `extents_max`
     /// (not 0), from `offset` on, neighbours unlike. They may cover less than the range, never more. May wait for reads
     /// of the backing, a bounded number at a call.
@@ -159,26 +169,31 @@ pub fn batch(device: &dyn Device, client: ClientId, ops: impl IntoIterator<Item 
         pending: usize,
     }
     let state = Arc::new((Mutex::new(State { results: Vec::new(), pending: 0 }), Condvar::new()));
-    let mut ops = ops.into_iter().enumerate().peekable();
-    while let Some((i, op)) = ops.next() {
-        {
-            let mut s = state.0.lock();
-            s.results.push(None);
-            s.pending += 1;
-        }
-        let state = Arc::clone(&state);
-        let done = Box::new(move |result| {
-            let mut s = state.0.lock();
-            s.results[i] = Some(result);
-            s.pending -= 1;
-            if s.pending == 0 {
-                state.1.notify_one();
-            }
-        });
-        match ops.peek() {
-            Some(_) => device.submit(client, op, done),
-            None => device.submit_here(client, op, done),
-        }
+    let mut requests: Vec<(IoOp, Done)> = ops
+        .into_iter()
+        .enumerate()
+        .map(|(i, op)| {
+            let state = Arc::clone(&state);
+            let done = Box::new(move |result| {
+                let mut s = state.0.lock();
+                s.results[i] = Some(result);
+                s.pending -= 1;
+                if s.pending == 0 {
+                    state.1.notify_one();
+                }
+            });
+            (op, done as Done)
+        })
+        .collect();
+    {
+        let mut s = state.0.lock();
+        s.results.resize_with(requests.len(), || None);
+        s.pending = requests.len();
+    }
+    match requests.len() {
+        0 => {}
+        1 => requests.drain(..).for_each(|(op, done)| device.submit_here(client, op, done)),
+        _ => device.submit_batch(client, requests),
     }
     let mut s = state.0.lock();
     while s.pending > 0 {

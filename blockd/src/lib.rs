@@ -3,6 +3,7 @@
 //! Order of dependency: frontends ([`nbd`]) -> [`device`] <- volume -> store -> storage.
 
 pub mod buf;
+pub mod completion;
 pub mod control;
 pub mod device;
 pub mod embed;

@@ -209,5 +209,5 @@ fn a_daemon_is_asked_for_the_snapshots_of_its_image() {
     let target = blockd::nbd::client::Target { socket, export: String::new() };
     let client = blockd::nbd::client::NbdClient::connect(&target, Default::default()).expect("it connects");
     assert!(client.info().read_only);
-    check(&*client, &plain);
+    check(&client, &plain);
 }

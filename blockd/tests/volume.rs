@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, Extent, IoError, IoOp, VolumeKind, batch, blocking};
+use blockd::device::{ClientId, Device, Done, Extent, IoError, IoOp, IoResult, VolumeKind, batch, blocking};
 use blockd::storage::IoEngine;
 use blockd::store::StoreError;
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
@@ -363,4 +363,100 @@ fn allocation_of_a_whole_vexfs_device_is_one_short_answer() {
     assert_eq!(extents(&volume, map - 4096, 8192, 9), [(4096, false), (4096, true)]);
     assert_eq!(extents(&volume, 1 << 57, 1 << 40, 1), [(1 << 40, false)]);
     volume.shutdown().unwrap();
+}
+
+/// Threads that bring requests drive the log for each other; whatever way a request takes, it is finished, and what was
+/// acknowledged is read back. A request that all of them forget would hang the test.
+#[test]
+fn requests_of_many_threads_are_all_carried_out_whoever_drives_the_log() {
+    const THREADS: u64 = 6;
+    const PAGES: u64 = 64;
+    for io in [IoEngine::Auto, IoEngine::Sync] {
+        let image = Image::raw(32 << 20, 64 << 20);
+        let volume = image.open(io);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let volume = &volume;
+                scope.spawn(move || {
+                    let client = volume.connect();
+                    let at = |i: u64| (thread * PAGES + i % PAGES) * 4096;
+                    for i in 0..400u64 {
+                        let bytes = pattern(thread * 1000 + i, 4096);
+                        let buf = AlignedBuf::from_slice(&bytes);
+                        let op = IoOp::Write { offset: at(i), buf, fua: i % 50 == 49 };
+                        match i % 4 {
+                            // The last of a batch is carried out by its thread, if it can be.
+                            0 => {
+                                let mut ops = vec![op];
+                                ops.extend((i % 3 == 0).then_some(IoOp::Flush));
+                                batch(&**volume, client, ops).into_iter().for_each(|r| drop(r.unwrap()));
+                            }
+                            1 => {
+                                let (send, recv) = std::sync::mpsc::channel::<IoResult>();
+                                let done = |send: std::sync::mpsc::Sender<IoResult>| -> Done {
+                                    Box::new(move |result| send.send(result).unwrap())
+                                };
+                                let read = IoOp::Read { offset: at(i + 1), buf: AlignedBuf::recycled(4096) };
+                                let ops = vec![(op, done(send.clone())), (read, done(send))];
+                                volume.submit_batch(client, ops);
+                                recv.iter().take(2).for_each(|result| drop(result.unwrap()));
+                            }
+                            2 => {
+                                blocking(&**volume, client, op).unwrap();
+                                volume.expect_flush();
+                            }
+                            _ => drop(blocking(&**volume, client, op).unwrap()),
+                        }
+                        assert!(read(volume, client, at(i), 4096) == bytes, "{io:?}, write {i} of {thread}");
+                    }
+                });
+            }
+        });
+        volume.shutdown().expect("a clean end");
+        drop(volume);
+        let volume = image.open(io);
+        let client = volume.connect();
+        for thread in 0..THREADS {
+            for i in 400 - PAGES..400 {
+                let offset = (thread * PAGES + i % PAGES) * 4096;
+                assert!(read(&volume, client, offset, 4096) == pattern(thread * 1000 + i, 4096));
+            }
+        }
+    }
+}
+
+#[test]
+fn reads_through_the_page_cache_see_every_write() {
+    let image = Image::raw(8 << 20, 16 << 20);
+    let options = OpenOptions { read_cache: blockd::storage::ReadCache::Buffered, ..OpenOptions::default() };
+    let volume = Volume::open(&image.path(), &options).expect("the volume opens");
+    let client = volume.connect();
+    // Segments are cleaned and used again, so places that are in the page cache change.
+    for round in 0..12u64 {
+        for part in 0..32u64 {
+            let bytes = pattern(round * 100 + part, 256 << 10);
+            write(&volume, client, part * (256 << 10), &bytes, false).expect("a write");
+        }
+        for part in 0..32u64 {
+            let bytes = pattern(round * 100 + part, 256 << 10);
+            assert!(
+                read(&volume, client, part * (256 << 10), 256 << 10) == bytes,
+                "round {round}, part {part}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_preallocated_image_has_no_holes_and_the_same_content() {
+    use std::os::unix::fs::MetadataExt;
+    let image = Image::raw(8 << 20, 16 << 20);
+    let before = std::fs::read(image.path()).expect("the image");
+    Volume::preallocate(&image.path()).expect("room for it");
+    assert!(std::fs::read(image.path()).expect("the image") == before);
+    let meta = image.path().metadata().expect("the image");
+    assert!(meta.blocks() * 512 >= meta.len(), "{} blocks for {} bytes", meta.blocks(), meta.len());
+    let volume = image.open(IoEngine::Auto);
+    assert!(matches!(Volume::preallocate(&image.path()), Err(StoreError::Open(_))), "it is in use");
+    drop(volume);
 }

@@ -47,6 +47,9 @@ struct Args {
     /// Bytes of a log segment, a power of two from 64K to 256M; chosen by the image's size by default.
     #[arg(long, value_parser = parse_size)]
     segment_size: Option<u64>,
+    /// Write all of an image file once, so that its space is there and syncs are fast from the first write on.
+    #[arg(long)]
+    prealloc: bool,
     /// Overwrite an image that holds something.
     #[arg(short, long)]
     force: bool,
@@ -113,6 +116,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
         force: args.force,
     };
     Volume::create(&args.image, &options)?;
+    if args.prealloc && !is_device {
+        Volume::preallocate(&args.image)?;
+    }
     if kind == VolumeKind::VexFs {
         write_file_system(args, uuid, label).context("writing the empty file system")?;
     }

@@ -1,18 +1,19 @@
 //! A file or block device as backing, locked while it is open.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::plain::{PlainQueue, read_rest};
 use super::ring::{ReadRings, RingQueue};
-use super::{IoEngine, Read, Storage, WriteQueue};
+use super::{IoEngine, Read, ReadCache, Storage, WriteQueue};
 use crate::buf::AlignedBuf;
 
 /// How long a lock is waited for. Its holder may be about to end: umount(8) returns before a mount has written its
@@ -67,6 +68,8 @@ pub enum OpenError {
 /// finished every request of this process, killed or not: a successor never overlaps them.
 pub struct FileStorage {
     file: Arc<File>,
+    /// For reads through the page cache.
+    cached: Option<File>,
     len_bytes: u64,
     is_device: bool,
     rings: Option<ReadRings>,
@@ -95,9 +98,11 @@ impl FileStorage {
         }
         // The lock must stand on the descriptor that is used, so O_DIRECT is settled before.
         let direct = options.custom_flags(libc::O_DIRECT).open(path);
+        let mut is_direct = true;
         let file = match direct {
             Ok(direct) if takes_direct(&direct, meta.len(), is_device) => direct,
             _ => {
+                is_direct = false;
                 tracing::info!(
                     "{}: no O_DIRECT here, reading and writing through the page cache",
                     path.display()
@@ -132,6 +137,8 @@ impl FileStorage {
         let rings = match engine {
             IoEngine::Sync => None,
             IoEngine::Uring => Some(ReadRings::new().map_err(OpenError::NoUring)?),
+            // Where a request cannot be started without waiting, io_uring hands each one to a thread of its own.
+            IoEngine::Auto if !is_direct || !starts_without_waiting(&file) => None,
             IoEngine::Auto => match ReadRings::new() {
                 Ok(rings) => Some(rings),
                 Err(e) => {
@@ -140,7 +147,20 @@ impl FileStorage {
                 }
             },
         };
-        Ok(FileStorage { file: Arc::new(file), len_bytes, is_device, rings })
+        Ok(FileStorage { file: Arc::new(file), cached: None, len_bytes, is_device, rings })
+    }
+
+    /// Has [`Storage::read_batch`] read as `cache` says, if the system lets it.
+    pub fn set_read_cache(&mut self, cache: ReadCache) {
+        self.cached = None;
+        if cache == ReadCache::Direct {
+            return;
+        }
+        // The same inode in any case, whatever has become of the path.
+        match File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) {
+            Ok(file) => self.cached = Some(file),
+            Err(e) => tracing::warn!("reads go past the page cache, since /proc is not to be had: {e}"),
+        }
     }
 
     /// Sets the length of a regular file, durably; the new part reads as zeros.
@@ -182,6 +202,13 @@ fn takes_direct(file: &File, len_bytes: u64, is_device: bool) -> bool {
     file.read_at(&mut AlignedBuf::zeroed(4096), 0).is_ok()
 }
 
+/// Whether reads and writes of the file can be started without waiting for it (tmpfs has no such requests).
+fn starts_without_waiting(file: &File) -> bool {
+    let mut page = AlignedBuf::zeroed(4096);
+    let read = preadv2(file, &mut [IoSliceMut::new(&mut page)], 0, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(Errno::OPNOTSUPP))
+}
+
 /// The process that has a flock on this inode, from /proc/locks; processes that do not exist any
 /// more, and those of other pid namespaces, are not listed there.
 fn holder(ino: u64) -> Option<u32> {
@@ -195,20 +222,49 @@ fn holder(ino: u64) -> Option<u32> {
         .filter(|&pid| pid != 0)
 }
 
+fn read_each(file: &File, reads: &mut [Read<'_>]) {
+    for read in reads {
+        read.result = read_rest(file, read.offset, read.buf, 0);
+    }
+}
+
+/// Copies what the page cache has; what it lacks is read in one batch.
+fn read_cached(file: &File, rings: &ReadRings, reads: &mut [Read<'_>]) {
+    let mut missed = Vec::new();
+    for read in reads {
+        let whole = read.buf.len();
+        match preadv2(file, &mut [IoSliceMut::new(read.buf)], read.offset, ReadWriteFlags::NOWAIT) {
+            Ok(got) if got == whole => {}
+            _ => missed.push(read),
+        }
+    }
+    match missed.as_mut_slice() {
+        [] => {}
+        [one] => one.result = read_rest(file, one.offset, one.buf, 0),
+        several => rings.read_batch(file, several),
+    }
+}
+
 impl Storage for FileStorage {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
     fn read_batch(&self, reads: &mut [Read<'_>]) {
-        match (&self.rings, reads) {
-            (Some(rings), reads) if reads.len() > 1 => rings.read_batch(&self.file, reads),
-            (_, reads) => {
-                for read in reads {
-                    read.result = read_rest(&self.file, read.offset, read.buf, 0);
-                }
-            }
+        match (&self.cached, &self.rings) {
+            (None, Some(rings)) if reads.len() > 1 => rings.read_batch(&self.file, reads),
+            (None, _) => read_each(&self.file, reads),
+            (Some(cached), None) => read_each(cached, reads),
+            (Some(cached), Some(rings)) => read_cached(cached, rings, reads),
         }
+    }
+
+    fn is_cached(&self) -> bool {
+        self.cached.is_some() || self.rings.is_none()
+    }
+
+    fn read_exact(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        read_rest(&self.file, offset, buf, 0)
     }
 
     fn write_all(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -19,13 +19,24 @@ use crate::buf::AlignedBuf;
 /// How the backing is read and written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum IoEngine {
-    /// io_uring where the kernel permits it, else plain system calls (the reason is logged).
+    /// io_uring where the kernel permits it and the backing gains by it, else plain system calls (the reason is
+    /// logged).
     #[default]
     Auto,
     /// io_uring, or fail.
     Uring,
     /// pread, pwritev and fdatasync.
     Sync,
+}
+
+/// What reads of a volume's pages may be answered from. Each is checked against its crc all the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReadCache {
+    /// The backing itself (O_DIRECT): memory is left to the clients.
+    #[default]
+    Direct,
+    /// The kernel's page cache.
+    Buffered,
 }
 
 /// One read of a batch; `result` is set by [`Storage::read_batch`].
@@ -79,10 +90,16 @@ pub struct Completion {
     pub result: io::Result<()>,
 }
 
-/// Ends a [`WriteQueue::wait`] from another thread.
+/// Ends a [`WriteQueue::wait`], or a [`Waiter`]'s, from another thread.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// Asynchronous writes of one thread (the log's).
+/// As [`WriteQueue::wait`], at the side of the queue's user; for one thread.
+pub type Waiter = Box<dyn Fn() + Send>;
+
+/// Asynchronous writes (the log's).
+///
+/// One thread starts and reaps them. Others may use the queue between its calls, if they exclude each other, while
+/// nothing is in flight and the queue is *inline* (see [`WriteQueue::set_inline`]).
 pub trait WriteQueue: Send {
     /// Starts writing the chunks one after another at `offset`; may be delayed until
     /// [`WriteQueue::submit`].
@@ -97,13 +114,21 @@ pub trait WriteQueue: Send {
     fn wait(&mut self);
     /// Ends waits; may be called from any thread.
     fn waker(&self) -> Waker;
+    /// Waits while others may use the queue.
+    fn waiter(&self) -> Waiter;
+    /// While it is set, requests are carried out whole by the thread that makes them: it costs least when that
+    /// thread has nothing else to do.
+    fn set_inline(&mut self, inline: bool);
+    /// It is always inline.
+    fn is_synchronous(&self) -> bool;
 }
 
 /// The backing of a store: fixed length, positioned I/O.
 pub trait Storage: Send + Sync {
     /// Length in bytes.
     fn len_bytes(&self) -> u64;
-    /// Carries out all reads, several at once where it can, and sets their results.
+    /// Carries out all reads, several at once where it can, and sets their results. They may come from a cache that
+    /// is behind the backing: what does not look right is read again with [`Storage::read_exact`].
     fn read_batch(&self, reads: &mut [Read<'_>]);
     /// Writes all of `bytes` at `offset`.
     ///
@@ -123,7 +148,12 @@ pub trait Storage: Send + Sync {
     /// When its resources (a ring) cannot be had.
     fn queue(&self) -> io::Result<Box<dyn WriteQueue>>;
 
-    /// Reads one range whole.
+    /// Whether [`Storage::read_batch`] seldom waits for the backing.
+    fn is_cached(&self) -> bool {
+        false
+    }
+
+    /// Reads one range whole, from the backing itself.
     ///
     /// # Errors
     /// Whatever the backing says, or UnexpectedEof past its end.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use super::{Chunk, Completion, Waker, WriteQueue};
+use super::{Chunk, Completion, Waiter, Waker, WriteQueue};
 
 /// Most pieces of one pwritev (IOV_MAX on Linux).
 const IOVECS_MAX: usize = 1024;
@@ -61,12 +61,33 @@ pub(super) fn read_rest(file: &File, offset: u64, buf: &mut [u8], skip_bytes: us
 pub(super) struct PlainQueue {
     file: Arc<File>,
     done: Vec<Completion>,
-    wake: Arc<(Mutex<bool>, Condvar)>,
+    wake: Arc<Wake>,
+}
+
+#[derive(Default)]
+struct Wake {
+    woken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Wake {
+    fn wait(&self) {
+        let mut woken = self.woken.lock();
+        while !*woken {
+            self.changed.wait(&mut woken);
+        }
+        *woken = false;
+    }
+
+    fn wake(&self) {
+        *self.woken.lock() = true;
+        self.changed.notify_one();
+    }
 }
 
 impl PlainQueue {
     pub(super) fn new(file: Arc<File>) -> Self {
-        PlainQueue { file, done: Vec::new(), wake: Arc::new((Mutex::new(false), Condvar::new())) }
+        PlainQueue { file, done: Vec::new(), wake: Arc::default() }
     }
 }
 
@@ -88,21 +109,24 @@ impl WriteQueue for PlainQueue {
     }
 
     fn wait(&mut self) {
-        if !self.done.is_empty() {
-            return;
+        if self.done.is_empty() {
+            self.wake.wait();
         }
-        let mut woken = self.wake.0.lock();
-        while !*woken {
-            self.wake.1.wait(&mut woken);
-        }
-        *woken = false;
     }
 
     fn waker(&self) -> Waker {
         let wake = Arc::clone(&self.wake);
-        Arc::new(move || {
-            *wake.0.lock() = true;
-            wake.1.notify_one();
-        })
+        Arc::new(move || wake.wake())
+    }
+
+    fn waiter(&self) -> Waiter {
+        let wake = Arc::clone(&self.wake);
+        Box::new(move || wake.wait())
+    }
+
+    fn set_inline(&mut self, _: bool) {}
+
+    fn is_synchronous(&self) -> bool {
+        true
     }
 }

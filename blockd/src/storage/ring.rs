@@ -3,17 +3,18 @@
 //! Every buffer given to the kernel is owned or borrowed by this module until its completion was
 //! reaped: reads block until the whole batch is finished, writes keep their chunks in a slot.
 
+use std::borrow::BorrowMut;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
-use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::plain::{read_rest, write_chunks};
-use super::{Chunk, Completion, Read, Waker, WriteQueue};
+use super::{Chunk, Completion, Read, Waiter, Waker, WriteQueue};
 
 /// Entries of a ring for reads; larger batches go in parts.
 const READ_ENTRIES: u32 = 64;
@@ -47,43 +48,58 @@ fn enter(ring: &IoUring, want: usize) {
     }
 }
 
-/// Rings for reads: each batch borrows one.
-pub(super) struct ReadRings {
-    idle: Mutex<Vec<IoUring>>,
+thread_local! {
+    /// Each reading thread has a ring of its own.
+    static READ_RING: RefCell<Option<IoUring>> = const { RefCell::new(None) };
 }
 
+/// A ring for one thread, which takes completions in only when it waits for them, where the kernel (6.1 on) can do that.
+fn lone_ring(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_single_issuer().setup_defer_taskrun();
+    builder.build(entries).or_else(|_| IoUring::new(entries))
+}
+
+/// A ring whose completions do not interrupt its thread, where the kernel (5.19 on) can do that.
+fn log_ring(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder().setup_coop_taskrun().build(entries).or_else(|_| IoUring::new(entries))
+}
+
+/// Reads through io_uring are possible.
+pub(super) struct ReadRings(());
+
 impl ReadRings {
-    /// Makes the first ring, so that a kernel that forbids io_uring is noticed here.
+    /// Makes a ring, so that a kernel that forbids io_uring is noticed here.
     ///
     /// # Errors
     /// What io_uring_setup(2) says.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(ReadRings { idle: Mutex::new(vec![IoUring::new(READ_ENTRIES)?]) })
+        lone_ring(READ_ENTRIES).map(|_| ReadRings(()))
     }
 
-    /// Carries out all reads; falls back to pread when no further ring can be had.
-    pub(super) fn read_batch(&self, file: &File, reads: &mut [Read<'_>]) {
-        let ring = self.idle.lock().pop();
-        let mut ring = match ring.map_or_else(|| IoUring::new(READ_ENTRIES), Ok) {
-            Ok(ring) => ring,
-            Err(_) => {
-                for read in reads {
-                    read.result = read_rest(file, read.offset, read.buf, 0);
-                }
-                return;
+    /// Carries out all reads; falls back to pread when this thread can have no ring.
+    pub(super) fn read_batch<'a, R: BorrowMut<Read<'a>>>(&self, file: &File, reads: &mut [R]) {
+        // A thread that is ending has no ring any more.
+        let ring = READ_RING.try_with(|ring| ring.borrow_mut().take()).unwrap_or_default();
+        let Ok(mut ring) = ring.map_or_else(|| lone_ring(READ_ENTRIES), Ok) else {
+            for read in reads {
+                let read = read.borrow_mut();
+                read.result = read_rest(file, read.offset, read.buf, 0);
             }
+            return;
         };
         for part in reads.chunks_mut(READ_ENTRIES as usize) {
             read_part(&mut ring, file, part);
         }
-        self.idle.lock().push(ring);
+        let _ = READ_RING.try_with(|mine| mine.replace(Some(ring)));
     }
 }
 
 /// At most [`READ_ENTRIES`] reads, on an idle ring.
-fn read_part(ring: &mut IoUring, file: &File, reads: &mut [Read<'_>]) {
+fn read_part<'a, R: BorrowMut<Read<'a>>>(ring: &mut IoUring, file: &File, reads: &mut [R]) {
     let fd = types::Fd(file.as_raw_fd());
     for (i, read) in reads.iter_mut().enumerate() {
+        let read = read.borrow_mut();
         let len = u32::try_from(read.buf.len()).unwrap_or(!4095);
         let entry =
             opcode::Read::new(fd, read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(i as u64);
@@ -94,10 +110,10 @@ fn read_part(ring: &mut IoUring, file: &File, reads: &mut [Read<'_>]) {
     }
     let mut pending = reads.len();
     while pending > 0 {
-        enter(ring, 1);
+        enter(ring, pending);
         for entry in ring.completion() {
             pending -= 1;
-            let read = &mut reads[entry.user_data() as usize];
+            let read = reads[entry.user_data() as usize].borrow_mut();
             read.result = match entry.result() {
                 n if n < 0 && matches!(-n, libc::EAGAIN | libc::EINTR) => Ok(0),
                 n if n < 0 => Err(io::Error::from_raw_os_error(-n)),
@@ -124,14 +140,18 @@ struct Slot {
 unsafe impl Send for Slot {}
 
 /// The log's writes over one ring.
+///
+/// The ring is used by one thread alone: by the methods below, and by its [`Waiter`], which only waits in the kernel.
+/// Other threads use the queue inline, and then it leaves the ring alone.
 pub(super) struct RingQueue {
-    ring: IoUring,
+    ring: Arc<IoUring>,
     file: Arc<File>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     done: Vec<Completion>,
     wake: Arc<OwnedFd>,
     wake_armed: bool,
+    inline: bool,
 }
 
 impl RingQueue {
@@ -139,21 +159,23 @@ impl RingQueue {
     /// What io_uring_setup(2) or eventfd(2) says.
     pub(super) fn new(file: Arc<File>) -> io::Result<Self> {
         Ok(RingQueue {
-            ring: IoUring::new(WRITE_ENTRIES)?,
+            ring: Arc::new(log_ring(WRITE_ENTRIES)?),
             file,
             slots: Vec::new(),
             free: Vec::new(),
             done: Vec::new(),
             wake: Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?),
             wake_armed: false,
+            inline: false,
         })
     }
 
     fn push(&mut self, entry: &io_uring::squeue::Entry) {
         loop {
-            // SAFETY: callers pass entries whose memory lives in a slot until the completion is
-            // reaped, or entries without memory.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            // SAFETY: `&mut self` makes this the only use of the submission queue (the waiter only enters the ring, see
+            // its comment). Callers pass entries whose memory lives in a slot until the completion is reaped, or
+            // entries without memory.
+            if unsafe { self.ring.submission_shared().push(entry) }.is_ok() {
                 return;
             }
             enter(&self.ring, 0);
@@ -172,7 +194,8 @@ impl RingQueue {
 
     fn harvest(&mut self) {
         loop {
-            let Some(entry) = self.ring.completion().next() else { return };
+            // SAFETY: `&mut self` makes this the only use of the completion queue.
+            let Some(entry) = unsafe { self.ring.completion_shared() }.next() else { return };
             if entry.user_data() == WAKE {
                 self.wake_armed = false;
                 let mut counter = [0; 8];
@@ -199,8 +222,31 @@ impl RingQueue {
     }
 }
 
+impl RingQueue {
+    /// Has the ring tell when the waker is called.
+    fn arm(&mut self) {
+        if !self.wake_armed {
+            let entry = opcode::PollAdd::new(types::Fd(self.wake.as_raw_fd()), libc::POLLIN as u32)
+                .build()
+                .user_data(WAKE);
+            self.push(&entry);
+            self.wake_armed = true;
+        }
+    }
+
+    fn has_unsubmitted(&mut self) -> bool {
+        // SAFETY: `&mut self` makes this the only use of the submission queue.
+        unsafe { !self.ring.submission_shared().is_empty() }
+    }
+}
+
 impl WriteQueue for RingQueue {
     fn write(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>) {
+        if self.inline {
+            let result = write_chunks(&self.file, offset, &chunks, 0);
+            self.done.push(Completion { token, result });
+            return;
+        }
         let iovecs = chunks
             .iter()
             .map(|c| libc::iovec { iov_base: c.bytes().as_ptr().cast_mut().cast(), iov_len: c.bytes().len() })
@@ -219,6 +265,10 @@ impl WriteQueue for RingQueue {
     }
 
     fn sync(&mut self, token: u64) {
+        if self.inline {
+            self.done.push(Completion { token, result: self.file.sync_data() });
+            return;
+        }
         let index = self.slot(Slot { token, offset: 0, chunks: Vec::new(), iovecs: Vec::new() });
         let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
@@ -228,25 +278,25 @@ impl WriteQueue for RingQueue {
     }
 
     fn submit(&mut self) {
-        if !self.ring.submission().is_empty() {
+        if self.inline {
+            return;
+        }
+        self.arm();
+        if self.has_unsubmitted() {
             enter(&self.ring, 0);
         }
         self.harvest();
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
-        self.harvest();
+        if !self.inline {
+            self.harvest();
+        }
         out.append(&mut self.done);
     }
 
     fn wait(&mut self) {
-        if !self.wake_armed {
-            let entry = opcode::PollAdd::new(types::Fd(self.wake.as_raw_fd()), libc::POLLIN as u32)
-                .build()
-                .user_data(WAKE);
-            self.push(&entry);
-            self.wake_armed = true;
-        }
+        self.arm();
         self.harvest();
         while self.done.is_empty() && self.wake_armed {
             enter(&self.ring, 1);
@@ -260,6 +310,21 @@ impl WriteQueue for RingQueue {
             // A full counter means that a wake is pending already.
             let _ = rustix::io::write(&*wake, &1u64.to_ne_bytes());
         })
+    }
+
+    fn waiter(&self) -> Waiter {
+        let ring = Arc::clone(&self.ring);
+        // `submit` has armed the wake and left nothing unsubmitted, so this touches neither queue. It returns at once
+        // if a completion is there already.
+        Box::new(move || enter(&ring, 1))
+    }
+
+    fn set_inline(&mut self, inline: bool) {
+        self.inline = inline;
+    }
+
+    fn is_synchronous(&self) -> bool {
+        false
     }
 }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Chunk, Completion, Read, Storage, Waker, WriteQueue};
+use super::{Chunk, Completion, Read, Storage, Waiter, Waker, WriteQueue};
 
 /// Unit of tearing.
 const SECTOR: usize = 512;
@@ -219,13 +219,14 @@ impl Storage for SimStorage {
     }
 
     fn queue(&self) -> io::Result<Box<dyn WriteQueue>> {
-        Ok(Box::new(SimQueue { state: Arc::clone(&self.state), done: Vec::new() }))
+        Ok(Box::new(SimQueue { state: Arc::clone(&self.state), done: Vec::new(), inline: false }))
     }
 }
 
 struct SimQueue {
     state: Arc<Mutex<State>>,
     done: Vec<Completion>,
+    inline: bool,
 }
 
 impl SimQueue {
@@ -257,6 +258,13 @@ impl SimQueue {
     }
 }
 
+impl SimQueue {
+    /// Inline, a request is finished when it was made; those before it were finished then.
+    fn finish_inline(&mut self) {
+        while self.inline && self.finish_one() {}
+    }
+}
+
 impl WriteQueue for SimQueue {
     fn write(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>) {
         let bytes: Vec<u8> = chunks.iter().flat_map(|c| c.bytes().iter().copied()).collect();
@@ -269,12 +277,16 @@ impl WriteQueue for SimQueue {
             }
             Err(e) => self.done.push(Completion { token, result: Err(e) }),
         }
+        drop(s);
+        self.finish_inline();
     }
 
     fn sync(&mut self, token: u64) {
         let mut s = self.state.lock();
         let upto = s.completed;
         s.queued.push((token, Queued::Sync(upto)));
+        drop(s);
+        self.finish_inline();
     }
 
     fn submit(&mut self) {}
@@ -295,6 +307,18 @@ impl WriteQueue for SimQueue {
 
     fn waker(&self) -> Waker {
         Arc::new(|| {})
+    }
+
+    fn waiter(&self) -> Waiter {
+        Box::new(|| {})
+    }
+
+    fn set_inline(&mut self, inline: bool) {
+        self.inline = inline;
+    }
+
+    fn is_synchronous(&self) -> bool {
+        false
     }
 }
 

@@ -9,7 +9,7 @@ use layout::addr::PAGE;
 use super::Shared;
 use super::format::checkpoint::MapId;
 use super::format::{Geometry, Loc, Mapping, leaf, page_crc};
-use super::map::Lookup;
+use super::map::{Lookup, Maps};
 use super::snapshot::{LeafId, View};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
@@ -36,19 +36,25 @@ impl Shared {
 
     /// As [`Shared::read_pages`], in any state of the volume.
     pub fn read_pages_at(&self, view: View, reads: &mut [PageRead<'_>]) {
-        let plans: Vec<Result<Vec<Lookup>, IoError>> =
-            reads.iter().map(|r| self.lookup_run(view, r.first, r.buf.len() / PAGE)).collect();
+        let plan = self.lookup_all(view, reads);
         let mut batch = Vec::new();
-        for (read, plan) in reads.iter_mut().zip(&plans) {
-            if let Ok(plan) = plan {
-                plan_reads(self, plan, read.buf, &mut batch);
+        let mut at = 0;
+        for read in reads.iter_mut() {
+            let pages = read.buf.len() / PAGE;
+            if read.result.is_ok() {
+                plan_reads(self, &plan[at..at + pages], read.buf, &mut batch);
             }
+            at += pages;
         }
-        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
         self.storage.read_batch(&mut batch);
         drop(batch);
-        for (read, plan) in reads.iter_mut().zip(plans) {
-            read.result = plan.and_then(|plan| self.verify(view, read.first, read.buf, &plan));
+        let mut at = 0;
+        for read in reads.iter_mut() {
+            let pages = read.buf.len() / PAGE;
+            if read.result.is_ok() {
+                read.result = self.verify(view, read.first, read.buf, &plan[at..at + pages]);
+            }
+            at += pages;
         }
     }
 
@@ -71,20 +77,33 @@ impl Shared {
         read.result
     }
 
+    /// Looks all pages of all reads up, one after another; a read whose leaf is bad gets its error.
+    fn lookup_all(&self, view: View, reads: &mut [PageRead<'_>]) -> Vec<Lookup> {
+        let mut plan = Vec::with_capacity(reads.iter().map(|r| r.buf.len() / PAGE).sum());
+        let mut maps = self.maps.read();
+        for read in reads {
+            let (start, count) = (plan.len(), read.buf.len() / PAGE);
+            read.result = Ok(());
+            while let Some(leaf) = lookup_onto(&maps, view, read.first, count, &mut plan) {
+                plan.truncate(start);
+                drop(maps);
+                let loaded = self.load(leaf);
+                maps = self.maps.read();
+                if let Err(e) = loaded {
+                    plan.resize(start + count, Lookup::Unmapped);
+                    read.result = Err(e);
+                    break;
+                }
+            }
+        }
+        plan
+    }
+
     /// Looks pages up, loading leaves as needed.
     fn lookup_run(&self, view: View, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
         loop {
             let mut plan = Vec::with_capacity(count);
-            let missing = {
-                let maps = self.maps.read();
-                (first..first + count as u64).find_map(|page| match maps.lookup_at(view, page) {
-                    Ok(found) => {
-                        plan.push(found.map_or(Lookup::Unmapped, Lookup::Mapped));
-                        None
-                    }
-                    Err(leaf) => Some(leaf),
-                })
-            };
+            let missing = lookup_onto(&self.maps.read(), view, first, count, &mut plan);
             match missing {
                 Some(leaf) => self.load(leaf)?,
                 None => return Ok(plan),
@@ -133,7 +152,7 @@ impl Shared {
     }
 
     fn read_one(&self, loc: Loc, bytes: &mut [u8]) -> std::io::Result<()> {
-        let mut page = AlignedBuf::zeroed(PAGE);
+        let mut page = AlignedBuf::recycled(PAGE);
         self.storage.read_exact(self.geometry.byte(loc), &mut page)?;
         bytes.copy_from_slice(&page);
         Ok(())
@@ -239,6 +258,17 @@ pub(super) fn decode_leaf(
         Some(run) => Err(format!("it names {}, past the end of the image", last(run))),
         None => Ok(runs),
     }
+}
+
+/// Adds what stands behind pages, up to one whose leaf has to be loaded first; gives that leaf's key.
+fn lookup_onto(maps: &Maps, view: View, first: u64, count: usize, plan: &mut Vec<Lookup>) -> Option<LeafId> {
+    (first..first + count as u64).find_map(|page| match maps.lookup_at(view, page) {
+        Ok(found) => {
+            plan.push(found.map_or(Lookup::Unmapped, Lookup::Mapped));
+            None
+        }
+        Err(leaf) => Some(leaf),
+    })
 }
 
 /// Adds the reads of one request: runs that are contiguous in the log are read at once.

@@ -1,13 +1,14 @@
 //! A volume: the [`Device`] over a store.
 //!
-//! [`options`]: how it is made and opened. [`worker`]: the log's thread, in which every change gets
-//! its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
+//! [`options`]: how it is made and opened. [`inbox`]: what waits for the log. [`writer`]: which thread drives it.
+//! [`worker`]: what it does, giving every change its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 //! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`resize`]: images
 //! made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of them, as a stream.
 
 mod allocation;
 pub mod backup;
+mod inbox;
 pub mod options;
 mod page_name;
 mod reads;
@@ -21,6 +22,7 @@ pub mod status;
 mod synth;
 mod tuning;
 pub(crate) mod worker;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +33,8 @@ use crossbeam_channel::{Sender, unbounded};
 use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE, SUPERBLOCK_PAGE, owner};
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
+use crate::completion;
+use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, VolumeKind};
 use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
@@ -39,10 +42,11 @@ use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::snapshot::View;
 use crate::store::{Shared, StoreError};
+use inbox::Request;
 pub use options::{CreateOptions, OpenOptions, boot_id};
 use reads::{ReadJob, ReadPool};
 use session::Sessions;
-use worker::{Request, Worker, WorkerHandle};
+use writer::Writer;
 
 /// Threads that read; each keeps many reads in flight.
 const READ_THREADS: usize = 2;
@@ -73,7 +77,7 @@ pub struct Volume {
     closing: AtomicBool,
     reads: ReadPool,
     requests: Arc<RequestCounters>,
-    worker: Option<WorkerHandle>,
+    writer: Option<Arc<Writer>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -87,12 +91,22 @@ impl Volume {
         options::create(path, options)
     }
 
+    /// Writes every part of an image file once, so that its space is there, and syncs need not write the file system's
+    /// metadata when a place is used for the first time. The image's content stays.
+    ///
+    /// # Errors
+    /// [`StoreError`]; `InUse` while it is open.
+    pub fn preallocate(path: &Path) -> Result<(), StoreError> {
+        options::preallocate(path)
+    }
+
     /// Opens the volume in an image or block device: replays its log, and starts its threads.
     ///
     /// # Errors
     /// [`StoreError`] with cause and remedy.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
-        let storage = FileStorage::open(path, options.read_only, options.io)?;
+        let mut storage = FileStorage::open(path, options.read_only, options.io)?;
+        storage.set_read_cache(options.read_cache);
         Self::open_storage(Arc::new(storage), options)
     }
 
@@ -120,9 +134,9 @@ impl Volume {
         });
         let mut threads = Vec::new();
         let reads = ReadPool::start(&core, READ_THREADS, &mut threads);
-        let worker = opened.log.map(|log| Worker::start(Arc::clone(&core), log, options, &mut threads));
-        let snapshots = match &worker {
-            Some(worker) => snapshot::Worker::start(Arc::clone(&core.store), worker.sender(), &mut threads),
+        let writer = opened.log.map(|log| Writer::start(Arc::clone(&core), log, options, &mut threads));
+        let snapshots = match &writer {
+            Some(writer) => snapshot::Worker::start(Arc::clone(&core.store), writer.sender(), &mut threads),
             None => snapshot::Worker::default(),
         };
         let volume = Arc::new(Volume {
@@ -134,7 +148,7 @@ impl Volume {
             closing: AtomicBool::new(false),
             reads,
             requests: Arc::default(),
-            worker,
+            writer,
             threads: Mutex::new(threads),
         });
         volume.end_pending_rollback()?;
@@ -151,11 +165,11 @@ impl Volume {
             return Ok(());
         }
         self.snapshots.stop();
-        let result = match &self.worker {
-            Some(worker) => {
+        let result = match &self.writer {
+            Some(writer) => {
                 let state = Arc::new((Mutex::new(None), Condvar::new()));
                 let signal = Arc::clone(&state);
-                worker.shutdown(Box::new(move |result| {
+                writer.shutdown(Box::new(move |result| {
                     *signal.0.lock() = Some(result);
                     signal.1.notify_one();
                 }));
@@ -181,17 +195,17 @@ impl Volume {
     /// # Errors
     /// What kept it from being durable.
     pub fn checkpoint(&self) -> Result<(), IoError> {
-        let Some(worker) = &self.worker else { return Err(IoError::ReadOnly) };
+        let Some(writer) = &self.writer else { return Err(IoError::ReadOnly) };
         let (send, recv) = crossbeam_channel::bounded(1);
-        worker.checkpoint(Box::new(move |result| {
+        writer.checkpoint(Box::new(move |result| {
             let _ = send.send(result);
         }));
         recv.recv().unwrap_or(Err(IoError::Shutdown))
     }
 
     fn wake_worker(&self) {
-        if let Some(worker) = &self.worker {
-            worker.wake();
+        if let Some(writer) = &self.writer {
+            writer.call();
         }
     }
 
@@ -231,35 +245,30 @@ impl Volume {
         }
     }
 
-    fn start(&self, client: ClientId, op: IoOp, done: Done) -> Result<(), (Done, IoError)> {
+    /// Checks a request, and says who carries it out.
+    fn accept(&self, client: ClientId, op: IoOp, done: Done) -> Accepted {
         macro_rules! attempt {
             ($result:expr) => {
                 match $result {
                     Ok(value) => value,
-                    Err(e) => return Err((done, e)),
+                    Err(e) => return Accepted::finished(done, Err(e)),
                 }
             };
         }
         if self.closing.load(Ordering::SeqCst) {
-            return Err((done, IoError::Shutdown));
+            return Accepted::finished(done, Err(IoError::Shutdown));
         }
         attempt!(self.core.check_not_rolling_back());
         if let IoOp::Read { offset, buf } = op {
             attempt!(self.check_range(offset, buf.len() as u64));
-            self.reads.submit(ReadJob { client, view: View::Live, offset, buf, done });
-            return Ok(());
+            return Accepted::Read(ReadJob { client, view: View::Live, offset, buf, done });
         }
-        let Some(worker) = &self.worker else {
+        if self.writer.is_none() {
             // Nothing to make durable on a read-only volume.
-            return match op {
-                IoOp::Flush => {
-                    done(Ok(None));
-                    Ok(())
-                }
-                _ => Err((done, IoError::ReadOnly)),
-            };
-        };
-        let request = match op {
+            let result = if matches!(op, IoOp::Flush) { Ok(None) } else { Err(IoError::ReadOnly) };
+            return Accepted::finished(done, result);
+        }
+        Accepted::Change(match op {
             IoOp::Read { .. } | IoOp::Flush => Request::Flush { done },
             IoOp::Write { offset, buf, fua } => {
                 attempt!(self.check_range(offset, buf.len() as u64));
@@ -274,13 +283,33 @@ impl Volume {
                     && len_bytes > 0
                     && [SUPERBLOCK_PAGE, STATUS_PAGE, COMMAND_PAGE].contains(&first)
                 {
-                    return Err((done, IoError::Invalid("control pages cannot be discarded".into())));
+                    let why = IoError::Invalid("control pages cannot be discarded".into());
+                    return Accepted::finished(done, Err(why));
                 }
                 Request::Zero { client, offset, len_bytes, fua, done }
             }
-        };
-        worker.submit(request);
-        Ok(())
+        })
+    }
+
+    fn change(&self, requests: impl IntoIterator<Item = Request>) {
+        if let Some(writer) = &self.writer {
+            writer.submit(requests);
+        }
+    }
+}
+
+/// What becomes of a request.
+enum Accepted {
+    /// It is finished.
+    Finished,
+    Read(ReadJob),
+    Change(Request),
+}
+
+impl Accepted {
+    fn finished(done: Done, result: IoResult) -> Self {
+        done(result);
+        Accepted::Finished
     }
 }
 
@@ -300,15 +329,17 @@ impl Device for Volume {
 
     fn disconnect(&self, client: ClientId) {
         self.connected.fetch_sub(1, Ordering::SeqCst);
-        match &self.worker {
-            Some(worker) => worker.submit(Request::Disconnect { client }),
+        match &self.writer {
+            Some(writer) => writer.submit([Request::Disconnect { client }]),
             None => self.core.sessions.lock().disconnect(client),
         }
     }
 
     fn submit(&self, client: ClientId, op: IoOp, done: Done) {
-        if let Err((done, e)) = self.start(client, op, done) {
-            done(Err(e));
+        match self.accept(client, op, done) {
+            Accepted::Finished => {}
+            Accepted::Read(job) => self.reads.submit(job),
+            Accepted::Change(request) => self.change([request]),
         }
     }
 
@@ -327,17 +358,42 @@ impl Device for Volume {
     }
 
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {
-        match op {
-            IoOp::Read { offset, buf } if !self.closing.load(Ordering::SeqCst) => {
-                let checked = self.core.check_not_rolling_back();
-                match checked.and_then(|()| self.check_range(offset, buf.len() as u64)) {
-                    Ok(()) => {
-                        reads::run(&self.core, vec![ReadJob { client, view: View::Live, offset, buf, done }])
-                    }
-                    Err(e) => done(Err(e)),
+        match self.accept(client, op, done) {
+            Accepted::Finished => {}
+            Accepted::Read(job) => reads::run(&self.core, vec![job]),
+            Accepted::Change(request) => {
+                if let Some(writer) = &self.writer {
+                    writer.submit_alone(request);
                 }
             }
-            op => self.submit(client, op, done),
+        }
+    }
+
+    fn submit_batch(&self, client: ClientId, batch: Vec<(IoOp, Done)>) {
+        completion::scope(|| {
+            let mut reads = Vec::new();
+            let mut changes = Vec::new();
+            for (op, done) in batch {
+                match self.accept(client, op, done) {
+                    Accepted::Finished => {}
+                    Accepted::Read(job) => reads.push(job),
+                    Accepted::Change(request) => changes.push(request),
+                }
+            }
+            if !changes.is_empty() {
+                self.change(changes);
+            }
+            if !reads.is_empty() {
+                reads::run(&self.core, reads);
+            }
+        });
+    }
+
+    fn expect_flush(&self) {
+        if let Some(writer) = &self.writer
+            && !self.closing.load(Ordering::SeqCst)
+        {
+            writer.expect_flush();
         }
     }
 }

@@ -10,9 +10,12 @@ use layout::addr::PAGE;
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
 use crate::storage::file::{FileStorage, OpenError};
-use crate::storage::{IoEngine, Storage};
+use crate::storage::{IoEngine, ReadCache, Storage};
 use crate::store::create::{self, NewStore};
 use crate::store::{StoreError, format};
+
+/// Bytes written at once to all of an image.
+const PART_BYTES: usize = 4 << 20;
 
 /// How a volume is made.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// How the backing is read and written.
     pub io: IoEngine,
+    /// What reads are answered from.
+    pub read_cache: ReadCache,
     /// This machine's boot id; see [`boot_id`].
     pub boot_id: [u8; 16],
     /// Bytes of log between checkpoints: bounds the time of recovery.
@@ -57,6 +62,7 @@ impl Default for OpenOptions {
         OpenOptions {
             read_only: false,
             io: IoEngine::Auto,
+            read_cache: ReadCache::Direct,
             boot_id: boot_id(),
             checkpoint_bytes: 256 << 20,
             map_bytes_max: 1 << 30,
@@ -125,6 +131,28 @@ fn make(path: &Path, options: &CreateOptions, size_bytes: u64, is_device: bool) 
             segment_bytes: options.segment_bytes,
         },
     )
+}
+
+/// Writes every part of an image file once, with what stands there, so that no hole is left. Where a place was only
+/// reserved, or not even that, the first write to it changes the file system's metadata, and a sync has to write that too.
+pub(super) fn preallocate(path: &Path) -> Result<(), StoreError> {
+    let storage = FileStorage::open(path, false, IoEngine::Sync)?;
+    let end = storage.len_bytes() & !(PAGE as u64 - 1);
+    let mut part = AlignedBuf::zeroed(PART_BYTES);
+    let mut offset = 0;
+    while offset < end {
+        let part = &mut part[..(end - offset).min(PART_BYTES as u64) as usize];
+        storage
+            .read_exact(offset, part)
+            .and_then(|()| storage.write_all(offset, part))
+            .map_err(|source| StoreError::Io { action: "writing all of the image once", offset, source })?;
+        offset += part.len() as u64;
+    }
+    storage.sync().map_err(|source| StoreError::Io {
+        action: "writing all of the image once",
+        offset,
+        source,
+    })
 }
 
 /// Whether a file or device looks as if something lived in it.

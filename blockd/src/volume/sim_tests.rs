@@ -2,6 +2,8 @@
 //!
 //! `VEXFS_SIM_SEED=n` runs that seed alone; `VEXFS_SIM_RUNS=n` changes how many are run.
 
+mod cache;
+mod checkpoints;
 mod corners;
 mod driver;
 mod faults;

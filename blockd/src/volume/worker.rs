@@ -1,206 +1,54 @@
-//! The log's thread: gives every change its place in the order.
-//!
-//! Users' requests come in one queue, those of the cleaner and of the volume itself in another, which
-//! is always served: a user that waits for space must not keep the cleaner from making some.
+//! What is done with the requests to the log: every change gets its place in the order here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender};
 use layout::addr::{CLASS0_BASE, COMMAND_PAGE, PAGE, SUPERBLOCK_PAGE};
 
+use super::Core;
+use super::inbox::{Inbox, Request};
+pub(crate) use super::inbox::{Internal, InternalSender};
 use super::session::Action;
-use super::{Core, OpenOptions, channel};
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError, VolumeKind};
-use crate::storage::Waker;
-use crate::store::clean::{Cleaner, CleanerLink};
-use crate::store::log::{Job, JobDone, Log, Op};
+use crate::store::clean::CleanerLink;
+use crate::store::log::{Job, JobDone, Log, Op, Place};
 use crate::store::space::Class;
 
 /// Users' jobs that wait in the log; more wait in the queue.
 const BACKLOG_MAX: usize = 256;
 
-/// A change somebody asks for.
-pub(super) enum Request {
-    /// Any byte range on a raw volume, pages on VexFS.
-    Write { client: ClientId, offset: u64, buf: Arc<AlignedBuf>, fua: bool, done: Done },
-    /// The range reads as zeros afterwards.
-    Zero { client: ClientId, offset: u64, len_bytes: u64, fua: bool, done: Done },
-    /// All acknowledged is durable.
-    Flush { done: Done },
-    /// Nothing more comes from this client.
-    Disconnect { client: ClientId },
-}
-
-/// From the cleaner or the volume itself.
-pub(crate) enum Internal {
-    /// Copies of pages.
-    Relocate(Box<Job>),
-    /// A checkpoint now.
-    Checkpoint(JobDone),
-    /// There is nothing to clean: who waits for space can't have it.
-    NothingToClean,
-    /// Something to do with the log, in its thread.
-    WithLog(LogTask),
-    /// Finish, checkpoint, end.
-    Shutdown(JobDone),
-}
-
-/// Done with the log in its thread, or told why not.
-pub(crate) type LogTask = Box<dyn FnOnce(Result<&mut Log, IoError>) + Send>;
-
-/// The other threads' side of the worker.
-pub(super) struct WorkerHandle {
-    requests: Sender<Request>,
-    internal: InternalSender,
-}
-
-/// Sends to the worker and wakes it.
-#[derive(Clone)]
-pub(crate) struct InternalSender {
-    sender: Sender<Internal>,
-    wake: Arc<Wake>,
-}
-
-struct Wake {
-    sleeping: AtomicBool,
-    waker: Waker,
-}
-
-impl Wake {
-    fn wake(&self) {
-        if self.sleeping.swap(false, Ordering::SeqCst) {
-            (self.waker)();
-        }
-    }
-}
-
-impl InternalSender {
-    pub(crate) fn send(&self, message: Internal) {
-        let rejected = self.sender.send(message).err().map(|e| e.0);
-        self.wake.wake();
-        match rejected {
-            Some(Internal::Relocate(job)) => (job.done)(Err(IoError::Shutdown)),
-            Some(Internal::Checkpoint(done) | Internal::Shutdown(done)) => done(Err(IoError::Shutdown)),
-            Some(Internal::WithLog(task)) => task(Err(IoError::Shutdown)),
-            Some(Internal::NothingToClean) | None => {}
-        }
-    }
-
-    /// Has the log's thread do something with the log.
-    pub(crate) fn with_log(&self, task: impl FnOnce(Result<&mut Log, IoError>) + Send + 'static) {
-        self.send(Internal::WithLog(Box::new(task)));
-    }
-}
-
-impl WorkerHandle {
-    pub(super) fn submit(&self, request: Request) {
-        let rejected = self.requests.send(request).err().map(|e| e.0);
-        self.internal.wake.wake();
-        if let Some(request) = rejected {
-            refuse(request, IoError::Shutdown);
-        }
-    }
-
-    /// For other threads.
-    pub(super) fn sender(&self) -> InternalSender {
-        self.internal.clone()
-    }
-
-    /// Has it look whether there is something to do now.
-    pub(super) fn wake(&self) {
-        self.internal.wake.wake();
-    }
-
-    pub(super) fn checkpoint(&self, done: JobDone) {
-        self.internal.send(Internal::Checkpoint(done));
-    }
-
-    pub(super) fn shutdown(&self, done: JobDone) {
-        self.internal.send(Internal::Shutdown(done));
-    }
-}
-
-fn refuse(request: Request, error: IoError) {
-    match request {
-        Request::Write { done, .. } | Request::Zero { done, .. } | Request::Flush { done } => {
-            done(Err(error))
-        }
-        Request::Disconnect { .. } => {}
-    }
-}
-
 fn job_done(done: Done) -> JobDone {
     Box::new(move |result| done(result.map(|()| None)))
 }
 
-/// The thread's state.
+/// What the log's thread may do after a turn.
+pub(super) enum Rest {
+    /// Take another turn.
+    Not,
+    /// Sleep until something is finished, or until so much waits.
+    Sleep {
+        /// Weight of the users' requests.
+        wake_at: u64,
+    },
+    /// Finish.
+    End,
+}
+
+/// The log with what waits for it.
 pub(super) struct Worker {
     core: Arc<Core>,
     log: Log,
-    requests: Receiver<Request>,
-    internal: Receiver<Internal>,
+    inbox: Arc<Inbox>,
     backlog: VecDeque<Request>,
-    wake: Arc<Wake>,
     cleaner: Option<CleanerLink>,
     shutdown: Option<JobDone>,
 }
 
 impl Worker {
-    /// Starts the thread, and the cleaner's.
-    pub(super) fn start(
-        core: Arc<Core>,
-        log: Log,
-        options: &OpenOptions,
-        threads: &mut Vec<JoinHandle<()>>,
-    ) -> WorkerHandle {
-        let (request_send, requests) = channel();
-        let (internal_send, internal) = channel();
-        let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
-        let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
-        let cleaner =
-            options.cleaner.then(|| Cleaner::start(Arc::clone(&core.store), sender.clone(), threads));
-        let worker = Worker { cleaner, ..Worker::new(core, log, requests, internal, Arc::clone(&wake)) };
-        match std::thread::Builder::new().name("vexfs-log".into()).spawn(move || worker.run()) {
-            Ok(handle) => threads.push(handle),
-            Err(e) => tracing::error!("cannot start the log's thread: {e}"),
-        }
-        WorkerHandle { requests: request_send, internal: sender }
-    }
-
-    fn new(
-        core: Arc<Core>,
-        log: Log,
-        requests: Receiver<Request>,
-        internal: Receiver<Internal>,
-        wake: Arc<Wake>,
-    ) -> Self {
-        Worker {
-            core,
-            log,
-            requests,
-            internal,
-            backlog: VecDeque::new(),
-            wake,
-            cleaner: None,
-            shutdown: None,
-        }
-    }
-
-    /// A worker without thread and cleaner, for the simulator to drive.
-    #[cfg(test)]
-    pub(super) fn inline(core: Arc<Core>, log: Log) -> (Self, WorkerHandle) {
-        let (request_send, requests) = channel();
-        let (internal_send, internal) = channel();
-        let wake = Arc::new(Wake { sleeping: AtomicBool::new(false), waker: log.waker() });
-        let sender = InternalSender { sender: internal_send, wake: Arc::clone(&wake) };
-        (
-            Worker::new(core, log, requests, internal, wake),
-            WorkerHandle { requests: request_send, internal: sender },
-        )
+    pub(super) fn new(core: Arc<Core>, log: Log, inbox: Arc<Inbox>, cleaner: Option<CleanerLink>) -> Self {
+        Worker { core, log, inbox, backlog: VecDeque::new(), cleaner, shutdown: None }
     }
 
     #[cfg(test)]
@@ -210,56 +58,78 @@ impl Worker {
 
     /// Takes in what waits and does what can be done without waiting; tells whether anything came in.
     pub(super) fn step(&mut self) -> bool {
+        self.step_at(Place::Thread)
+    }
+
+    /// As [`Worker::step`], in a thread that has other things to do as well.
+    pub(super) fn step_here(&mut self) {
+        self.step_at(Place::Caller);
+        self.look_for_space();
+    }
+
+    fn step_at(&mut self, place: Place) -> bool {
         let took = self.take_in();
-        self.log.pump();
+        self.log.pump_at(place);
         self.core.pending_pages.store(self.log.pending_pages(), Ordering::Relaxed);
         took
     }
 
-    fn run(mut self) {
-        loop {
-            let took = self.step();
-            if self.log.is_stalled() {
-                match &self.cleaner {
-                    Some(cleaner) => cleaner.want_space(),
-                    None => self.log.refuse_stalled(),
-                }
-            } else if let Some(cleaner) = &self.cleaner {
-                cleaner.look();
-            }
-            if took {
-                continue;
-            }
-            if self.shutdown.is_some()
-                && self.backlog.is_empty()
-                && self.requests.is_empty()
-                && self.log.is_idle()
-            {
-                break;
-            }
-            self.wake.sleeping.store(true, Ordering::SeqCst);
-            if self.anything_to_take() {
-                self.wake.sleeping.store(false, Ordering::SeqCst);
-                continue;
-            }
-            self.log.wait();
-            self.wake.sleeping.store(false, Ordering::SeqCst);
-        }
-        self.finish();
+    /// Nothing is under way, and nothing waits.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.log.is_idle() && self.backlog.is_empty() && !self.inbox.has_requests()
     }
 
-    fn anything_to_take(&self) -> bool {
-        if !self.internal.is_empty() {
-            return true;
+    /// Carries a request out, in the thread that brings it and would only wait for it; the worker is at rest.
+    pub(super) fn carry_out(&mut self, request: Request) {
+        self.log.set_inline(true);
+        self.handle(request);
+        self.log.pump_at(Place::Caller);
+        self.log.set_inline(false);
+        self.core.pending_pages.store(self.log.pending_pages(), Ordering::Relaxed);
+        self.look_for_space();
+    }
+
+    /// Something has to be done that takes long.
+    pub(super) fn wants_thread(&self) -> bool {
+        self.log.wants_thread() || self.shutdown.is_some()
+    }
+
+    /// A request that was taken from the inbox waits here, and could be handled.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.backlog.front().is_some_and(|request| !needs_quiet(request) || self.log.is_quiet())
+    }
+
+    fn look_for_space(&self) {
+        if !self.log.is_stalled()
+            && let Some(cleaner) = &self.cleaner
+        {
+            cleaner.look();
         }
-        match self.backlog.front() {
-            Some(request) => !needs_quiet(request) || self.log.is_quiet(),
-            None => !self.requests.is_empty() && self.log.user_backlog() < BACKLOG_MAX,
+    }
+
+    /// A turn of the log's thread.
+    pub(super) fn turn(&mut self) -> Rest {
+        let took = self.step();
+        if self.log.is_stalled() {
+            match &self.cleaner {
+                Some(cleaner) => cleaner.want_space(),
+                None => self.log.refuse_stalled(),
+            }
         }
+        self.look_for_space();
+        if took || self.has_backlog() || self.log.can_go_on() {
+            return Rest::Not;
+        }
+        if self.shutdown.is_some() && self.is_at_rest() {
+            return Rest::End;
+        }
+        let full = !self.backlog.is_empty() || self.log.user_backlog() >= BACKLOG_MAX;
+        // Nothing more can be taken in until something is finished.
+        Rest::Sleep { wake_at: if full { u64::MAX } else { self.log.worth_waking_pages() } }
     }
 
     /// The last checkpoint; whatever comes later is refused.
-    fn finish(mut self) {
+    pub(super) fn finish(mut self) {
         if let Some(cleaner) = self.cleaner.take() {
             cleaner.stop();
         }
@@ -273,17 +143,7 @@ impl Worker {
                 self.log.wait();
             }
         }
-        while let Ok(message) = self.internal.try_recv() {
-            match message {
-                Internal::Relocate(job) => (job.done)(Err(IoError::Shutdown)),
-                Internal::Checkpoint(done) | Internal::Shutdown(done) => done(Err(IoError::Shutdown)),
-                Internal::WithLog(task) => task(Err(IoError::Shutdown)),
-                Internal::NothingToClean => {}
-            }
-        }
-        while let Ok(request) = self.requests.try_recv() {
-            refuse(request, IoError::Shutdown);
-        }
+        self.inbox.end();
         let result = recv.try_recv().unwrap_or(Ok(()));
         if let Some(done) = self.shutdown.take() {
             done(result);
@@ -293,7 +153,7 @@ impl Worker {
     /// Takes messages and requests in; tells whether there were any.
     fn take_in(&mut self) -> bool {
         let mut took = false;
-        while let Ok(message) = self.internal.try_recv() {
+        while let Some(message) = self.inbox.next_internal() {
             took = true;
             match message {
                 Internal::Relocate(job) => self.log.submit_cold(*job),
@@ -304,7 +164,7 @@ impl Worker {
             }
         }
         while self.log.user_backlog() < BACKLOG_MAX {
-            let Some(request) = self.backlog.pop_front().or_else(|| self.requests.try_recv().ok()) else {
+            let Some(request) = self.backlog.pop_front().or_else(|| self.inbox.next_request()) else {
                 break;
             };
             if needs_quiet(&request) && !self.log.is_quiet() {

@@ -31,11 +31,21 @@ fn dying_daemon(listener: &UnixListener, requests: usize) {
 fn handshake(stream: &mut UnixStream) {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
     stream.read_exact(&mut [0; 4]).unwrap();
-    let mut head = [0; 16];
-    stream.read_exact(&mut head).unwrap();
-    assert_eq!(head[8..12], 7u32.to_be_bytes(), "NBD_OPT_GO");
-    let len = u32::from_be_bytes(head[12..].try_into().unwrap());
-    stream.read_exact(&mut vec![0; len as usize]).unwrap();
+    // It knows nothing but NBD_OPT_GO.
+    loop {
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        let len = u32::from_be_bytes(head[12..].try_into().unwrap());
+        stream.read_exact(&mut vec![0; len as usize]).unwrap();
+        if head[8..12] == 7u32.to_be_bytes() {
+            break;
+        }
+        let mut out = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
+        out.extend(&head[8..12]);
+        out.extend(0x8000_0001u32.to_be_bytes());
+        out.extend([0; 4]);
+        stream.write_all(&out).unwrap();
+    }
     let mut reply = |kind: u32, data: &[u8]| {
         let mut out = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
         out.extend(7u32.to_be_bytes());
@@ -192,6 +202,28 @@ fn another_volume_at_the_same_socket_is_not_written_to() {
         result.recv().unwrap().unwrap();
     }
     assert_eq!(right.take_seen().len(), 3);
+}
+
+#[test]
+fn a_server_without_extended_headers_is_not_used_where_one_with_them_was() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(MIB);
+    let served = Served::start(&path, ram.clone());
+    let client = NbdClient::connect(&Target::socket(&path), ConnectOptions::default()).unwrap();
+    drop(served);
+    let result = submit(&client, IoOp::Write { offset: 512, buf: tagged(3, 512), fua: false });
+    let listener = UnixListener::bind(&path).unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    handshake(&mut stream);
+    // It leaves without a request, and comes again.
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+    drop((stream, listener));
+    std::fs::remove_file(&path).unwrap();
+    let _served = Served::start(&path, ram.clone());
+    result.recv().unwrap().unwrap();
+    assert_eq!(ram.bytes(512, 512), tagged(3, 512)[..]);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Our client against our server.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoError, IoOp, VolumeKind, batch, blocking};
-use blockd::nbd::client::{ConnectOptions, NbdClient, Target};
+use blockd::nbd::client::{ConnectOptions, NbdClient, Replies, Target};
 
 use crate::ram::{Ram, Seen, tagged};
 use crate::served::{Served, socket};
@@ -118,11 +119,16 @@ fn errors_keep_their_kind() {
 }
 
 #[test]
-fn long_ranges_are_split() {
+fn long_ranges_are_split_unless_headers_are_extended() {
     let (_dir, path) = socket();
     let ram = Ram::new(1 << 40);
     let _served = Served::start(&path, ram.clone());
-    let client = connect(&path);
+    let extended = connect(&path);
+    let id = extended.connect();
+    blocking(&extended, id, IoOp::Trim { offset: 4096, len_bytes: 1 << 39, fua: false }).unwrap();
+    assert_eq!(ram.take_seen(), [Seen::Trim(4096, 1 << 39)]);
+    let options = ConnectOptions { form: Replies::Chunks, ..ConnectOptions::fail_fast() };
+    let client = NbdClient::connect(&Target::socket(&path), options).expect("connected");
     let id = client.connect();
     let len_bytes = (5 << 30) + 512;
     blocking(&client, id, IoOp::Trim { offset: 4096, len_bytes, fua: false }).unwrap();
@@ -143,6 +149,79 @@ fn long_ranges_are_split() {
     assert!(matches!(failed, Err(IoError::NoSpace)), "one part failed");
     let endless = blocking(&client, id, IoOp::Trim { offset: 0, len_bytes: 1 << 62, fua: false });
     assert!(matches!(endless, Err(IoError::Invalid(_))));
+}
+
+#[test]
+fn every_form_of_replies_carries_the_same() {
+    for form in [Replies::Simple, Replies::Chunks, Replies::Extended] {
+        let (_dir, path) = socket();
+        let ram = Ram::new(64 * MIB);
+        let _served = Served::start(&path, ram.clone());
+        let options = ConnectOptions { form, ..ConnectOptions::fail_fast() };
+        let client = NbdClient::connect(&Target::socket(&path), options).expect("connected");
+        let id = client.connect();
+        // Data and holes in turn, read at once and many times over each other.
+        let writes = (0..32).map(|i| IoOp::Write {
+            offset: i * MIB,
+            buf: tagged(i + 1, (i as usize % 5 + 1) * 102_400),
+            fua: false,
+        });
+        assert!(batch(&client, id, writes).iter().all(Result::is_ok));
+        let range = |i: u64| ((i * 7 % 40) * MIB / 2 + i % 3 * 4096, (1 + i as usize % 6) * 716_800);
+        let reads = (0..60).map(|i| {
+            let (offset, len) = range(i);
+            let mut buf = AlignedBuf::zeroed(len);
+            // A hole must overwrite what was in the buffer.
+            buf.fill(0xee);
+            IoOp::Read { offset, buf }
+        });
+        for (i, result) in batch(&client, id, reads).into_iter().enumerate() {
+            let (offset, len) = range(i as u64);
+            assert!(result.unwrap().unwrap()[..] == ram.bytes(offset, len)[..], "{form:?}, read {i}");
+        }
+        ram.set_fault(|_| Some(IoError::Io("page 77 is bad".into())));
+        let read = IoOp::Read { offset: 0, buf: AlignedBuf::zeroed(4096) };
+        let said = blocking(&client, id, read).unwrap_err().to_string();
+        assert_eq!(said.contains("page 77 is bad"), form != Replies::Simple, "{said}");
+        ram.set_fault(|_| None);
+        blocking(&client, id, IoOp::Flush).unwrap();
+        assert_eq!(client.pending(), 0);
+    }
+}
+
+#[test]
+fn a_hole_costs_no_bytes_on_the_wire() {
+    let (dir, path) = socket();
+    let ram = Ram::new(64 * MIB);
+    let _served = Served::start(&path, ram.clone());
+    // In between, somebody counts what the server sends.
+    let between = dir.path().join("between");
+    let listener = UnixListener::bind(&between).unwrap();
+    let counting = std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let server = UnixStream::connect(&path).unwrap();
+        let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        let asking = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from_client, &mut to_server);
+            let _ = to_server.shutdown(Shutdown::Write);
+        });
+        let mut sent = 0;
+        let mut buffer = [0; 65536];
+        while let Ok(n @ 1..) = (&server).read(&mut buffer) {
+            sent += n;
+            // The client may have gone.
+            let _ = (&client).write_all(&buffer[..n]);
+        }
+        asking.join().unwrap();
+        sent
+    });
+    let client = connect(&between);
+    let id = client.connect();
+    let back = blocking(&client, id, IoOp::Read { offset: 0, buf: AlignedBuf::zeroed(32 << 20) });
+    assert!(back.unwrap().unwrap().iter().all(|&b| b == 0));
+    drop(client);
+    let sent = counting.join().unwrap();
+    assert!(sent < 4096, "{sent} bytes for 32 MiB of zeros");
 }
 
 #[test]
@@ -177,7 +256,7 @@ fn a_server_of_something_else_is_refused_clearly() {
         let peer = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(hello).unwrap();
-            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = stream.shutdown(Shutdown::Write);
             // Until the client goes.
             let _ = stream.read_to_end(&mut Vec::new());
         });

@@ -19,13 +19,13 @@ use crate::ram::tagged;
 const MIB: u64 = 1 << 20;
 
 /// A running daemon; killed when dropped.
-struct Daemon {
-    child: Child,
-    ready: String,
+pub struct Daemon {
+    pub child: Child,
+    pub ready: String,
 }
 
 impl Daemon {
-    fn command(image: &Path, socket: &Path) -> Command {
+    pub fn command(image: &Path, socket: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
         command.arg("serve").arg(image).arg("--nbd").arg(format!("unix:{}", socket.display()));
         command.args(["--log", "warn", "--control", "none"]).stdin(Stdio::null());
@@ -33,8 +33,13 @@ impl Daemon {
     }
 
     /// Starts it and waits for its ready line.
-    fn start(image: &Path, socket: &Path) -> Daemon {
-        let mut child = Self::command(image, socket).stdout(Stdio::piped()).spawn().expect("started");
+    pub fn start(image: &Path, socket: &Path) -> Daemon {
+        Self::run(&mut Self::command(image, socket))
+    }
+
+    /// As [`Daemon::start`] for any command line.
+    pub fn run(command: &mut Command) -> Daemon {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
         let mut ready = String::new();
         let stdout = child.stdout.as_mut().expect("piped");
         BufReader::new(stdout).read_line(&mut ready).expect("a line");
@@ -55,7 +60,7 @@ impl Daemon {
     }
 
     /// SIGTERM; gives the exit status.
-    fn stop(mut self) -> Option<i32> {
+    pub fn stop(mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         self.child.wait().expect("it ended").code()
     }
@@ -74,13 +79,13 @@ impl Drop for Daemon {
     }
 }
 
-struct Place {
+pub struct Place {
     _dir: tempfile::TempDir,
-    image: PathBuf,
-    socket: PathBuf,
+    pub image: PathBuf,
+    pub socket: PathBuf,
 }
 
-fn place(kind: VolumeKind) -> Place {
+pub fn place(kind: VolumeKind) -> Place {
     let dir = tempfile::tempdir().expect("a directory");
     let (image, socket) = (dir.path().join("image"), dir.path().join("sock"));
     let raw_size_bytes = if kind == VolumeKind::Raw { 16 * MIB } else { 0 };

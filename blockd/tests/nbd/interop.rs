@@ -25,6 +25,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     }
 }
 
+/// The Python that has libnbd's module, if any: another one may stand before the system's in the path.
+pub fn python() -> &'static str {
+    if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" }
+}
+
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

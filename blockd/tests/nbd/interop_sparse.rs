@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use blockd::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind, blocking};
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
 
-use crate::interop::{run, text, uri};
+use crate::interop::{python, run, text, uri};
 use crate::ram::tagged;
 use crate::served::{Served, socket};
 
@@ -198,7 +198,7 @@ fn libnbd_reads_in_chunks_and_asks_for_block_status() {
     let (dir, path) = socket();
     let volume = sparse_volume(dir.path());
     let served = Served::start(&path, volume.clone());
-    let Some(output) = run("python3", &["-c", SCRIPT, path.to_str().unwrap()]) else { return };
+    let Some(output) = run(python(), &["-c", SCRIPT, path.to_str().unwrap()]) else { return };
     if output.status.code() == Some(77) {
         println!("skipped: python3-libnbd is not installed");
         return;

@@ -1,15 +1,21 @@
 //! The NBD server and client together, against hostile peers, and against other people's tools.
 
+mod certificates;
 mod client_reconnect;
 mod client_server;
 mod counters;
 mod daemon;
+mod daemon_net;
+mod exports;
+mod extended;
 mod fuzz;
 mod interop;
 mod interop_sparse;
+mod interop_tls;
 mod peer;
 mod ram;
 mod served;
 mod server_hostile;
 mod server_protocol;
 mod structured;
+mod tls;

@@ -24,7 +24,7 @@ pub struct Chunk {
     pub payload: Vec<u8>,
 }
 
-pub struct Peer(pub UnixStream);
+pub struct Peer<S = UnixStream>(pub S);
 
 impl Peer {
     /// Connects and reads the greeting.
@@ -33,8 +33,7 @@ impl Peer {
         // Only so that a failing test ends; no test waits for it.
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let mut peer = Peer(stream);
-        let hello = peer.take(18);
-        assert_eq!(hello, b"NBDMAGICIHAVEOPT\0\x03");
+        peer.hear_greeting();
         peer
     }
 
@@ -62,6 +61,53 @@ impl Peer {
         assert_eq!(peer.option_reply(), (10, 1, vec![]));
         peer.go("");
         peer
+    }
+
+    /// As [`Peer::structured`], with extended headers instead.
+    pub fn extended(path: &Path) -> Peer {
+        let mut peer = Self::negotiating(path);
+        peer.option(11, b"");
+        assert_eq!(peer.option_reply(), (11, 1, vec![]));
+        peer.option(10, &meta("", &["base:allocation"]));
+        assert_eq!(peer.option_reply(), (10, 4, b"\0\0\0\x01base:allocation".to_vec()));
+        assert_eq!(peer.option_reply(), (10, 1, vec![]));
+        peer.go("");
+        peer
+    }
+}
+
+impl<S: Read + Write> Peer<S> {
+    pub fn hear_greeting(&mut self) {
+        let hello = self.take(18);
+        assert_eq!(hello, b"NBDMAGICIHAVEOPT\0\x03");
+    }
+
+    /// With extended headers; a write says that its payload follows.
+    pub fn long_request(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, len: u64) {
+        let flags = if command == WRITE { flags | 32 } else { flags };
+        self.put(&long_request(flags, command, cookie, offset, len));
+    }
+
+    /// All chunks of the only request's reply, with extended headers.
+    pub fn long_chunks(&mut self, offset: u64) -> Vec<Chunk> {
+        let mut all = Vec::new();
+        loop {
+            let head = self.take(32);
+            assert_eq!(head[..4], 0x6e8a_278cu32.to_be_bytes(), "in step");
+            assert_eq!(head[16..24], offset.to_be_bytes(), "the request's offset");
+            let payload = self.take(u64::from_be_bytes(head[24..].try_into().unwrap()) as usize);
+            let flags = u16::from_be_bytes(head[4..6].try_into().unwrap());
+            all.push(Chunk {
+                flags,
+                kind: u16::from_be_bytes(head[6..8].try_into().unwrap()),
+                cookie: u64::from_be_bytes(head[8..16].try_into().unwrap()),
+                payload,
+            });
+            if flags == 1 {
+                return all;
+            }
+            assert_eq!(flags, 0);
+        }
     }
 
     /// NBD_OPT_GO; gives the export's flags.
@@ -193,6 +239,16 @@ impl Peer {
 
 pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
     let mut out = 0x2560_9513u32.to_be_bytes().to_vec();
+    out.extend(flags.to_be_bytes());
+    out.extend(command.to_be_bytes());
+    out.extend(cookie.to_be_bytes());
+    out.extend(offset.to_be_bytes());
+    out.extend(len.to_be_bytes());
+    out
+}
+
+pub fn long_request(flags: u16, command: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut out = 0x21e4_1c71u32.to_be_bytes().to_vec();
     out.extend(flags.to_be_bytes());
     out.extend(command.to_be_bytes());
     out.extend(cookie.to_be_bytes());

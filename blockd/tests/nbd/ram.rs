@@ -263,8 +263,15 @@ impl Device for Ram {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = offset;
         while at < end {
-            let next = ((at / PAGE + 1) * PAGE).min(end);
-            let mapped = state.pages.contains_key(&(at / PAGE));
+            let page = at / PAGE;
+            let mapped = state.pages.contains_key(&page);
+            let next = if mapped {
+                (page + 1) * PAGE
+            } else {
+                // Nothing stands before the next page that there is.
+                state.pages.range(page..).next().map_or(end, |(next, _)| next * PAGE)
+            };
+            let next = next.min(end);
             let full = extents.len() == extents_max;
             match extents.last_mut() {
                 Some(last) if last.mapped == mapped => last.len_bytes += next - at,

@@ -216,6 +216,7 @@ fn connections_beyond_the_limit_are_refused() {
     ram.wait_connected(1);
     // The place is given back once the connection's thread has ended.
     loop {
+        let mut three = Peer::negotiating(&path);
         three.option(7, &go("disk", &[]));
         if three.option_reply().1 == 3 {
             break;

@@ -54,6 +54,14 @@ pub struct Serve {
     #[arg(long, value_enum, value_name = "ENGINE", requires = "image")]
     pub io: Option<Io>,
 
+    /// What reads are answered from
+    ///
+    /// Every page is checked against its crc either way; one that does not fit is read again from
+    /// the image itself. Clients that cache on their own (a file system, a virtual machine) gain
+    /// nothing from a second copy here.
+    #[arg(long, value_enum, value_name = "WHAT", requires = "image")]
+    pub cache: Option<Cache>,
+
     /// Take no writes, and change nothing in the image
     #[arg(long, requires = "image")]
     pub read_only: bool,
@@ -106,13 +114,23 @@ pub struct CheckConfig {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Default, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum Io {
-    /// io_uring where the kernel permits it, else sync
+    /// io_uring where the kernel permits it and the image gains by it, else sync
     #[default]
     Auto,
     /// io_uring, or an error
     Uring,
     /// pread(2) and pwrite(2)
     Sync,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Default, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// The image, past the page cache (O_DIRECT)
+    #[default]
+    Direct,
+    /// The kernel's page cache
+    Buffered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Debug)]

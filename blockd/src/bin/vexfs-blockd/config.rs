@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use blockd::nbd::server::{Address, MODE};
-use blockd::storage::IoEngine;
+use blockd::storage::{IoEngine, ReadCache};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-use crate::args::{Io, LogFormat};
+use crate::args::{Cache, Io, LogFormat};
 use crate::nbd;
 
 /// The whole file. Flags override what stands in it.
@@ -88,6 +88,9 @@ pub struct Export {
     /// How the image is read and written.
     #[serde(default)]
     pub io: Io,
+    /// What reads are answered from.
+    #[serde(default)]
+    pub cache: Cache,
     /// Log between checkpoints.
     pub checkpoint_mib: Option<u64>,
     /// Memory for the map.
@@ -110,6 +113,10 @@ impl Export {
                 Io::Auto => IoEngine::Auto,
                 Io::Uring => IoEngine::Uring,
                 Io::Sync => IoEngine::Sync,
+            },
+            read_cache: match self.cache {
+                Cache::Direct => ReadCache::Direct,
+                Cache::Buffered => ReadCache::Buffered,
             },
             boot_id,
             checkpoint_bytes: bytes(self.checkpoint_mib, default.checkpoint_bytes),

@@ -55,6 +55,7 @@ impl Settings {
                 snapshot: args.snapshot.clone(),
                 block_size: args.nbd.block_size,
                 io: args.io.unwrap_or(Io::Auto),
+                cache: args.cache.unwrap_or_default(),
                 checkpoint_mib: None,
                 map_mib: None,
                 discard: false,

@@ -15,9 +15,9 @@ use super::negotiation::ConnectError;
 use super::options::HookOutcome;
 use super::pending::{Payload, Pending};
 use super::raw::RawConnection;
+use super::reply::{Head, Progress};
 use crate::device::{DeviceInfo, IoError};
-use crate::nbd::proto::errno;
-use crate::nbd::proto::reply::SimpleReply;
+use crate::nbd::proto::reply::Replies;
 use crate::nbd::proto::request::Request;
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
@@ -77,7 +77,8 @@ pub fn run(inner: &Inner, first: RawConnection) {
 
 /// Serves one connection until it breaks; gives the reason, and how many replies came.
 fn serve(inner: &Inner, connection: RawConnection, again: Option<()>) -> (io::Error, u64) {
-    let RawConnection { stream, mut receiver, .. } = connection;
+    let RawConnection { stream, mut receiver, negotiated, .. } = connection;
+    let form = negotiated.form;
     let (outbox, writer) = match Outbox::start(stream, "nbd-client-out") {
         Ok(started) => started,
         Err(error) => return (error, 0),
@@ -87,9 +88,11 @@ fn serve(inner: &Inner, connection: RawConnection, again: Option<()>) -> (io::Er
         if state.ended.is_some() {
             outbox.close();
         }
-        for pending in state.pending.values() {
-            outbox.push(pending.frame(), Push::Hold);
+        for pending in state.pending.values_mut() {
+            pending.progress = Progress::default();
+            outbox.push(pending.frame(form), Push::Hold);
         }
+        state.form = form;
         state.outbox = Some(Arc::clone(&outbox));
         state.pending.len()
     };
@@ -102,7 +105,7 @@ fn serve(inner: &Inner, connection: RawConnection, again: Option<()>) -> (io::Er
     }
     let mut replies = 0;
     let why = loop {
-        match receive(inner, &mut receiver) {
+        match receive(inner, &mut receiver, form) {
             Ok(()) => replies += 1,
             Err(error) => break error,
         }
@@ -113,33 +116,37 @@ fn serve(inner: &Inner, connection: RawConnection, again: Option<()>) -> (io::Er
     (why, replies)
 }
 
-/// Takes one reply and finishes its request.
-fn receive(inner: &Inner, receiver: &mut Receiver<SharedStream>) -> io::Result<()> {
+/// Takes one reply, or a chunk of one, and finishes its request with the last.
+fn receive(inner: &Inner, receiver: &mut Receiver<SharedStream>, form: Replies) -> io::Result<()> {
     let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon closed it");
-    let head = receiver.head()?.ok_or_else(closed)?;
-    let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("protocol error: {what}"));
-    let reply = SimpleReply::decode(&head).ok_or_else(|| broken("a reply has a wrong magic"))?;
-    let taken = inner.state.lock().pending.remove(&reply.cookie);
+    let head = Head::receive(receiver, form)?.ok_or_else(closed)?;
+    let cookie = head.cookie();
+    let taken = inner.state.lock().pending.remove(&cookie);
     let Some(mut pending) = taken else {
-        return if inner.has_ended() { Err(closed()) } else { Err(broken("a reply to no request")) };
+        if inner.has_ended() {
+            return Err(closed());
+        }
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "protocol error: a reply to no request"));
     };
-    if reply.errno == 0
-        && let Payload::Read(buf) = &mut pending.payload
-        && let Err(error) = receiver.payload(buf)
-    {
-        keep(inner, reply.cookie, pending);
-        return Err(error);
+    let Pending { request, payload, progress, .. } = &mut pending;
+    let out = match payload {
+        Payload::Read(buf) => Some(&mut **buf),
+        Payload::None | Payload::Write(_) => None,
+    };
+    let complete = progress.take(receiver, head, request, form, out);
+    if !matches!(complete, Ok(true)) {
+        keep(inner, cookie, pending);
+        return complete.map(|_| ());
     }
-    let Pending { request, payload, done } = pending;
-    done(match (reply.errno, payload) {
-        (0, Payload::Read(buf)) => Ok(Some(buf)),
-        (0, _) => Ok(None),
-        (number, _) => Err(errno::from_wire(number, &name(&request))),
-    });
+    let Pending { request, payload, progress, done } = pending;
+    done(progress.finish(|| name(&request)).map(|()| match payload {
+        Payload::Read(buf) => Some(buf),
+        Payload::None | Payload::Write(_) => None,
+    }));
     Ok(())
 }
 
-/// Puts a request back whose reply was cut off, to send it again.
+/// Puts a request back whose reply is not complete: more is to come, or it is to be sent again.
 fn keep(inner: &Inner, cookie: u64, pending: Pending) {
     let ended = {
         let mut state = inner.state.lock();
@@ -200,6 +207,9 @@ fn try_again(inner: &Inner) -> Result<RawConnection, Trouble> {
     let found = connection.identify(&inner.target).map_err(failed)?;
     if let Some(difference) = difference(&inner.info, &found) {
         return Err(Trouble::Other(format!("{difference}; serve the volume there that it served before")));
+    }
+    if inner.form == Replies::Extended && connection.negotiated.form != Replies::Extended {
+        return Err(Trouble::Other("the server does not know extended headers, unlike before".into()));
     }
     if connection.negotiated.blocks.payload_max < inner.payload_max {
         return Err(Trouble::Other("the server takes only smaller requests than before".into()));

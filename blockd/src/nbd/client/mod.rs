@@ -15,6 +15,7 @@ mod negotiation;
 mod options;
 mod pending;
 mod raw;
+mod reply;
 mod target;
 
 use std::sync::Arc;
@@ -31,13 +32,14 @@ use crate::nbd::proto::request::{
 };
 use crate::nbd::wire::outbox::Push;
 use pending::{Payload, Pending, RequestFrame, State};
+use reply::Progress;
 
 pub use negotiation::ConnectError;
-pub use options::{ConnectOptions, HookOutcome, ReconnectHook};
+pub use options::{ConnectOptions, HookOutcome, ReconnectHook, Replies};
 pub use raw::RawConnection;
 pub use target::{Target, TargetError};
 
-/// Longest trim or write-zeroes in one NBD request; longer ones are split.
+/// Longest trim or write-zeroes in one compact NBD request; longer ones are split.
 const RANGE_BYTES_MAX: u64 = 1 << 31;
 /// Most NBD requests for one trim or write-zeroes.
 const RANGE_PARTS_MAX: u64 = 4096;
@@ -54,6 +56,8 @@ struct Inner {
     options: ConnectOptions,
     info: DeviceInfo,
     flags: u16,
+    /// The form of the first connection; a later one is not less.
+    form: Replies,
     payload_max: u32,
     state: Mutex<State>,
     ended: Condvar,
@@ -90,6 +94,7 @@ impl NbdClient {
             options,
             info,
             flags: connection.negotiated.flags,
+            form: connection.negotiated.form,
             payload_max: connection.negotiated.blocks.payload_max,
             state: Mutex::new(State::new()),
             ended: Condvar::new(),
@@ -112,10 +117,13 @@ impl NbdClient {
     pub fn close(&self) {
         self.inner.end(&IoError::Shutdown);
         // After the end, so that no connection can be made behind our back.
-        let outbox = self.inner.state.lock().outbox.clone();
+        let (outbox, form) = {
+            let state = self.inner.state.lock();
+            (state.outbox.clone(), state.form)
+        };
         if let Some(outbox) = outbox {
             let bye = Request { flags: 0, command: CMD_DISC, cookie: 0, offset: 0, len_bytes: 0 };
-            outbox.push(RequestFrame::bare(&bye), Push::Now);
+            outbox.push(RequestFrame::bare(&bye, form), Push::Now);
             outbox.close();
         }
     }
@@ -186,7 +194,7 @@ impl Inner {
     /// Keeps a request, and sends it if there is a connection.
     fn send(&self, (command, fua, offset, len_bytes): (u16, bool, u64, u64), payload: Payload, done: Done) {
         let flags = if fua { flags::COMMAND_FUA } else { 0 };
-        let (frame, outbox, alone) = {
+        let (out, alone) = {
             let mut state = self.state.lock();
             if let Some(error) = state.ended.clone() {
                 drop(state);
@@ -196,14 +204,14 @@ impl Inner {
             let cookie = state.next_cookie;
             state.next_cookie += 1;
             let request = Request { flags, command, cookie, offset, len_bytes };
-            let pending = Pending { request, payload, done };
-            let frame = pending.frame();
+            let pending = Pending { request, payload, progress: Progress::default(), done };
+            let out = state.outbox.clone().map(|outbox| (outbox, pending.frame(state.form)));
             state.pending.insert(cookie, pending);
-            (frame, state.outbox.clone(), state.pending.len() == 1)
+            (out, state.pending.len() == 1)
         };
         // If the connection breaks before this push, the outbox is closed and drops the frame,
         // and the next connection sends the request from `pending`.
-        if let Some(outbox) = outbox {
+        if let Some((outbox, frame)) = out {
             outbox.push(frame, if alone { Push::Now } else { Push::Thread });
         }
     }
@@ -219,7 +227,9 @@ impl Inner {
             done(Err(IoError::Invalid("the server supports neither trim nor write-zeroes".into())));
             return;
         };
-        let parts = len_bytes.div_ceil(RANGE_BYTES_MAX).max(1);
+        // With extended headers one request covers any range.
+        let part_bytes = if self.form == Replies::Extended { len_bytes.max(1) } else { RANGE_BYTES_MAX };
+        let parts = len_bytes.div_ceil(part_bytes).max(1);
         if parts > RANGE_PARTS_MAX || offset.checked_add(len_bytes).is_none() {
             done(Err(IoError::Invalid(format!(
                 "a range of {len_bytes} bytes at {offset:#x}; at most {} at a time",
@@ -229,8 +239,8 @@ impl Inner {
         }
         let mut dones = split(parts as usize, done);
         for part in 0..parts {
-            let begin = part * RANGE_BYTES_MAX;
-            let len = (len_bytes - begin).min(RANGE_BYTES_MAX);
+            let begin = part * part_bytes;
+            let len = (len_bytes - begin).min(part_bytes);
             if let Some(done) = dones.pop() {
                 self.send((command, fua, offset + begin, len), Payload::None, done);
             }

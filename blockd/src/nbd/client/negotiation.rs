@@ -1,4 +1,4 @@
-//! The client's side of the handshake, by NBD_OPT_GO.
+//! The client's side of the handshake, by NBD_OPT_GO, with the longest headers that the server knows.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use super::target::Target;
 use crate::nbd::proto::info::{BlockSizes, INFO_BLOCK_SIZE, INFO_DESCRIPTION, Info};
 use crate::nbd::proto::option::{
-    GoData, OPT_GO, OptionHead, OptionReplyHead, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_ERROR_BIT,
-    REP_INFO,
+    GoData, OPT_EXTENDED_HEADERS, OPT_GO, OPT_STRUCTURED_REPLY, OptionHead, OptionReplyHead, REP_ACK,
+    REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_ERROR_BIT, REP_INFO,
 };
+use crate::nbd::proto::reply::Replies;
 use crate::nbd::proto::{PAYLOAD_BYTES_MAX, STRING_BYTES_MAX, flags, greeting};
 use crate::nbd::wire::receiver::Receiver;
 use crate::nbd::wire::send::send_all;
@@ -27,6 +28,8 @@ pub struct Negotiated {
     pub blocks: BlockSizes,
     /// A sentence for people, maybe empty.
     pub description: String,
+    /// The form of requests and replies.
+    pub form: Replies,
 }
 
 /// Why no connection was made.
@@ -91,12 +94,13 @@ impl ConnectError {
     }
 }
 
-/// Negotiates; the stream has its timeouts set.
+/// Negotiates, with a form of requests and replies up to `longest`; the stream has its timeouts set.
 ///
 /// # Errors
 /// [`ConnectError`].
 pub fn negotiate(
     target: &Target,
+    longest: Replies,
     stream: &UnixStream,
     receiver: &mut Receiver<impl Read>,
 ) -> Result<Negotiated, ConnectError> {
@@ -115,7 +119,9 @@ pub fn negotiate(
     if offered & flags::HANDSHAKE_NO_ZEROES != 0 {
         answer |= flags::CLIENT_NO_ZEROES;
     }
-    let mut out = answer.to_be_bytes().to_vec();
+    send_all(stream, &answer.to_be_bytes()).map_err(socket_error)?;
+    let form = choose_form(target, longest, stream, receiver)?;
+    let mut out = Vec::new();
     OptionHead::encode(
         OPT_GO,
         &GoData::encode(&target.export, &[INFO_BLOCK_SIZE, INFO_DESCRIPTION]),
@@ -128,18 +134,13 @@ pub fn negotiate(
     let mut blocks = BlockSizes { min: 1, preferred: 4096, payload_max: PAYLOAD_BYTES_MAX };
     let mut description = String::new();
     for _ in 0..ITEMS_MAX {
-        let head = receiver.head().map_err(socket_error)?.ok_or_else(closed)?;
-        let head = OptionReplyHead::decode(&head)
-            .filter(|head| head.option == OPT_GO && head.data_bytes as usize <= STRING_BYTES_MAX + 2)
-            .ok_or_else(|| unusable("it breaks the NBD protocol in its reply to NBD_OPT_GO".into()))?;
-        let mut data = vec![0; head.data_bytes as usize];
-        receiver.payload(&mut data).map_err(socket_error)?;
-        match head.kind {
+        let (kind, data) = option_reply(target, receiver, OPT_GO)?;
+        match kind {
             REP_ACK => {
                 let (size_bytes, flags) =
                     export.ok_or_else(|| unusable("it does not say the export's size".into()))?;
                 blocks.payload_max = blocks.payload_max.min(PAYLOAD_BYTES_MAX);
-                return Ok(Negotiated { size_bytes, flags, blocks, description });
+                return Ok(Negotiated { size_bytes, flags, blocks, description, form });
             }
             REP_INFO => match Info::decode(&data) {
                 Some(Info::Export { size_bytes, flags }) => export = Some((size_bytes, flags)),
@@ -163,6 +164,63 @@ pub fn negotiate(
         }
     }
     Err(unusable("it sends information without end".into()))
+}
+
+/// Asks for extended headers, or else for replies in chunks; a server that knows neither sends simple replies.
+fn choose_form(
+    target: &Target,
+    longest: Replies,
+    stream: &UnixStream,
+    receiver: &mut Receiver<impl Read>,
+) -> Result<Replies, ConnectError> {
+    let known: &[_] = match longest {
+        Replies::Extended => {
+            &[(OPT_EXTENDED_HEADERS, Replies::Extended), (OPT_STRUCTURED_REPLY, Replies::Chunks)]
+        }
+        Replies::Chunks => &[(OPT_STRUCTURED_REPLY, Replies::Chunks)],
+        Replies::Simple => &[],
+    };
+    for &(option, form) in known {
+        let mut out = Vec::new();
+        OptionHead::encode(option, b"", &mut out);
+        send_all(stream, &out).map_err(|e| ConnectError::handshake(target, e))?;
+        match option_reply(target, receiver, option)? {
+            (REP_ACK, _) => return Ok(form),
+            (REP_ERR_TLS_REQD, _) => {
+                return Err(ConnectError::unusable(
+                    target,
+                    "it requires TLS, which this client does not know",
+                ));
+            }
+            (kind, _) if kind & REP_ERROR_BIT != 0 => {}
+            (kind, _) => {
+                return Err(ConnectError::unusable(
+                    target,
+                    format!("it answers with the unknown reply {kind}"),
+                ));
+            }
+        }
+    }
+    Ok(Replies::Simple)
+}
+
+/// A reply to `option`: its kind and data.
+fn option_reply(
+    target: &Target,
+    receiver: &mut Receiver<impl Read>,
+    option: u32,
+) -> Result<(u32, Vec<u8>), ConnectError> {
+    let socket_error = |source| ConnectError::handshake(target, source);
+    let closed = || socket_error(io::ErrorKind::UnexpectedEof.into());
+    let head = receiver.head().map_err(socket_error)?.ok_or_else(closed)?;
+    let head = OptionReplyHead::decode(&head)
+        .filter(|head| head.option == option && head.data_bytes as usize <= STRING_BYTES_MAX + 2)
+        .ok_or_else(|| {
+            ConnectError::unusable(target, "it breaks the NBD protocol in its reply to an option")
+        })?;
+    let mut data = vec![0; head.data_bytes as usize];
+    receiver.payload(&mut data).map_err(socket_error)?;
+    Ok((head.kind, data))
 }
 
 fn sentence(data: &[u8]) -> String {

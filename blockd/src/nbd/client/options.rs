@@ -1,6 +1,7 @@
 //! How a client connects, and what its user may decide at a reconnect.
 
 use super::raw::RawConnection;
+pub use crate::nbd::proto::reply::Replies;
 
 /// What a [`ReconnectHook`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +29,8 @@ pub struct ConnectOptions {
     /// Wait for the server whenever the connection is lost, as a mount does. Otherwise pending
     /// and later requests fail, as a tool wants it.
     pub reconnect: bool,
+    /// The longest form of requests and replies to ask the server for.
+    pub form: Replies,
     /// See [`ReconnectHook`].
     pub hook: Option<ReconnectHook>,
 }
@@ -38,6 +41,7 @@ impl Default for ConnectOptions {
             connect_timeout_ms: 5_000,
             handshake_timeout_ms: 10_000,
             reconnect: true,
+            form: Replies::Extended,
             hook: None,
         }
     }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::reply::Progress;
 use crate::buf::AlignedBuf;
 use crate::device::{Done, IoError};
-use crate::nbd::proto::request::{REQUEST_BYTES, Request};
+use crate::nbd::proto::reply::Replies;
+use crate::nbd::proto::request::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Frame, Outbox};
 
 /// The bytes that belong to a request.
@@ -22,25 +24,40 @@ pub enum Payload {
 pub struct Pending {
     pub request: Request,
     pub payload: Payload,
+    /// What came of the reply on the present connection.
+    pub progress: Progress,
     pub done: Done,
 }
 
 /// A request on its way out.
 pub struct RequestFrame {
-    head: [u8; REQUEST_BYTES],
+    head: [u8; EXTENDED_REQUEST_BYTES],
+    head_bytes: usize,
     payload: Option<Arc<AlignedBuf>>,
 }
 
 impl RequestFrame {
     /// A request without payload.
-    pub fn bare(request: &Request) -> Self {
-        RequestFrame { head: request.encode(), payload: None }
+    pub fn bare(request: &Request, form: Replies) -> Self {
+        Self::new(request, form, None)
+    }
+
+    fn new(request: &Request, form: Replies, payload: Option<Arc<AlignedBuf>>) -> Self {
+        let mut head = [0; EXTENDED_REQUEST_BYTES];
+        let head_bytes = if form == Replies::Extended {
+            head = request.encode_extended();
+            EXTENDED_REQUEST_BYTES
+        } else {
+            head[..REQUEST_BYTES].copy_from_slice(&request.encode());
+            REQUEST_BYTES
+        };
+        RequestFrame { head, head_bytes, payload }
     }
 }
 
 impl Frame for RequestFrame {
     fn head(&self) -> &[u8] {
-        &self.head
+        &self.head[..self.head_bytes]
     }
     fn payload(&self) -> &[u8] {
         self.payload.as_deref().map(|buf| &**buf).unwrap_or_default()
@@ -48,13 +65,13 @@ impl Frame for RequestFrame {
 }
 
 impl Pending {
-    /// The frame that sends it, the first time or again.
-    pub fn frame(&self) -> RequestFrame {
+    /// The frame that sends it, the first time or again, on a connection of this form.
+    pub fn frame(&self, form: Replies) -> RequestFrame {
         let payload = match &self.payload {
             Payload::Write(buf) => Some(Arc::clone(buf)),
             _ => None,
         };
-        RequestFrame { head: self.request.encode(), payload }
+        RequestFrame::new(&self.request, form, payload)
     }
 }
 
@@ -65,12 +82,14 @@ pub struct State {
     pub next_cookie: u64,
     /// Where frames go; `None` while there is no connection.
     pub outbox: Option<Arc<Outbox<RequestFrame>>>,
+    /// The form of the present connection's requests and replies.
+    pub form: Replies,
     /// Why nothing works any more.
     pub ended: Option<IoError>,
 }
 
 impl State {
     pub fn new() -> Self {
-        State { pending: BTreeMap::new(), next_cookie: 1, outbox: None, ended: None }
+        State { pending: BTreeMap::new(), next_cookie: 1, outbox: None, form: Replies::Simple, ended: None }
     }
 }

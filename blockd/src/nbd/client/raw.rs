@@ -12,11 +12,13 @@ use zerocopy::FromBytes;
 
 use super::negotiation::{ConnectError, Negotiated, check_usable, negotiate};
 use super::options::ConnectOptions;
+use super::pending::RequestFrame;
+use super::reply::{Head, Progress};
 use super::target::Target;
 use crate::device::{DeviceInfo, IoError, VolumeKind};
-use crate::nbd::proto::reply::{SIMPLE_REPLY_BYTES, SimpleReply};
+use crate::nbd::proto::flags;
 use crate::nbd::proto::request::{CMD_READ, CMD_WRITE, Request};
-use crate::nbd::proto::{errno, flags};
+use crate::nbd::wire::outbox::Frame;
 use crate::nbd::wire::receiver::Receiver;
 use crate::nbd::wire::send::send_all;
 use crate::nbd::wire::stream::SharedStream;
@@ -50,7 +52,7 @@ impl RawConnection {
             .map_err(|e| ConnectError::handshake(target, e))?;
         let stream = Arc::new(stream);
         let mut receiver = Receiver::new(SharedStream(Arc::clone(&stream)));
-        let negotiated = negotiate(target, &stream, &mut receiver)?;
+        let negotiated = negotiate(target, options.form, &stream, &mut receiver)?;
         check_usable(target, &negotiated)?;
         Ok(RawConnection { stream, receiver, negotiated, cookie: 0 })
     }
@@ -60,8 +62,8 @@ impl RawConnection {
     /// # Errors
     /// The server's answer, or [`IoError::Io`] if the connection broke.
     pub fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
-        self.request(CMD_READ, 0, offset, out.len(), b"")?;
-        self.receiver.payload(out).map_err(broken)
+        let len = out.len();
+        self.request(CMD_READ, 0, (offset, len), b"", Some(out))
     }
 
     /// Writes `bytes` at `offset`; with `fua` they are durable afterwards.
@@ -70,33 +72,36 @@ impl RawConnection {
     /// As [`RawConnection::read`].
     pub fn write(&mut self, offset: u64, bytes: &[u8], fua: bool) -> Result<(), IoError> {
         let flags = if fua { flags::COMMAND_FUA } else { 0 };
-        self.request(CMD_WRITE, flags, offset, bytes.len(), bytes)
+        self.request(CMD_WRITE, flags, (offset, bytes.len()), bytes, None)
     }
 
     fn request(
         &mut self,
         command: u16,
         flags: u16,
-        offset: u64,
-        len: usize,
+        (offset, len): (u64, usize),
         payload: &[u8],
+        mut out: Option<&mut [u8]>,
     ) -> Result<(), IoError> {
-        let len_bytes =
-            u32::try_from(len).ok().filter(|&n| n <= self.negotiated.blocks.payload_max).ok_or_else(
-                || IoError::Invalid(format!("a request of {len} bytes is too long for the server")),
-            )?;
+        let len_bytes = len as u64;
+        if len_bytes > u64::from(self.negotiated.blocks.payload_max) {
+            return Err(IoError::Invalid(format!("a request of {len} bytes is too long for the server")));
+        }
+        let form = self.negotiated.form;
         self.cookie += 1;
-        let request = Request { flags, command, cookie: self.cookie, offset, len_bytes: len_bytes.into() };
-        send_all(&self.stream, &request.encode()).map_err(broken)?;
+        let request = Request { flags, command, cookie: self.cookie, offset, len_bytes };
+        send_all(&self.stream, RequestFrame::bare(&request, form).head()).map_err(broken)?;
         send_all(&self.stream, payload).map_err(broken)?;
-        let head = self.receiver.head::<SIMPLE_REPLY_BYTES>().map_err(broken)?;
-        let reply = head.as_ref().and_then(SimpleReply::decode).filter(|r| r.cookie == self.cookie);
-        match reply {
-            None => Err(broken(io::ErrorKind::UnexpectedEof.into())),
-            Some(SimpleReply { errno: 0, .. }) => Ok(()),
-            Some(reply) => {
-                let what = format!("a {} of {len} bytes at {offset:#x}", Request::name(command));
-                Err(errno::from_wire(reply.errno, &what))
+        let mut progress = Progress::default();
+        loop {
+            let head = Head::receive(&mut self.receiver, form).map_err(broken)?;
+            let Some(head) = head.filter(|head| head.cookie() == self.cookie) else {
+                return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+            };
+            let out = out.as_deref_mut();
+            if progress.take(&mut self.receiver, head, &request, form, out).map_err(broken)? {
+                return progress
+                    .finish(|| format!("a {} of {len} bytes at {offset:#x}", Request::name(command)));
             }
         }
     }

@@ -27,17 +27,27 @@ pub fn to_wire(error: &IoError) -> u32 {
     }
 }
 
-/// The error that a reply's number means; `what` names the request and the server.
-pub fn from_wire(errno: u32, what: &str) -> IoError {
+/// The error that a reply's number means; `what` names the request, `sentence` is the server's own, or empty.
+pub fn from_wire(errno: u32, what: &str, sentence: &str) -> IoError {
+    let or = |otherwise: &str| {
+        if sentence.is_empty() { otherwise.to_owned() } else { format!("it says: {sentence}") }
+    };
     match errno {
         EPERM => IoError::ReadOnly,
         ENOSPC => IoError::NoSpace,
-        EINVAL => IoError::Invalid(format!("the server refused {what} with EINVAL")),
+        EINVAL => {
+            IoError::Invalid(format!("the server refused {what} with EINVAL; {}", or("its log may say why")))
+        }
         ESHUTDOWN => IoError::Fenced(format!(
-            "the server refused {what}: this client does not hold the volume's live session"
+            "the server refused {what}: {}",
+            or("this client does not hold the volume's live session")
         )),
-        EIO => IoError::Io(format!("the server failed {what}; its log has the address and the reason")),
-        other => IoError::Io(format!("the server answered {what} with error {other}")),
+        EIO => {
+            IoError::Io(format!("the server failed {what}; {}", or("its log has the address and the reason")))
+        }
+        other => {
+            IoError::Io(format!("the server answered {what} with error {other}; {}", or("it says no more")))
+        }
     }
 }
 
@@ -55,13 +65,20 @@ mod tests {
             IoError::Fenced(text()),
             IoError::ReadOnly,
         ] {
-            assert_eq!(from_wire(to_wire(&error), "a write").errno(), error.errno());
+            assert_eq!(from_wire(to_wire(&error), "a write", "").errno(), error.errno());
             assert_eq!(i32::try_from(to_wire(&error)).ok(), Some(error.errno()));
         }
     }
 
     #[test]
     fn numbers_outside_the_specification_are_io_errors() {
-        assert!(matches!(from_wire(9999, "a read"), IoError::Io(text) if text.contains("9999")));
+        assert!(matches!(from_wire(9999, "a read", ""), IoError::Io(text) if text.contains("9999")));
+    }
+
+    #[test]
+    fn the_servers_sentence_is_passed_on() {
+        for number in [EIO, EINVAL, ESHUTDOWN, 9999] {
+            assert!(from_wire(number, "a read", "page 7 is bad").to_string().contains("page 7 is bad"));
+        }
     }
 }

@@ -12,6 +12,18 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Bytes of a simple reply without its payload.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
 
+/// The form of requests and replies on a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Replies {
+    /// Compact requests, simple replies.
+    #[default]
+    Simple,
+    /// Compact requests, replies in chunks (or simple ones without payload).
+    Chunks,
+    /// Extended requests, replies in extended chunks.
+    Extended,
+}
+
 /// A simple reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SimpleReply {

@@ -1,6 +1,6 @@
 //! One connection: requests in, replies out, in the order of completion.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -13,17 +13,23 @@ use super::handshake::{Admitted, Replies, Transmission};
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, Device, DeviceInfo, Extent, IoError, IoOp, IoResult};
+use crate::completion;
+use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult};
 use crate::nbd::proto::errno;
 use crate::nbd::proto::request::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request};
 use crate::nbd::wire::outbox::{Outbox, Push};
 use crate::nbd::wire::receiver::Receiver;
 use crate::stats::RequestCounters;
 
-/// Largest read that the connection's own thread carries out: others of the connection wait meanwhile.
-const READ_HERE_BYTES_MAX: usize = 128 << 10;
+/// Largest request that the connection's own thread carries out: others of the connection wait meanwhile.
+const HERE_BYTES_MAX: usize = 128 << 10;
+/// Requests are given to the device together up to so many, and so many payload bytes.
+const BATCH_REQUESTS_MAX: usize = 64;
+const BATCH_BYTES_MAX: usize = 512 << 10;
 /// Requests given to the device's threads after the client was seen to send more than one at a time.
 const REQUESTS_DEEP: u32 = 256;
+/// After so many writes that were each followed by a flush, the next one is expected.
+const FLUSHES_LIKELY: u32 = 4;
 
 /// Serves a connection after its negotiation, on a thread of its own.
 pub fn start(shared: &Arc<Shared>, stream: UnixStream, admitted: Admitted) {
@@ -64,8 +70,12 @@ fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
         reader: std::thread::current().id(),
         negotiated: *negotiated,
         deep: Cell::new(0),
+        batch: RefCell::default(),
+        flushes: Flushes::default(),
     };
-    match connection.transmit(&mut receiver) {
+    let end = connection.transmit(&mut receiver);
+    connection.submit_batch();
+    match end {
         Ok(()) => {}
         Err(End::Broken(why)) => tracing::warn!(number, "closing an NBD connection: {why}"),
         Err(End::Socket(error)) => tracing::info!(number, %error, "an NBD connection broke"),
@@ -109,6 +119,45 @@ struct Connection<'a> {
     negotiated: Transmission,
     /// So many more requests are surely not the client's only one at a time.
     deep: Cell<u32>,
+    /// Taken in, not yet given to the device.
+    batch: RefCell<Batch>,
+    flushes: Flushes,
+}
+
+/// Whether the client flushes after each write. Then the flush is begun as soon as the write is answered, and goes on
+/// while the client hears of it.
+#[derive(Default)]
+struct Flushes {
+    wrote: Cell<bool>,
+    /// Writes in a row that a flush followed.
+    pairs: Cell<u32>,
+}
+
+impl Flushes {
+    /// Takes note of a request that came alone; whether a flush is likely to come next.
+    fn likely_after(&self, op: &IoOp) -> bool {
+        match op {
+            IoOp::Write { fua: false, .. } => {
+                if self.wrote.replace(true) {
+                    self.pairs.set(0);
+                }
+                self.pairs.get() >= FLUSHES_LIKELY
+            }
+            IoOp::Flush => {
+                if self.wrote.replace(false) {
+                    self.pairs.set(self.pairs.get().saturating_add(1));
+                }
+                false
+            }
+            _ => false,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    requests: Vec<(IoOp, Done)>,
+    payload_bytes: usize,
 }
 
 impl Connection<'_> {
@@ -155,11 +204,11 @@ impl Connection<'_> {
         let len_bytes = request.len_bytes;
         let (permit, op) = match checked {
             Checked::Read { len_bytes } => {
-                (self.permit(len_bytes), IoOp::Read { offset, buf: AlignedBuf::zeroed(len_bytes) })
+                (self.permit(len_bytes), IoOp::Read { offset, buf: AlignedBuf::recycled(len_bytes) })
             }
             Checked::Write { len_bytes, fua } => {
                 let permit = self.permit(len_bytes);
-                let mut buf = AlignedBuf::zeroed(len_bytes);
+                let mut buf = AlignedBuf::recycled(len_bytes);
                 self.before_receiving(receiver, len_bytes);
                 receiver.payload(&mut buf)?;
                 (permit, IoOp::Write { offset, buf, fua })
@@ -177,35 +226,52 @@ impl Connection<'_> {
             }
             Checked::Disconnect => return Ok(()),
         };
-        if matches!(op, IoOp::Flush) {
-            // It may take long inside `submit`; finished replies do not wait for it.
-            self.outbox.flush();
-        }
         let here = self.only_request(receiver, &op, &permit);
         let outbox = Arc::clone(&self.outbox);
         let (request, reader, replies) = (*request, self.reader, self.negotiated.replies);
         let done = Box::new(move |result| complete(&outbox, replies, &request, result, permit, reader));
         if here {
+            let flush_next = self.flushes.likely_after(&op);
+            // Replies of requests before it are with the client, or it would not be the only one.
             self.device.submit_here(self.client, op, done);
             // Asked before the reply goes out: whatever is there was sent without waiting for it.
             if rustix::io::ioctl_fionread(receiver.stream()).is_ok_and(|bytes| bytes > 0) {
                 self.deep.set(REQUESTS_DEEP);
+            } else if flush_next {
+                self.outbox.flush();
+                self.device.expect_flush();
             }
-        } else {
-            self.device.submit(self.client, op, done);
+            return Ok(());
+        }
+        let full = {
+            let mut batch = self.batch.borrow_mut();
+            batch.payload_bytes += payload_bytes(&op);
+            batch.requests.push((op, done));
+            batch.payload_bytes >= BATCH_BYTES_MAX || batch.requests.len() >= BATCH_REQUESTS_MAX
+        };
+        if full {
+            self.submit_batch();
+            self.outbox.flush();
         }
         Ok(())
     }
 
-    /// Whether this is a small read of a client that sends one request at a time: this thread would only wait
-    /// for its end, so it may as well carry it out.
+    /// Gives the device what was taken in.
+    fn submit_batch(&self) {
+        let Batch { requests, .. } = self.batch.take();
+        if !requests.is_empty() {
+            self.device.submit_batch(self.client, requests);
+        }
+    }
+
+    /// Whether this is a small request of a client that sends one at a time: this thread would only wait for its end, so it
+    /// may as well carry it out.
     fn only_request(&self, receiver: &Receiver<&UnixStream>, op: &IoOp, permit: &Permit) -> bool {
         if self.deep.get() > 0 {
             self.deep.set(self.deep.get() - 1);
             return false;
         }
-        let small = matches!(op, IoOp::Read { buf, .. } if buf.len() <= READ_HERE_BYTES_MAX);
-        small && receiver.buffered() == 0 && permit.is_alone()
+        payload_bytes(op) <= HERE_BYTES_MAX && receiver.buffered() == 0 && permit.is_alone()
     }
 
     /// Answers a request that is not taken, and skips its payload.
@@ -241,6 +307,7 @@ impl Connection<'_> {
     /// Asks the device, in this thread: what it may read for the answer is bounded.
     fn block_status(&self, request: &Request, extents_max: usize) {
         let permit = self.permit(EXTENTS_MAX * size_of::<Extent>());
+        self.submit_batch();
         self.outbox.flush();
         let len_bytes = request.len_bytes;
         match self.device.allocation(self.client, request.offset, len_bytes, extents_max) {
@@ -265,14 +332,16 @@ impl Connection<'_> {
     /// A share of the budget; replies held back are sent before waiting for it.
     fn permit(&self, payload_bytes: usize) -> Permit {
         self.budget.try_acquire(payload_bytes).unwrap_or_else(|| {
+            self.submit_batch();
             self.outbox.flush();
             self.budget.acquire(payload_bytes)
         })
     }
 
-    /// Sends the replies held back if reading `wanted` bytes may wait for the peer.
+    /// Begins what was taken in and sends the replies held back, if reading `wanted` bytes may wait for the peer.
     fn before_receiving(&self, receiver: &Receiver<&UnixStream>, wanted: usize) {
         if receiver.buffered() < wanted {
+            self.submit_batch();
             self.outbox.flush();
         }
     }
@@ -280,7 +349,7 @@ impl Connection<'_> {
 
 /// The request is finished; called from any thread, the reader's included.
 fn complete(
-    outbox: &Outbox<Reply>,
+    outbox: &Arc<Outbox<Reply>>,
     replies: Replies,
     request: &Request,
     result: IoResult,
@@ -309,7 +378,7 @@ fn complete(
         }
     };
     let alone = permit.executed();
-    let push = if std::thread::current().id() == reader {
+    let push = if std::thread::current().id() == reader || completion::defer(outbox) {
         Push::Hold
     } else if alone {
         Push::Now
@@ -317,6 +386,13 @@ fn complete(
         Push::Thread
     };
     reply::send(outbox, replies, request, answer, permit, push);
+}
+
+fn payload_bytes(op: &IoOp) -> usize {
+    match op {
+        IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => buf.len(),
+        IoOp::Flush | IoOp::Trim { .. } | IoOp::WriteZeroes { .. } => 0,
+    }
 }
 
 /// What of a device's answer fits a request and the wire.
@@ -344,5 +420,27 @@ fn log_failure(request: &Request, error: &IoError) {
             tracing::warn!(command, offset, len_bytes, %error, "an NBD request failed");
         }
         _ => tracing::debug!(command, offset, len_bytes, %error, "an NBD request failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_is_expected_only_of_a_client_that_flushes_after_each_write() {
+        let flushes = Flushes::default();
+        let write = |fua| IoOp::Write { offset: 0, buf: AlignedBuf::zeroed(512), fua };
+        for _ in 0..FLUSHES_LIKELY {
+            assert!(!flushes.likely_after(&write(false)), "not known yet");
+            assert!(!flushes.likely_after(&IoOp::Flush));
+        }
+        assert!(flushes.likely_after(&write(false)));
+        assert!(!flushes.likely_after(&IoOp::Flush), "nothing to begin behind a flush");
+        assert!(!flushes.likely_after(&write(true)), "it is durable by itself");
+        assert!(flushes.likely_after(&write(false)));
+        assert!(!flushes.likely_after(&write(false)), "the flush did not come");
+        assert!(!flushes.likely_after(&IoOp::Flush));
+        assert!(!flushes.likely_after(&write(false)), "and has to be learned again");
     }
 }

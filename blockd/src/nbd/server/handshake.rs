@@ -23,6 +23,7 @@ use crate::nbd::proto::option::{
     OptionReplyHead, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_SHUTDOWN,
     REP_ERR_TLS_REQD, REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_SERVER,
 };
+pub use crate::nbd::proto::reply::Replies;
 use crate::nbd::proto::{STRING_BYTES_MAX, flags, greeting};
 
 /// Longest data of an option that is looked at: a name and many information requests.
@@ -52,18 +53,6 @@ pub struct Admitted {
     pub negotiated: Transmission,
     /// Its place among the connections.
     pub seat: Seat,
-}
-
-/// The form of requests and replies.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Replies {
-    /// Compact requests, simple replies.
-    #[default]
-    Simple,
-    /// Compact requests, replies in chunks.
-    Chunks,
-    /// Extended requests, replies in extended chunks.
-    Extended,
 }
 
 /// What the client may do in the transmission.

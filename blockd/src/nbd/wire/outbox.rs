@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::send::send_some;
+use crate::completion::Deferred;
 
 /// Most slices of one sendmsg (two a frame).
 const SLICES_MAX: usize = 128;
@@ -226,6 +227,12 @@ impl<F: Frame> Outbox<F> {
     fn fail(&self, error: &io::Error) {
         tracing::debug!(%error, "the NBD peer cannot be written to");
         self.close();
+    }
+}
+
+impl<F: Frame> Deferred for Outbox<F> {
+    fn run(&self) {
+        self.flush();
     }
 }
 

@@ -1,11 +1,12 @@
-//! Buffered receiving: one system call picks up many small messages, and a payload goes straight
+//! Buffered receiving: one system call picks up many small messages, and a large payload goes straight
 //! into its own buffer.
 
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 
-/// Bytes read ahead. Larger means fewer system calls at high queue depth, but also that more
-/// payload is copied once more.
-const BUFFER_BYTES: usize = 32 << 10;
+/// Bytes read ahead: what a unix socket holds, about. One system call costs more than copying a page once more.
+const BUFFER_BYTES: usize = 256 << 10;
+/// A payload of which more than this is missing goes straight into its buffer.
+const STRAIGHT_BYTES_MIN: usize = 32 << 10;
 
 /// Whether the peer ended the stream between two messages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +41,7 @@ impl<R: Read> Receiver<R> {
         self.end - self.start
     }
 
-    /// Takes a message head of `N` bytes (at most 32 KiB); `None` if the peer closed the
+    /// Takes a message head of `N` bytes (at most 256 KiB); `None` if the peer closed the
     /// connection before its first byte.
     ///
     /// # Errors
@@ -73,7 +74,7 @@ impl<R: Read> Receiver<R> {
         Ok(Fill::Ready)
     }
 
-    /// Fills `out`: first from the buffer, then from the stream without a copy, reading ahead in
+    /// Fills `out`: first from the buffer, then from the stream, a large part without a copy, reading ahead in
     /// the same system call.
     ///
     /// # Errors
@@ -82,6 +83,15 @@ impl<R: Read> Receiver<R> {
         let mut filled = self.buffered().min(out.len());
         out[..filled].copy_from_slice(&self.buffer[self.start..self.start + filled]);
         self.start += filled;
+        if out.len() - filled < STRAIGHT_BYTES_MIN {
+            let rest = &mut out[filled..];
+            if self.fill(rest.len())? == Fill::End && !rest.is_empty() {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            rest.copy_from_slice(&self.buffer[self.start..self.start + rest.len()]);
+            self.start += rest.len();
+            return Ok(());
+        }
         while filled < out.len() {
             self.start = 0;
             self.end = 0;

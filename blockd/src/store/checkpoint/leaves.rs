@@ -13,7 +13,9 @@ use crate::store::log::Log;
 use crate::store::map::base::Frozen;
 
 /// Leaves looked at in one step; those with a single entry have no page.
-const LEAVES_MAX: usize = 512;
+const LEAVES_MAX: usize = if cfg!(test) { 4 } else { 512 };
+/// Pages written in one step; few in tests, so that much happens between the steps of a checkpoint.
+const PAGES_MAX: usize = if cfg!(test) { 2 } else { BATCH_PAGES };
 
 impl Checkpoint {
     /// Writes some; false when none is left.
@@ -41,10 +43,10 @@ impl Checkpoint {
             let Some(map) = maps.frozen_map_ref(id) else { return Ok(false) };
             for key in map.frozen_keys().take(LEAVES_MAX) {
                 if let Frozen::Page(found) = map.frozen_leaf(key) {
-                    if pages.len() == BATCH_PAGES {
+                    if pages.len() == PAGES_MAX {
                         break;
                     }
-                    let buf = buf.get_or_insert_with(|| AlignedBuf::zeroed(BATCH_PAGES * PAGE));
+                    let buf = buf.get_or_insert_with(|| AlignedBuf::zeroed(PAGES_MAX * PAGE));
                     let page = &mut buf[pages.len() * PAGE..(pages.len() + 1) * PAGE];
                     let fits = leaf::encode_into(shared.uuid, key, found.runs(), page);
                     assert!(fits, "leaf {key:#x} was split when it outgrew its page");

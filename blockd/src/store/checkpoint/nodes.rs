@@ -16,7 +16,7 @@ use crate::store::map::base::BaseMap;
 use crate::store::map::directory::{Node, REFS_MIN};
 
 /// Pages of a directory taken on in one step.
-const NODES_MAX: usize = 16;
+const NODES_MAX: usize = if cfg!(test) { 1 } else { 16 };
 /// References taken on at once: many new leaves may belong under one page.
 const ONE_GO_MAX: usize = 16 * REFS_MAX;
 

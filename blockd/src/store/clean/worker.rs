@@ -299,13 +299,13 @@ impl Cleaner {
         let Some(info) = self.shared.maps.read().segments.get(segment).copied() else {
             return Err("it does not exist".into());
         };
-        let mut bytes = AlignedBuf::zeroed(info.used_pages as usize * PAGE);
+        let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
         let start = self.shared.geometry.segment_byte(segment);
         self.shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
         let live = self.find_live(segment, info.use_seq, &bytes)?;
         let mut jobs = Vec::new();
         for part in live.chunks(JOB_PAGES) {
-            let mut buf = AlignedBuf::zeroed(part.len() * PAGE);
+            let mut buf = AlignedBuf::recycled(part.len() * PAGE);
             for (to, from) in buf.chunks_exact_mut(PAGE).zip(part) {
                 let at = usize::from(from.loc.offset) * PAGE;
                 let page = &bytes[at..at + PAGE];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use layout::addr::PAGE;
 
 use super::job::{Job, JobDone, fill};
-use super::{Head, IN_FLIGHT_MAX, InFlight, Log, RECORD_PAGES_MAX};
+use super::{GATHER_PAGES, Head, IN_FLIGHT_MAX, InFlight, Log, RECORD_PAGES_MAX, waiting_pages};
 use crate::buf::AlignedBuf;
 use crate::storage::Chunk;
 use crate::store::format::Loc;
@@ -28,7 +28,7 @@ impl Log {
     /// Cuts waiting jobs of a lane into records; tells whether it did anything.
     pub(super) fn build(&mut self, stream: Stream) -> bool {
         let mut progress = false;
-        while self.in_flight.len() < IN_FLIGHT_MAX && !self.lane(stream).is_empty() {
+        while !self.lane(stream).is_empty() && self.may_build(stream) {
             progress |= self.finish_bare_jobs(stream);
             let Some(job) = self.lane(stream).front() else { break };
             let has_pages = job.ops.iter().any(|op| op.pages() > 0);
@@ -58,6 +58,15 @@ impl Log {
             progress = true;
         }
         progress
+    }
+
+    /// Few pages wait for a record in flight, since others may join them.
+    fn may_build(&mut self, stream: Stream) -> bool {
+        match self.in_flight.len() {
+            0 => true,
+            IN_FLIGHT_MAX.. => false,
+            _ => waiting_pages(self.lane(stream)) >= GATHER_PAGES,
+        }
     }
 
     /// Whether users' data may go into the head. A start took it whatever was left, and records without data

@@ -22,16 +22,27 @@ use super::format::segment::Stream;
 use super::format::superblock::Superblock;
 use super::snapshot::log::Changes;
 use crate::device::IoError;
-use crate::storage::{Waker, WriteQueue};
+use crate::storage::{Waiter, Waker, WriteQueue};
 pub(super) use complete::apply_record;
 pub use job::{Job, JobDone, Op};
 
-/// Records in flight at once: few, so that those that wait share a header page.
+/// Records in flight at once.
 const IN_FLIGHT_MAX: usize = 4;
+/// While records are in flight, fewer pages than this wait for more: they share a header page and a request.
+const GATHER_PAGES: u64 = 16;
 /// Data pages of a record.
 const RECORD_PAGES_MAX: u32 = 256;
 /// Token of a sync; records have their sequence.
 const SYNC_TOKEN: u64 = u64::MAX;
+
+/// Which thread drives the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// The log's own.
+    Thread,
+    /// One that has other things to do: it leaves checkpoints alone.
+    Caller,
+}
 
 /// Where a stream writes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,8 +163,42 @@ impl Log {
 
     /// Waits until something completed or the waker was called.
     pub fn wait(&mut self) {
-        if self.failed.is_some() || self.checkpoint.as_ref().is_none_or(|c| !c.can_step()) {
+        if !self.can_go_on() {
             self.queue.wait();
+        }
+    }
+
+    /// As [`Log::wait`], for the log's thread while others may drive the log.
+    pub fn waiter(&self) -> Waiter {
+        self.queue.waiter()
+    }
+
+    /// Whoever drives the log does its writes and syncs.
+    pub fn is_synchronous(&self) -> bool {
+        self.queue.is_synchronous()
+    }
+
+    /// Whether writes and syncs are done by the thread that drives the log; changed only while it is idle.
+    pub fn set_inline(&mut self, inline: bool) {
+        self.queue.set_inline(inline);
+    }
+
+    /// Something waits that only [`Place::Thread`] does.
+    pub fn wants_thread(&self) -> bool {
+        self.user_stalled || self.cold_stalled || self.checkpoint_due() || self.can_go_on()
+    }
+
+    /// A checkpoint is under way and does not wait for anything.
+    pub fn can_go_on(&self) -> bool {
+        self.failed.is_none() && self.checkpoint.as_ref().is_some_and(|c| c.can_step())
+    }
+
+    /// So many pages of users must wait before the log gains by being driven; until then it waits for what is in flight.
+    pub fn worth_waking_pages(&self) -> u64 {
+        match self.in_flight.len() {
+            0 => 1,
+            IN_FLIGHT_MAX.. => u64::MAX,
+            _ => GATHER_PAGES.saturating_sub(waiting_pages(&self.user)).max(1),
         }
     }
 
@@ -208,14 +253,21 @@ impl Log {
 
     /// Does all that can be done without waiting, and a portion of the checkpoint under way.
     pub fn pump(&mut self) {
-        self.step_checkpoint();
+        self.pump_at(Place::Thread);
+    }
+
+    /// As [`Log::pump`], as far as it may be done there.
+    pub fn pump_at(&mut self, place: Place) {
+        if place == Place::Thread {
+            self.step_checkpoint();
+        }
         loop {
             let mut progress = self.reap();
             progress |= self.start_sync();
             if self.failed.is_some() {
                 self.fail_all();
             } else {
-                if self.checkpoint_due() {
+                if place == Place::Thread && self.checkpoint_due() {
                     self.begin_checkpoint();
                     progress = true;
                 }
@@ -225,6 +277,9 @@ impl Log {
             }
             if progress {
                 continue;
+            }
+            if place == Place::Caller {
+                return;
             }
             // A lane that just found no room first has what is dead reclaimed.
             if self.failed.is_none() && self.checkpoint_due() {
@@ -317,4 +372,16 @@ impl Log {
         }
         recv.try_recv().unwrap_or_else(|_| Err(IoError::Io("the checkpoint was given up".into())))
     }
+}
+
+/// Pages of waiting jobs; counted only as far as it matters.
+fn waiting_pages(lane: &VecDeque<Job>) -> u64 {
+    let mut pages = 0;
+    for job in lane {
+        pages += job.ops.iter().map(Op::pages).sum::<u64>();
+        if pages >= GATHER_PAGES {
+            break;
+        }
+    }
+    pages
 }

@@ -180,10 +180,10 @@ pub struct BaseMap {
     pub(in crate::store) directory: Directory,
     generation: Generation,
     tally: Tally,
-    /// Keys of the leaves changed since a checkpoint began, or ended.
-    dirty: BTreeSet<u64>,
+    /// Keys of the leaves changed since the last checkpoint began, each once.
+    dirty: VecDeque<u64>,
     /// Keys of those that the checkpoint under way still has to write.
-    frozen: BTreeSet<u64>,
+    frozen: VecDeque<u64>,
     /// A checkpoint is under way.
     running: bool,
     saved: BTreeMap<u64, Saved>,
@@ -372,7 +372,12 @@ impl BaseMap {
             // What is being written is told of when it is.
             Some(State::Clean | State::Writing) | None => {}
         }
-        self.dirty.insert(key);
+        if state != Some(dirty) {
+            if self.dirty.len() == self.dirty.capacity() {
+                self.dirty.reserve_exact(self.dirty.len() / 8 + 8);
+            }
+            self.dirty.push_back(key);
+        }
         let result = change(&mut body);
         let slot = match body {
             Body::Empty => Slot::Empty { state: dirty },
@@ -735,7 +740,7 @@ impl BaseMap {
         (std::mem::take(&mut self.dropped.now), std::mem::take(&mut self.saved))
     }
 
-    /// Keys of leaves that the checkpoint has yet to write, in order.
+    /// Keys of leaves that the checkpoint has yet to write, in the order in which they are to be marked.
     pub(in crate::store) fn frozen_keys(&self) -> impl Iterator<Item = u64> {
         self.frozen.iter().copied()
     }
@@ -753,9 +758,9 @@ impl BaseMap {
         }
     }
 
-    /// The leaf's page is on its way to the disk; or it has none, and the directory takes it.
+    /// The page of the first of [`BaseMap::frozen_keys`] is on its way to the disk; or it has none, and the directory takes it.
     pub(in crate::store) fn mark_writing(&mut self, key: u64) {
-        self.frozen.remove(&key);
+        assert_eq!(self.frozen.pop_front(), Some(key), "leaves are written in their order");
         match self.saved.remove(&key) {
             Some(Saved::Leaf(Body::Page(leaf))) => self.dropped.now.extend(leaf.disk.map(|page| page.loc)),
             Some(Saved::Leaf(Body::Entry(e))) => {

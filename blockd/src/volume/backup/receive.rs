@@ -96,7 +96,7 @@ impl Volume {
         }
         let taken = self.take_frames(&mut frames, &header, &mut progress).and_then(|()| {
             let name = header.to.name.clone();
-            Ok(self.change(Change::Received { name, time_ns: header.to.time_ns })?)
+            Ok(self.change_snapshots(Change::Received { name, time_ns: header.to.time_ns })?)
         });
         match taken {
             Ok(id) => {
@@ -120,7 +120,7 @@ impl Volume {
         // What is being deleted would be between the last snapshot and the volume.
         self.snapshot_settle(|_| {})?;
         let onto = self.check_fit(header)?;
-        self.change(Change::Receive { onto })?;
+        self.change_snapshots(Change::Receive { onto })?;
         Ok(())
     }
 

@@ -18,10 +18,11 @@ use crate::store::snapshot::change::{Change, SnapshotError};
 use crate::store::snapshot::{SnapshotId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
+use crate::volume::inbox::{Inbox, Request};
 use crate::volume::reads::{self, ReadJob};
 use crate::volume::session::Sessions;
 use crate::volume::snapshot::{self, Round};
-use crate::volume::worker::{Request, Worker, WorkerHandle};
+use crate::volume::worker::Worker;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
@@ -34,7 +35,8 @@ pub(super) struct Driver {
     pub(super) disk: SimStorage,
     pub(super) core: Arc<Core>,
     worker: Worker,
-    handle: WorkerHandle,
+    inbox: Arc<Inbox>,
+    submitted: u64,
 }
 
 /// An image with an empty store.
@@ -64,8 +66,9 @@ impl Driver {
             rolling_back: AtomicBool::new(false),
         });
         let log = opened.log.expect("a store open for writing has a log");
-        let (worker, handle) = Worker::inline(Arc::clone(&core), log);
-        Ok(Driver { disk, core, worker, handle })
+        let inbox = Inbox::new(log.waker());
+        let worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
+        Ok(Driver { disk, core, worker, inbox, submitted: 0 })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -78,22 +81,35 @@ impl Driver {
         (ticket, Box::new(move |result| *mine.lock() = Some(result.map(|_| ()))))
     }
 
+    /// Every third request is carried out by who brings it, if the log is at rest; after every fifth, a thread that brought
+    /// one drives the log.
+    fn submit(&mut self, request: Request) {
+        self.submitted += 1;
+        if self.submitted.is_multiple_of(3) && self.worker.is_at_rest() {
+            return self.worker.carry_out(request);
+        }
+        self.inbox.push(request);
+        if self.submitted.is_multiple_of(5) {
+            self.worker.step_here();
+        }
+    }
+
     pub(super) fn write(&mut self, client: ClientId, offset: u64, bytes: &[u8], fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
         let buf = Arc::new(AlignedBuf::from_slice(bytes));
-        self.handle.submit(Request::Write { client, offset, buf, fua, done });
+        self.submit(Request::Write { client, offset, buf, fua, done });
         ticket
     }
 
     pub(super) fn zero(&mut self, client: ClientId, offset: u64, len_bytes: u64, fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.handle.submit(Request::Zero { client, offset, len_bytes, fua, done });
+        self.submit(Request::Zero { client, offset, len_bytes, fua, done });
         ticket
     }
 
     pub(super) fn flush(&mut self) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.handle.submit(Request::Flush { done });
+        self.submit(Request::Flush { done });
         ticket
     }
 
@@ -169,6 +185,11 @@ impl Driver {
             self.worker.log().wait();
         }
         panic!("the log does not come to rest");
+    }
+
+    /// A user's job waits for space.
+    pub(super) fn is_stalled(&mut self) -> bool {
+        self.worker.log().is_stalled()
     }
 
     /// One round of cleaning; false if there is nothing to gain.

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use layout::addr::PAGE;
 use serde::{Deserialize, Serialize};
 
-use super::worker::InternalSender;
+use super::inbox::InternalSender;
 use super::{Core, Volume};
 use crate::device::IoError;
 use crate::store::StoreError;
@@ -79,7 +79,7 @@ impl Volume {
     pub fn snapshot_create(&self, name: &str) -> Result<SnapshotInfo, SnapshotError> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_ns = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
-        let id = self.change(Change::Create { name: name.to_owned(), time_ns })?;
+        let id = self.change_snapshots(Change::Create { name: name.to_owned(), time_ns })?;
         let maps = self.core.store.maps.read();
         match maps.snapshots.get(id) {
             Some(snapshot) => Ok(SnapshotInfo::of(snapshot)),
@@ -104,7 +104,7 @@ impl Volume {
     /// # Errors
     /// [`SnapshotError`]; it is still there then.
     pub fn snapshot_delete(&self, name: &str) -> Result<(), SnapshotError> {
-        self.change(Change::Delete { name: name.to_owned() })?;
+        self.change_snapshots(Change::Delete { name: name.to_owned() })?;
         self.snapshots.wake();
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Volume {
             0 => {}
             connected => return refuse(SnapshotError::Connected(connected)),
         }
-        if let Err(e) = self.change(Change::Rollback { name: name.to_owned() }) {
+        if let Err(e) = self.change_snapshots(Change::Rollback { name: name.to_owned() }) {
             return refuse(e);
         }
         self.finish_rollback(&mut progress)
@@ -193,7 +193,10 @@ impl Volume {
     }
 
     /// Has the log make a change and waits until it is durable.
-    pub(super) fn change(&self, change: Change) -> Result<crate::store::snapshot::SnapshotId, SnapshotError> {
+    pub(super) fn change_snapshots(
+        &self,
+        change: Change,
+    ) -> Result<crate::store::snapshot::SnapshotId, SnapshotError> {
         if self.closing.load(Ordering::SeqCst) {
             return Err(SnapshotError::Shutdown);
         }
@@ -212,7 +215,7 @@ impl Volume {
     }
 
     pub(super) fn log_sender(&self) -> Result<InternalSender, IoError> {
-        self.worker.as_ref().map(|worker| worker.sender()).ok_or(IoError::ReadOnly)
+        self.writer.as_ref().map(|writer| writer.sender()).ok_or(IoError::ReadOnly)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::snapshot::log::Progress;
 use crate::store::snapshot::portion::Portion;
-use crate::volume::worker::{Internal, InternalSender};
+use crate::volume::inbox::{Internal, InternalSender};
 
 /// How long the thread waits after something kept it from going on.
 const RETRY: Duration = Duration::from_secs(1);
