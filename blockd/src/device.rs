@@ -113,6 +113,16 @@ pub trait Device: Send + Sync {
     fn connect(&self) -> ClientId;
     /// The client is gone: its session, if any, stays live (it may attach again).
     fn disconnect(&self, client: ClientId);
+    /// What must be known of a client, other than that it is there, by whoever opens this device next: in a form of the
+    /// device's own, for [`Device::restore_client`].
+    fn client_state(&self, client: ClientId) -> Vec<u8> {
+        let _ = client;
+        Vec::new()
+    }
+    /// A fresh client is one that the predecessor knew so. What is not understood is as good as nothing.
+    fn restore_client(&self, client: ClientId, state: &[u8]) {
+        let _ = (client, state);
+    }
     /// Starts a request; `done` is called exactly once. Two requests in flight at once may take
     /// effect in either order.
     fn submit(&self, client: ClientId, op: IoOp, done: Done);

@@ -7,6 +7,7 @@ pub mod completion;
 pub mod control;
 pub mod device;
 pub mod embed;
+pub mod handover;
 pub mod nbd;
 pub mod report;
 pub mod session;

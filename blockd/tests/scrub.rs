@@ -180,3 +180,52 @@ fn a_scrub_beside_writes_and_cleaning_accuses_nobody() {
     drop(volume);
     assert_eq!(scrub(&image, &[]).status.code(), Some(0));
 }
+
+#[test]
+fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
+    use std::io::{BufRead, BufReader};
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = image(dir.path(), 50);
+    let page = find_page(&image, 8);
+    let run_dir = dir.path().join("run");
+    std::fs::create_dir(&run_dir).expect("a directory");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"))
+        .arg("serve")
+        .arg(&image)
+        .args(["--log", "off", "--export", "it", "--nbd"])
+        .arg(format!("unix:{}", dir.path().join("nbd").display()))
+        .env("VEXFS_RUN_DIR", &run_dir)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut ready = String::new();
+    BufReader::new(daemon.stdout.as_mut().expect("piped")).read_line(&mut ready).expect("a line");
+    let scrub = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vexctl"));
+        command.arg("scrub").args(args).env("VEXFS_RUN_DIR", &run_dir).output().expect("it runs")
+    };
+    let clean = scrub(&[]);
+    let damages = [(page + 77, "page"), (60, "superblock-slot")];
+    let found = damages.map(|(byte, what)| {
+        damage(&image, byte);
+        let output = scrub(&["--json", "--export", "it"]);
+        damage(&image, byte);
+        (output, what)
+    });
+    let unknown = scrub(&["--export", "other"]);
+    daemon.kill().expect("it runs");
+    daemon.wait().expect("it ended");
+
+    assert_eq!(clean.status.code(), Some(0), "{clean:?}");
+    let [(page, what), (slot, slot_what)] = &found;
+    assert_eq!(page.status.code(), Some(4), "{page:?}");
+    assert_eq!(
+        (json(page)["bad"][0]["what"].as_str(), json(page)["kind"].as_str()),
+        (Some(*what), Some("raw"))
+    );
+    assert_eq!(json(slot)["bad"][0]["what"], *slot_what);
+    assert_eq!((slot.status.code(), json(slot)["superblock_repaired"].as_bool()), (Some(0), Some(true)));
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no export"), "{unknown:?}");
+}

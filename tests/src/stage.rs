@@ -1,11 +1,13 @@
 //! Images, daemons and mounts in a scratch directory.
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use crate::process::{self, Background};
 use crate::{programs, wait};
+
+/// How a daemon says that it serves.
+const READY: &[u8] = b"vexfs-blockd: serving ";
 
 /// A scratch directory with an image, and names for what goes with it.
 pub struct Stage {
@@ -77,9 +79,14 @@ impl Stage {
 
     /// Starts a daemon of the given command, which listens where [`Self::daemon`] does.
     pub fn daemon_by(&self, command: &Command) -> Daemon {
-        let mut process = Background::spawn(command, &self.path("daemon.log"));
-        let socket = self.socket();
-        process.wait_until("serving", || UnixStream::connect(&socket).is_ok());
+        let log = self.path("daemon.log");
+        let before = std::fs::read(&log).map_or(0, |text| text.len());
+        let mut process = Background::spawn(command, &log);
+        // The line comes when its control socket is there too.
+        process.wait_until("serving", || {
+            std::fs::read(&log)
+                .is_ok_and(|text| text[before..].windows(READY.len()).any(|part| part == READY))
+        });
         Daemon { process }
     }
 
@@ -162,6 +169,12 @@ impl Daemon {
     /// What it logged.
     pub fn log(&self) -> String {
         self.process.log()
+    }
+}
+
+impl From<Background> for Daemon {
+    fn from(process: Background) -> Self {
+        Daemon { process }
     }
 }
 

@@ -105,6 +105,16 @@ fn a_daemon_is_configured_watched_and_drained() {
         metric(&http(&metrics, "/metrics"), "vexfs_checkpoint_duration_seconds_count{export=\"vol\"}");
     assert_eq!(checkpoints, 1.0);
 
+    let tuned = json(stage.vexctl().args(["tune", "cleaner_mib_per_s=7", "checkpoint_mib=16", "--json"]));
+    assert_eq!(
+        (&tuned["vol"]["cleaner_mib_per_s"], &tuned["vol"]["checkpoint_mib"]),
+        (&7.into(), &16.into())
+    );
+    let bad = process::fails(stage.vexctl().args(["tune", "cleaner_mib_per_s=9", "checkpoint_mib=0"]));
+    assert!(bad.contains("a checkpoint each 0 bytes"), "{bad}");
+    let shown = process::ok(stage.vexctl().arg("tune"));
+    assert!(shown.lines().any(|line| line.split_whitespace().eq(["cleaner_mib_per_s", "7"])), "{shown}");
+
     let drained = process::ok(stage.vexctl().arg("drain"));
     assert!(drained.contains("drained"), "{drained}");
     daemon.ends();
@@ -197,4 +207,156 @@ fn a_killed_daemons_control_socket_is_replaced() {
     let daemon = stage.daemon();
     assert_eq!(json(stage.vexctl().args(["status", "--json"]))["pid"], daemon.pid());
     daemon.stop();
+}
+
+/// fio that writes and verifies for some seconds.
+fn fio(stage: &Stage) -> Background {
+    let mut fio = tool("fio");
+    fio.args([
+        "--name=x",
+        "--ioengine=nbd",
+        "--rw=randwrite",
+        "--bsrange=4k-32k",
+        "--size=24m",
+        "--iodepth=16",
+    ]);
+    fio.args([
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_backlog=512",
+        "--rate_iops=700",
+        "--randrepeat=1",
+    ]);
+    fio.arg(format!("--uri={}", stage.uri())).current_dir(stage.path("."));
+    Background::spawn(&fio, &stage.path("fio.log"))
+}
+
+fn pid(stage: &Stage) -> Option<u64> {
+    let output = process::output(stage.vexctl().args(["status", "--json", "--daemon", "image"]));
+    serde_json::from_slice::<Value>(&output.stdout).ok()?["pid"].as_u64()
+}
+
+fn clients(stage: &Stage) -> usize {
+    json(stage.vexctl().args(["status", "--json"]))["connections"].as_array().unwrap().len()
+}
+
+/// Waits until fio's requests arrive.
+fn wait_for_client(stage: &Stage, fio: &mut Background) {
+    fio.wait_until("fio being connected", || clients(stage) > 0);
+}
+
+#[test]
+fn a_running_fio_sees_no_error_when_new_processes_take_over() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let mut daemon = stage.daemon();
+    let mut fio = fio(&stage);
+    for round in 0..3 {
+        wait_for_client(&stage, &mut fio);
+        let successor = Background::spawn(
+            stage.daemon_command().args(["--takeover", "--log", "blockd=debug"]),
+            &stage.path(&format!("successor-{round}.log")),
+        );
+        daemon.ends();
+        assert!(stage.socket().exists() && stage.run_dir().join("image.sock").exists(), "the sockets stay");
+        assert_eq!(pid(&stage), Some(successor.pid().into()), "{}", successor.log());
+        daemon = successor.into();
+        assert!(fio.ended().is_none() || round > 0, "fio outlasts a hand-over: {}", fio.log());
+    }
+    assert!(fio.wait().success(), "{}\n{}", fio.log(), daemon.log());
+    daemon.stop();
+    assert!(!stage.socket().exists(), "the last one removes the socket");
+}
+
+#[test]
+fn a_daemon_starts_its_own_successor_at_sigusr2() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let daemon = stage.daemon();
+    let mut fio = fio(&stage);
+    wait_for_client(&stage, &mut fio);
+    let old = daemon.pid();
+    process::ok(Command::new("kill").args(["-USR2", &old.to_string()]));
+    daemon.ends();
+    let new = pid(&stage).expect("the successor answers");
+    assert_ne!(new, u64::from(old));
+    assert!(fio.wait().success(), "{}", fio.log());
+    process::ok(stage.vexctl().arg("drain"));
+    vexfs_tests::wait::until("the end of the successor", || {
+        (!Path::new(&format!("/proc/{new}")).exists()).then_some(())
+    });
+}
+
+#[test]
+fn a_successor_that_dies_leaves_everything_as_it_was() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let daemon = stage.daemon();
+    let mut fio = fio(&stage);
+    wait_for_client(&stage, &mut fio);
+    for round in 0..3 {
+        let mut successor = UnixStream::connect(stage.run_dir().join("image.sock")).unwrap();
+        successor.write_all(b"{\"cmd\":\"takeover\"}\n").unwrap();
+        let mut said = [0; 8];
+        successor.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"VEXFSHO1", "round {round}: {}", daemon.log());
+        drop(successor);
+        vexfs_tests::wait::until("the daemon being back", || pid(&stage));
+    }
+    assert_eq!(pid(&stage), Some(daemon.pid().into()));
+    assert!(fio.wait().success(), "{}\n{}", fio.log(), daemon.log());
+    assert!(daemon.log().contains("going on in this process"), "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn a_mount_goes_on_in_its_session_when_a_new_process_takes_over() {
+    let stage = Stage::vexfs(128);
+    let mut daemon = stage.daemon();
+    let mount = stage.mount_daemon();
+    for round in 0..3 {
+        let name = format!("before-{round}");
+        std::fs::write(mount.join(&name), vec![round; 1 << 20]).unwrap();
+        let successor = Background::spawn(
+            stage.daemon_command().arg("--takeover"),
+            &stage.path(&format!("successor-{round}.log")),
+        );
+        daemon.ends();
+        assert!(std::fs::read(mount.join(&name)).unwrap() == vec![round; 1 << 20]);
+        let file = std::fs::File::create(mount.join(format!("after-{round}"))).unwrap();
+        (&file).write_all(b"x").unwrap();
+        file.sync_all().unwrap();
+        daemon = successor.into();
+    }
+    mount.unmount();
+    daemon.stop();
+    let log = std::fs::read_to_string(stage.path("fuse.log")).unwrap();
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "the mount noticed nothing: {log}");
+}
+
+#[test]
+fn taking_over_from_nobody_is_refused() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let refused = process::fails(stage.daemon_command().arg("--takeover"));
+    assert!(refused.contains("image.sock") && refused.contains("is it running"), "{refused}");
+    let without = process::fails(stage.daemon_command().args(["--takeover", "--control", "none"]));
+    assert!(without.contains("control socket"), "{without}");
+}
+
+#[test]
+fn systemds_sockets_are_listened_on_and_left() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let config = stage.path("config.toml");
+    std::fs::write(
+        &config,
+        format!("control = \"none\"\n[[export]]\nimage = \"{}\"\n", stage.image().display()),
+    )
+    .unwrap();
+    let mut command = tool("systemd-socket-activate");
+    command.arg("-l").arg(stage.socket()).arg("--fdname=nbd").arg(ours("vexfs-blockd").get_program());
+    command.args(["serve", "--config"]).arg(&config);
+    let mut process = Background::spawn(&command, &stage.path("activate.log"));
+    process.wait_until("the socket", || stage.socket().exists());
+    qemu_io(&stage, &["write -P 7 0 1M", "read -P 7 0 1M"]);
+    assert!(process.log().contains("serving"), "{}", process.log());
+    process.terminate();
+    assert!(process.wait().success(), "{}", process.log());
+    assert!(stage.socket().exists(), "it is not ours to remove");
 }

@@ -1,5 +1,6 @@
 //! The daemon as its commands see it.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -36,6 +37,7 @@ pub struct Host {
     draining: AtomicBool,
     server: Stopper,
     on_drain: Box<dyn Fn() + Send + Sync>,
+    successor: Mutex<Option<UnixStream>>,
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
 }
@@ -58,6 +60,7 @@ impl Host {
             draining: AtomicBool::new(false),
             server,
             on_drain,
+            successor: Mutex::new(None),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
         })
@@ -130,6 +133,19 @@ impl Host {
             (self.on_drain)();
         }
         self.server.stop();
+    }
+
+    /// Hands everything over to the process at the other end of a socket. Does not wait.
+    pub fn hand_over(&self, successor: UnixStream) {
+        // One that asked before has given up, or it would have got everything by now.
+        *self.successor.lock() = Some(successor);
+        self.draining.store(true, Ordering::SeqCst);
+        self.server.hand_over();
+    }
+
+    /// Who wants everything, if it is not to end for good.
+    pub fn take_successor(&self) -> Option<UnixStream> {
+        self.successor.lock().take()
     }
 
     /// It is about to end.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::paths;
+use crate::handover::{Handed, Kind, ListenerState};
 use crate::nbd::server::{BindError, MODE, SocketFile};
 
 /// Where to listen.
@@ -53,7 +54,9 @@ impl fmt::Display for Address {
 /// A bound socket; a unix socket's file goes away with it.
 pub struct Listening {
     fd: Arc<OwnedFd>,
-    _file: Option<SocketFile>,
+    address: Address,
+    activated: bool,
+    file: Option<SocketFile>,
 }
 
 impl Listening {
@@ -68,14 +71,45 @@ impl Listening {
             Address::Unix(path) => {
                 paths::make_directory(path).map_err(system("make the directory of", path.clone()))?;
                 let (socket, file) = SocketFile::bind(path, MODE)?;
-                Ok(Listening { fd: Arc::new(socket.into()), _file: Some(file) })
+                Ok(Listening {
+                    fd: Arc::new(socket.into()),
+                    address: address.clone(),
+                    activated: false,
+                    file: Some(file),
+                })
             }
             Address::Tcp(tcp) => {
                 let listener = TcpListener::bind(tcp)
                     .map_err(system("listen on", PathBuf::from(address.to_string())))?;
-                Ok(Listening { fd: Arc::new(listener.into()), _file: None })
+                Ok(Listening {
+                    fd: Arc::new(listener.into()),
+                    address: address.clone(),
+                    activated: false,
+                    file: None,
+                })
             }
         }
+    }
+
+    /// Goes on with a socket that a predecessor bound. Its file is ours from now on, unless it is somebody else's.
+    pub fn adopt(address: &Address, socket: OwnedFd, activated: bool) -> Self {
+        let file = match address {
+            Address::Unix(path) if !activated => SocketFile::adopt(path),
+            _ => None,
+        };
+        Listening { fd: Arc::new(socket), address: address.clone(), activated, file }
+    }
+
+    /// For a successor. The file of a unix socket stays.
+    ///
+    /// # Errors
+    /// No more descriptors are to be had.
+    pub fn hand_over(mut self, kind: Kind) -> std::io::Result<Handed> {
+        if let Some(file) = self.file.take() {
+            file.keep();
+        }
+        let state = ListenerState { kind, address: self.address.to_string(), activated: self.activated };
+        Ok(Handed { socket: self.fd.try_clone()?, state })
     }
 
     /// The socket.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::stats::{RequestStats, StoreStats};
+use crate::store::scrub::Report;
 use crate::volume::status::VolumeStatus;
 
 /// Longest request, in bytes with its newline.
@@ -74,8 +75,29 @@ pub enum Request {
         /// Path of a unix socket that takes the stream.
         into: PathBuf,
     },
+    /// Change settings of one volume, or of all, until they are closed; gives what holds then, by export.
+    Tune {
+        /// The export; all if it is missing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// By key; empty changes nothing.
+        #[serde(default)]
+        set: BTreeMap<String, u64>,
+    },
+    /// Read a volume whole and check every checksum: a [`Scrubbed`], and
+    /// [`crate::store::scrub::Progress`] meanwhile.
+    Scrub {
+        /// The export; may be missing if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// Most bytes to read a second; 0 = no limit.
+        #[serde(default)]
+        bytes_per_s: u64,
+    },
     /// Take no more clients, finish, exit.
     Drain {},
+    /// Hand everything over to the process that asks. The answer is not JSON: see [`crate::handover`].
+    Takeover {},
 }
 
 /// One line of an answer.
@@ -139,6 +161,18 @@ pub struct ExportStatus {
     pub image: String,
     /// The volume in it.
     pub volume: VolumeStatus,
+}
+
+/// What a scrub found.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct Scrubbed {
+    /// Path of the image.
+    pub image: String,
+    /// `raw` or `vexfs`.
+    pub kind: String,
+    /// The findings.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
 /// Counters of a daemon at a moment.

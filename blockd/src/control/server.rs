@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::net::SocketFlags;
@@ -46,6 +46,7 @@ pub struct Gone;
 pub struct Replies {
     lines: mpsc::Sender<Vec<u8>>,
     socket: OwnedFd,
+    taken: Arc<AtomicBool>,
 }
 
 impl Replies {
@@ -61,9 +62,19 @@ impl Replies {
         self.lines.blocking_send(line(reply)).map_err(|_| Gone)
     }
 
-    /// The client's socket itself, for what is not JSON.
+    /// The client's socket, to ask who it is.
     pub fn socket(&self) -> &OwnedFd {
         &self.socket
+    }
+
+    /// The client's socket itself, for what is not JSON: nothing more is sent or read by the side thread.
+    ///
+    /// # Errors
+    /// No more descriptors are to be had.
+    pub fn take_socket(&self) -> io::Result<OwnedFd> {
+        let socket = self.socket.try_clone()?;
+        self.taken.store(true, Ordering::SeqCst);
+        Ok(socket)
     }
 }
 
@@ -101,8 +112,13 @@ pub(super) async fn serve(
             }
         };
         let full = connections.len() >= CONNECTIONS_MAX;
-        let connection =
-            Connection { stream, handler: Arc::clone(&handler), jobs: Arc::clone(&jobs), stop: stop.clone() };
+        let connection = Connection {
+            stream,
+            handler: Arc::clone(&handler),
+            jobs: Arc::clone(&jobs),
+            stop: stop.clone(),
+            taken: Arc::default(),
+        };
         connections.spawn_local(async move {
             if full {
                 let refusal = Reply::Error("too many control connections; try again later".into());
@@ -126,11 +142,15 @@ struct Connection {
     handler: Arc<dyn Handler>,
     jobs: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
+    /// Somebody else has the socket.
+    taken: Arc<AtomicBool>,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.stream.shut_down();
+        if !self.taken.load(Ordering::SeqCst) {
+            self.stream.shut_down();
+        }
     }
 }
 
@@ -171,7 +191,11 @@ impl Connection {
             Err(error) => return self.reply(&Reply::Error(format!("not a request: {error}"))).await,
         };
         let (lines, mut waiting) = mpsc::channel(REPLIES_MAX);
-        let replies = Replies { lines, socket: self.stream.as_fd().try_clone_to_owned()? };
+        let replies = Replies {
+            lines,
+            socket: self.stream.as_fd().try_clone_to_owned()?,
+            taken: Arc::clone(&self.taken),
+        };
         let Some(share) = Share::take(&self.jobs) else {
             let text = "too many requests are being carried out; try again later";
             return self.reply(&Reply::Error(text.into())).await;
@@ -183,8 +207,10 @@ impl Connection {
                 Ok(result) => Reply::Result(result),
                 Err(why) => Reply::Error(why),
             };
-            // A client that has gone does not want to know.
-            let _ = replies.send(&reply);
+            if !replies.taken.load(Ordering::SeqCst) {
+                // A client that has gone does not want to know.
+                let _ = replies.send(&reply);
+            }
         });
         if let Err(error) = started {
             return self.reply(&Reply::Error(format!("no thread can be started for it: {error}"))).await;
@@ -193,6 +219,9 @@ impl Connection {
         while let Some(line) = waiting.recv().await {
             any = true;
             self.stream.write_within(line, PATIENCE).await?;
+        }
+        if self.taken.load(Ordering::SeqCst) {
+            return Err(io::Error::other("its socket was taken"));
         }
         if !any {
             return self.reply(&Reply::Error("the command broke off; see the daemon's log".into())).await;

@@ -18,6 +18,9 @@ use crate::storage::Read;
 /// Longest single read of the backing, in pages.
 const RUN_PAGES_MAX: usize = 256;
 
+/// Leaves looked at under one hold of the map's lock.
+const LEAVES_MAX: usize = 4096;
+
 /// Fills `buf` with whole device pages from `first` on.
 pub struct PageRead<'a> {
     /// First device page.
@@ -46,7 +49,8 @@ impl Shared {
             }
             at += pages;
         }
-        self.storage.read_batch(&mut batch);
+        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
+        self.storage.read_cached(&mut batch);
         drop(batch);
         let mut at = 0;
         for read in reads.iter_mut() {
@@ -174,11 +178,23 @@ impl Shared {
     pub fn empty_meta(&self, segment: u32) -> Result<(), IoError> {
         let ids = self.maps.read().ids();
         for id in ids {
-            let keys = self.maps.read().map(id).map(|map| map.clean_in(segment)).unwrap_or_default();
-            for key in keys {
-                while !self.maps.write().map_mut(id).is_none_or(|map| map.make_dirty(key)) {
-                    self.load_leaf_of(id, key)?;
-                }
+            let above = self.maps.read().map(id).map(|map| map.leaves_above(segment)).unwrap_or_default();
+            self.make_dirty(id, above)?;
+            let mut from = Some(0);
+            while let Some(key) = from {
+                let found = self.maps.read().map(id).map(|map| map.clean_in(segment, key, LEAVES_MAX));
+                let (keys, next) = found.unwrap_or_default();
+                self.make_dirty(id, keys)?;
+                from = next;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_dirty(&self, id: MapId, keys: Vec<u64>) -> Result<(), IoError> {
+        for key in keys {
+            while !self.maps.write().map_mut(id).is_none_or(|map| map.make_dirty(key)) {
+                self.load_leaf_of(id, key)?;
             }
         }
         Ok(())

@@ -3,14 +3,16 @@
 //! [`options`]: how it is made and opened. [`inbox`]: what waits for the log. [`writer`]: which thread drives it.
 //! [`worker`]: what it does, giving every change its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
-//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`resize`]: images
-//! made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of them, as a stream.
+//! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`part`]: writes of parts of
+//! pages. [`resize`]: images made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of
+//! them, as a stream.
 
 mod allocation;
 pub mod backup;
 mod inbox;
 pub mod options;
 mod page_name;
+mod part;
 mod reads;
 pub mod resize;
 mod scrub;
@@ -187,6 +189,8 @@ impl Volume {
                 tracing::error!("a thread of the volume panicked");
             }
         }
+        // All who could write have ended.
+        self.core.store.storage.release();
         result
     }
 
@@ -333,6 +337,14 @@ impl Device for Volume {
             Some(writer) => writer.submit([Request::Disconnect { client }]),
             None => self.core.sessions.lock().disconnect(client),
         }
+    }
+
+    fn client_state(&self, client: ClientId) -> Vec<u8> {
+        self.core.sessions.lock().client_state(client)
+    }
+
+    fn restore_client(&self, client: ClientId, state: &[u8]) {
+        self.core.sessions.lock().restore_client(client, state);
     }
 
     fn submit(&self, client: ClientId, op: IoOp, done: Done) {

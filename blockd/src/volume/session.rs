@@ -11,6 +11,7 @@ use layout::command::{
     CMD_ATTACH, CMD_CLONE_RANGE, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN, CMD_SNAPSHOT, COMMAND_MAGIC, Command,
     CommandReply, OPEN_READ_ONLY, RANGES_MAX, REPLY_MAGIC,
 };
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::{ClientId, IoError};
@@ -33,6 +34,22 @@ pub struct Sessions {
 struct Reply {
     last: LastCommand,
     message: [u8; 216],
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedClient {
+    attached: Option<u64>,
+    reply: Option<SavedReply>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedReply {
+    session: u64,
+    id: u64,
+    epoch: u64,
+    op: u32,
+    errno: u32,
+    message: Vec<u8>,
 }
 
 /// What a command asks of the log.
@@ -70,6 +87,35 @@ impl Sessions {
     pub fn disconnect(&mut self, client: ClientId) {
         self.attached.remove(&client);
         self.replies.remove(&client);
+    }
+
+    /// What a successor must know of a client: the session it is attached to, and its last reply.
+    pub fn client_state(&self, client: ClientId) -> Vec<u8> {
+        let attached = self.attached.get(&client).copied();
+        let reply = self.replies.get(&client).map(|Reply { last, message }| SavedReply {
+            session: last.session,
+            id: last.id,
+            epoch: last.epoch,
+            op: last.op,
+            errno: last.errno,
+            message: message.to_vec(),
+        });
+        // Numbers and bytes: there is nothing that JSON could not hold.
+        serde_json::to_vec(&SavedClient { attached, reply }).unwrap_or_default()
+    }
+
+    /// The client was known so to the predecessor. Whether its session lives on is decided at each request, as ever.
+    pub fn restore_client(&mut self, client: ClientId, state: &[u8]) {
+        let Ok(SavedClient { attached, reply }) = serde_json::from_slice(state) else { return };
+        if let Some(session) = attached {
+            self.attached.insert(client, session);
+        }
+        if let Some(SavedReply { session, id, epoch, op, errno, message }) = reply
+            && let Ok(message) = message.try_into()
+        {
+            self.replies
+                .insert(client, Reply { last: LastCommand { session, id, epoch, op, errno }, message });
+        }
     }
 
     /// Whether the client may change the volume.

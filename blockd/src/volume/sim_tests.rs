@@ -7,6 +7,7 @@ mod checkpoints;
 mod corners;
 mod driver;
 mod faults;
+mod part;
 mod raw;
 mod resize;
 mod scrub;

@@ -9,6 +9,7 @@ use layout::addr::{CLASS0_BASE, COMMAND_PAGE, PAGE, SUPERBLOCK_PAGE};
 use super::Core;
 use super::inbox::{Inbox, Request};
 pub(crate) use super::inbox::{Internal, InternalSender};
+use super::part::Parts;
 use super::session::Action;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError, VolumeKind};
@@ -42,13 +43,22 @@ pub(super) struct Worker {
     log: Log,
     inbox: Arc<Inbox>,
     backlog: VecDeque<Request>,
+    parts: Parts,
     cleaner: Option<CleanerLink>,
     shutdown: Option<JobDone>,
 }
 
 impl Worker {
     pub(super) fn new(core: Arc<Core>, log: Log, inbox: Arc<Inbox>, cleaner: Option<CleanerLink>) -> Self {
-        Worker { core, log, inbox, backlog: VecDeque::new(), cleaner, shutdown: None }
+        Worker {
+            core,
+            log,
+            inbox,
+            backlog: VecDeque::new(),
+            parts: Parts::default(),
+            cleaner,
+            shutdown: None,
+        }
     }
 
     #[cfg(test)]
@@ -96,7 +106,7 @@ impl Worker {
 
     /// A request that was taken from the inbox waits here, and could be handled.
     pub(super) fn has_backlog(&self) -> bool {
-        self.backlog.front().is_some_and(|request| !needs_quiet(request) || self.log.is_quiet())
+        self.backlog.front().is_some_and(|request| !self.must_wait(request))
     }
 
     fn look_for_space(&self) {
@@ -167,8 +177,7 @@ impl Worker {
             let Some(request) = self.backlog.pop_front().or_else(|| self.inbox.next_request()) else {
                 break;
             };
-            if needs_quiet(&request) && !self.log.is_quiet() {
-                // A part of a page is changed: what is under way must be in the map first.
+            if self.must_wait(&request) {
                 self.backlog.push_front(request);
                 break;
             }
@@ -203,9 +212,11 @@ impl Worker {
             return done(Ok(None));
         }
         if !offset.is_multiple_of(PAGE as u64) || !buf.len().is_multiple_of(PAGE) {
-            return self.write_part(offset, &buf, fua, done);
+            let job = self.parts.write(&self.core.store, offset, &buf, job_done(done));
+            return self.submit_part(job, fua);
         }
         let pages = buf.len() / PAGE;
+        self.parts.replaced(page, pages as u64);
         let mut job = Job::new([Op::Write { first: page, buf, page_in_buf: 0, pages }], job_done(done));
         job.durable = fua;
         if vexfs {
@@ -221,77 +232,37 @@ impl Worker {
         self.log.submit_user(job);
     }
 
-    /// A write that is not whole pages (raw volumes): the pages around it are read first. The log
-    /// is idle, so the map is up to date.
-    fn write_part(&mut self, offset: u64, bytes: &[u8], fua: bool, done: Done) {
-        let first = offset / PAGE as u64;
-        let skip = (offset % PAGE as u64) as usize;
-        let len = (skip + bytes.len()).next_multiple_of(PAGE);
-        let mut pages = AlignedBuf::zeroed(len);
-        let last = len - PAGE;
-        let (head, tail) = (first, first + (last / PAGE) as u64);
-        if let Err(e) = self.core.store.read_run(head, &mut pages[..PAGE]) {
-            return done(Err(e));
-        }
-        if tail != head
-            && let Err(e) = self.core.store.read_run(tail, &mut pages[last..])
-        {
-            return done(Err(e));
-        }
-        pages[skip..skip + bytes.len()].copy_from_slice(bytes);
-        let op = Op::Write { first, buf: Arc::new(pages), page_in_buf: 0, pages: len / PAGE };
-        let mut job = Job::new([op], job_done(done));
-        job.durable = fua;
-        self.log.submit_user(job);
-    }
-
     fn zero(&mut self, client: ClientId, offset: u64, len_bytes: u64, fua: bool, done: Done) {
         if self.core.store.kind == VolumeKind::VexFs
             && let Err(e) = self.core.sessions.lock().check(client, self.log.session().session())
         {
             return done(Err(e));
         }
-        let mut job = Job::new([], Box::new(|_| {}));
-        match self.zero_ops(offset, len_bytes) {
-            Ok(ops) => job.ops = ops,
-            Err(e) => return done(Err(e)),
-        }
-        if job.ops.is_empty() {
-            return done(Ok(None));
-        }
-        job.durable = fua;
-        job.class = Class::Metadata;
-        job.done = job_done(done);
-        self.log.submit_user(job);
+        let job = self.parts.zero(&self.core.store, offset, len_bytes, job_done(done)).map(|mut job| {
+            job.class = Class::Metadata;
+            job
+        });
+        self.submit_part(job, fua);
     }
 
-    /// Whole pages are discarded; parts of pages at the edges are overwritten with zeros.
-    fn zero_ops(&self, offset: u64, len_bytes: u64) -> Result<VecDeque<Op>, IoError> {
-        let size = PAGE as u64;
-        let end = offset + len_bytes;
-        let (first_whole, end_whole) = (offset.div_ceil(size), end / size);
-        let mut ops = VecDeque::new();
-        let mut edge = |page: u64, from: u64, to: u64| -> Result<(), IoError> {
-            let mut buf = AlignedBuf::zeroed(PAGE);
-            self.core.store.read_run(page, &mut buf)?;
-            buf[(from - page * size) as usize..(to - page * size) as usize].fill(0);
-            ops.push_back(Op::Write { first: page, buf: Arc::new(buf), page_in_buf: 0, pages: 1 });
-            Ok(())
-        };
-        if offset < end && first_whole > end_whole {
-            edge(end_whole, offset, end)?;
-            return Ok(ops);
+    fn submit_part(&mut self, job: Result<Job, (JobDone, IoError)>, fua: bool) {
+        match job {
+            Ok(job) if job.ops.is_empty() => (job.done)(Ok(())),
+            Ok(mut job) => {
+                job.durable = fua;
+                self.log.submit_user(job);
+            }
+            Err((done, e)) => done(Err(e)),
         }
-        if !offset.is_multiple_of(size) && offset < end {
-            edge(offset / size, offset, first_whole * size)?;
+    }
+
+    /// Whether a request changes part of a page whose content is not known yet.
+    fn must_wait(&self, request: &Request) -> bool {
+        match request {
+            Request::Write { offset, buf, .. } => self.parts.must_wait(&self.log, *offset, buf.len() as u64),
+            Request::Zero { offset, len_bytes, .. } => self.parts.must_wait(&self.log, *offset, *len_bytes),
+            Request::Flush { .. } | Request::Disconnect { .. } => false,
         }
-        if !end.is_multiple_of(size) && offset < end {
-            edge(end_whole, end_whole * size, end)?;
-        }
-        if end_whole > first_whole {
-            ops.push_back(Op::Discard { first: first_whole, count: end_whole - first_whole });
-        }
-        Ok(ops)
     }
 
     fn command(&mut self, client: ClientId, page: &[u8], done: Done) {
@@ -309,15 +280,5 @@ impl Worker {
                 self.log.submit_user(job);
             }
         }
-    }
-}
-
-/// Whether a request changes part of a page.
-fn needs_quiet(request: &Request) -> bool {
-    let size = PAGE as u64;
-    match request {
-        Request::Write { offset, buf, .. } => !(offset | buf.len() as u64).is_multiple_of(size),
-        Request::Zero { offset, len_bytes, .. } => (offset | len_bytes) % size != 0,
-        Request::Flush { .. } | Request::Disconnect { .. } => false,
     }
 }

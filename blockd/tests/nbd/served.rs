@@ -32,7 +32,7 @@ impl Served {
         let server = Server::bind(listeners, exports, limits).expect("bound");
         let addresses = server.addresses();
         let stopper = server.stopper();
-        let thread = std::thread::spawn(move || server.run());
+        let thread = std::thread::spawn(move || drop(server.run()));
         (Served { stopper, thread: Some(thread) }, addresses)
     }
 

@@ -27,9 +27,10 @@ EXAMPLES
   vexctl scrub docs.img
   vexctl snapshot create docs.img monday
   vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
+  vexctl scrub --export docs --rate 50M
   vexctl resize docs.img --size 20G
 
-scrub and resize work on an image that nothing else has open. status, checkpoint, tune, compact, drain and stats without DIR ask
+resize, and scrub of an image, want that nothing else has it open. status, scrub without IMAGE, checkpoint, tune, compact, drain and stats without DIR ask
 daemons by their control sockets: /run/vexfs/NAME.sock (for users other than root $XDG_RUNTIME_DIR/vexfs/NAME.sock; $VEXFS_RUN_DIR names
 another directory). All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user
 who runs it.";
@@ -62,6 +63,12 @@ pub enum Command {
     Status(StatusArgs),
     /// Have a daemon write a checkpoint, so that its next start has nothing to replay.
     Checkpoint(CheckpointArgs),
+    /// Change how a daemon keeps house, while it serves; without KEY=VALUE, show it.
+    ///
+    /// Keys: cleaner_mib_per_s (what the cleaner moves at most while nobody waits for space; 0 for no limit), checkpoint_mib (log
+    /// between checkpoints: bounds the time of recovery), free_segments (what the cleaner aims for; 0 chooses), dead_percent_max (the
+    /// cleaner goes on while more than this part of the filled space is dead; 100 for never). A change holds until the daemon ends.
+    Tune(TuneArgs),
     /// Have a daemon take no more clients, finish what is under way, write everything and end.
     ///
     /// Waits for its end.
@@ -90,7 +97,7 @@ pub enum Command {
     ///
     /// Each bad page is named: its device page, its place in the image, the checksum expected and found, and, on a
     /// VexFS volume, the inode and the bytes of the file. What nothing refers to any more does not count. The image
-    /// is only read; what a live session has not committed yet is not looked at.
+    /// is only read; what a live session has not committed yet is not looked at. A daemon does it beside everything else.
     Scrub(ScrubArgs),
     /// Snapshots: named states of a volume, kept beside it.
     #[command(subcommand)]
@@ -133,15 +140,20 @@ pub struct ResizeArgs {
 
 #[derive(Args)]
 pub struct ScrubArgs {
-    /// The image or block device; nothing else may have it open for writing.
-    pub image: PathBuf,
-    /// Write a bad superblock slot anew from its twin.
-    #[arg(long)]
+    /// The image or block device, which nothing else may have open for writing; without it, a daemon is asked.
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// The daemon's export [default: the only one].
+    #[arg(long, short = 'x', value_name = "NAME", conflicts_with = "image")]
+    pub export: Option<String>,
+    /// Write a bad superblock slot anew from its twin (a daemon does it anyway).
+    #[arg(long, requires = "image")]
     pub repair: bool,
     /// Most bytes to read a second; suffixes K, M, G are powers of 1024.
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub rate: Option<u64>,
-    /// Print JSON: {"image","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","device_page","segment",
+    /// Print JSON: {"image","kind","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","device_page","segment",
     /// "segment_page","image_byte","crc_expected","crc_found","why"}],"superblock_repaired","stopped"}.
     #[arg(long)]
     pub json: bool,
@@ -217,6 +229,27 @@ pub struct CheckpointArgs {
     pub export: Option<String>,
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+#[derive(Args)]
+pub struct TuneArgs {
+    /// What to change.
+    #[arg(value_name = "KEY=VALUE", value_parser = setting)]
+    pub set: Vec<(String, u64)>,
+    /// Only this export.
+    #[arg(long, short = 'e', value_name = "NAME")]
+    pub export: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+fn setting(text: &str) -> Result<(String, u64), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as cleaner_mib_per_s=50")?;
+    let value = value.parse().map_err(|_| format!("{value:?} is not a whole number"))?;
+    Ok((key.to_owned(), value))
 }
 
 #[derive(Args)]

@@ -1,4 +1,4 @@
-//! `vexctl scrub`: reads an image that no daemon has open, and reports what is damaged.
+//! `vexctl scrub`: reads an image that no daemon has open, or has a daemon read it, and reports what is damaged.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -7,48 +7,102 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
+use blockd::control::protocol::{Request, Scrubbed};
 use blockd::device::{Device, VolumeKind};
+use blockd::storage::file::OpenError;
 use blockd::store::StoreError;
-use blockd::store::scrub::{Control, Damaged, Progress, Report};
+use blockd::store::scrub::{BadPage, Control, Damaged, Progress};
 use blockd::volume::{OpenOptions, Volume};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::cli::ScrubArgs;
-use crate::output::print;
+use crate::daemon::connect;
+use crate::output::{print, tame};
 
 /// Damage was found and remains.
 const DAMAGED: u8 = 4;
 /// Ended by a signal.
 const INTERRUPTED: u8 = 130;
+/// Kind of a volume with a file system.
+const VEXFS: &str = "vexfs";
 /// Time between two lines of progress where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Scrubs.
 ///
 /// # Errors
-/// The image cannot be read at all, or is no store.
+/// The image cannot be read at all, or is no store; or no daemon answers.
 pub fn run(args: &ScrubArgs) -> Result<ExitCode> {
+    let scrubbed = match &args.image {
+        Some(image) => offline(image, args)?,
+        None => Some(by_daemon(args)?),
+    };
+    let Some(scrubbed) = scrubbed else { return Ok(ExitCode::from(DAMAGED)) };
+    let report = &scrubbed.report;
+    let repaired =
+        |b: &&BadPage| report.superblock_repaired && matches!(b.damaged, Damaged::SuperblockSlot { .. });
+    let remaining = report.bad_count - report.bad.iter().filter(repaired).count() as u64;
+    if args.json {
+        let mut out = serde_json::to_value(&scrubbed)?;
+        out["clean"] = json!(report.bad_count == 0 && !report.stopped);
+        print(&format!("{out}\n"))?;
+    } else {
+        print(&tame(&text(&scrubbed)))?;
+    }
+    Ok(match (remaining, report.stopped) {
+        (1.., _) => ExitCode::from(DAMAGED),
+        (0, true) => ExitCode::from(INTERRUPTED),
+        (0, false) => ExitCode::SUCCESS,
+    })
+}
+
+fn by_daemon(args: &ScrubArgs) -> Result<Scrubbed> {
+    let request = Request::Scrub { export: args.export.clone(), bytes_per_s: args.rate.unwrap_or(0) };
+    let mut meter = Meter::new(args.json);
+    let scrubbed = connect(&args.daemon)?.ask_with_progress(&request, |value| {
+        // What another version says of its progress is not worth an error.
+        if let Ok(progress) = serde_json::from_value(value) {
+            meter.show(progress);
+        }
+    });
+    meter.clear();
+    Ok(scrubbed?)
+}
+
+/// Scrubs an image; none if it is too damaged to be opened, which is said.
+fn offline(image: &Path, args: &ScrubArgs) -> Result<Option<Scrubbed>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("signals cannot be caught")?;
     }
-    let volume = match open(&args.image, true) {
+    let volume = match open(image, true) {
         Ok(volume) => volume,
         Err(
             e @ (StoreError::Corrupt { .. } | StoreError::LogBroken { .. } | StoreError::Truncated { .. }),
         ) => {
             let error = blockd::report::one_line(&e);
             if args.json {
-                print(&format!("{}\n", json!({"image": args.image, "clean": false, "error": error})))?;
+                print(&format!("{}\n", json!({"image": image, "clean": false, "error": error})))?;
             }
-            eprintln!("vexctl: {}: {error}", args.image.display());
-            return Ok(ExitCode::from(DAMAGED));
+            eprintln!("vexctl: {}: {error}", image.display());
+            return Ok(None);
         }
-        Err(e) => return Err(anyhow!("{}: {}", args.image.display(), blockd::report::one_line(&e))),
+        Err(e) => {
+            let remedy = match e {
+                StoreError::Open(OpenError::InUse { .. }) => {
+                    " (or have its daemon do it: vexctl scrub --export NAME)"
+                }
+                _ => "",
+            };
+            bail!("{}: {}{remedy}", image.display(), blockd::report::one_line(&e));
+        }
     };
-    let kind = volume.info().kind;
+    let kind = match volume.info().kind {
+        VolumeKind::Raw => "raw",
+        VolumeKind::VexFs => VEXFS,
+    };
     let mut meter = Meter::new(args.json);
     let rate = AtomicU64::new(args.rate.unwrap_or(0));
     let mut report =
@@ -58,36 +112,20 @@ pub fn run(args: &ScrubArgs) -> Result<ExitCode> {
     drop(volume);
     if args.repair && report.superblock_is_bad() {
         // A start writes both slots before anything else.
-        let volume = open(&args.image, false).map_err(|e| {
+        let volume = open(image, false).map_err(|e| {
             anyhow!("the bad superblock slot cannot be written anew: {}", blockd::report::one_line(&e))
         })?;
         volume.shutdown()?;
         report.superblock_repaired = true;
     }
-    let repaired = |b: &&blockd::store::scrub::BadPage| {
-        report.superblock_repaired && matches!(b.damaged, Damaged::SuperblockSlot { .. })
-    };
-    let remaining = report.bad_count - report.bad.iter().filter(repaired).count() as u64;
-    if args.json {
-        let mut out = serde_json::to_value(&report)?;
-        out["image"] = json!(args.image);
-        out["clean"] = json!(report.bad_count == 0 && !report.stopped);
-        print(&format!("{out}\n"))?;
-    } else {
-        print(&text(&args.image, kind, &report))?;
-    }
-    Ok(match (remaining, report.stopped) {
-        (1.., _) => ExitCode::from(DAMAGED),
-        (0, true) => ExitCode::from(INTERRUPTED),
-        (0, false) => ExitCode::SUCCESS,
-    })
+    Ok(Some(Scrubbed { image: image.display().to_string(), kind: kind.to_owned(), report }))
 }
 
 fn open(image: &Path, read_only: bool) -> Result<Arc<Volume>, StoreError> {
     Volume::open(image, &OpenOptions { read_only, cleaner: false, ..OpenOptions::default() })
 }
 
-fn text(image: &Path, kind: VolumeKind, report: &Report) -> String {
+fn text(Scrubbed { image, kind, report }: &Scrubbed) -> String {
     let mut out = String::new();
     for bad in &report.bad {
         out += &format!("bad: {bad}\n");
@@ -107,17 +145,14 @@ fn text(image: &Path, kind: VolumeKind, report: &Report) -> String {
         n => format!("{n} bad pages"),
     };
     let stopped = if report.stopped { "; stopped before the end" } else { "" };
-    out += &format!("{}: {pages} pages ({read}) checked, {found}{stopped}\n", image.display());
+    out += &format!("{image}: {pages} pages ({read}) checked, {found}{stopped}\n");
     let has = |wanted: fn(&Damaged) -> bool| report.bad.iter().any(|b| wanted(&b.damaged));
     if has(|d| matches!(d, Damaged::Page { .. })) {
-        out += match kind {
-            VolumeKind::VexFs => {
-                "Reading these bytes fails with EIO until they are written again: restore the files from a copy \
-                 (find MOUNT -inum N names the file of an inode).\n"
-            }
-            VolumeKind::Raw => {
-                "Reading these pages fails with EIO until they are written again: restore them from a copy.\n"
-            }
+        out += if kind == VEXFS {
+            "Reading these bytes fails with EIO until they are written again: restore the files from a copy (find MOUNT -inum N \
+             names the file of an inode).\n"
+        } else {
+            "Reading these pages fails with EIO until they are written again: restore them from a copy.\n"
         };
     }
     if has(|d| matches!(d, Damaged::Checkpoint | Damaged::MapLeaf { .. })) {

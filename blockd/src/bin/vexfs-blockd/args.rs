@@ -50,6 +50,13 @@ pub struct Serve {
     #[command(flatten)]
     pub nbd: Nbd,
 
+    /// Take over from the daemon that runs with this name and control socket, without its clients noticing
+    ///
+    /// It finishes what is under way, writes a checkpoint and hands over its sockets and live connections with their
+    /// state. It goes on itself if this one cannot serve. Clients over TLS have to connect again.
+    #[arg(long)]
+    pub takeover: bool,
+
     /// How the image is read and written
     #[arg(long, value_enum, value_name = "ENGINE", requires = "image")]
     pub io: Option<Io>,
@@ -147,11 +154,13 @@ Signals:
   SIGTERM, SIGINT   Take no more requests, finish and answer those in flight, write a checkpoint,
                     remove the sockets and exit with status 0. A second signal exits at once; then
                     the next start replays the log.
+  SIGUSR2           Start this program's file anew, with the same arguments and --takeover.
 
-systemd: the service type is notify (READY, STOPPING, STATUS, WATCHDOG).
+systemd: the service type is notify (READY, STOPPING, STATUS, WATCHDOG, MAINPID); sockets that it passes are
+listened on: those named control and metrics for that, all others for NBD.
 
 Exit status:
-  0   Stopped by a signal or by vexctl drain, everything written.
+  0   Stopped by a signal or by vexctl drain, everything written; or a successor serves.
   1   An error; standard error says what and what to do.
   2   A wrong command line.
 

@@ -25,6 +25,9 @@ pub fn run(args: &CheckConfig) -> Result<()> {
     for listen in &settings.listen {
         writeln!(out, "  listen at {}", listen.address)?;
     }
+    if settings.listen.is_empty() {
+        writeln!(out, "  listen at the sockets that systemd passes, or not at all")?;
+    }
     match &settings.control {
         Control::Off => writeln!(out, "  have no control socket")?,
         Control::Default(path) | Control::At(path) => {

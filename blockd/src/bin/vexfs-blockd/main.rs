@@ -1,5 +1,6 @@
 //! `vexfs-blockd`: the daemon that serves an image.
 
+mod activation;
 mod args;
 mod check;
 mod config;
@@ -9,6 +10,7 @@ mod notify;
 mod serve;
 mod settings;
 mod side;
+mod signals;
 
 use std::process::ExitCode;
 

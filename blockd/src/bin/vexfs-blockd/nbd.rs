@@ -1,10 +1,12 @@
 //! The options of `serve` about NBD: where it listens, how that is protected, what is exported.
 
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use blockd::device::Device;
+use blockd::handover::{Handed, Kind};
 use blockd::nbd::client::Target;
 use blockd::nbd::server::{Address, Export, Listener, MODE, Security, TlsConfig, TlsFiles};
 use clap::Args as ClapArgs;
@@ -102,12 +104,44 @@ pub fn security(listen: &Listen) -> Result<Security> {
     }
 }
 
-/// A listener.
+/// The listeners; sockets that were handed over are taken out of `handed` and used.
 ///
 /// # Errors
 /// As [`security`].
-pub fn listener(listen: &Listen) -> Result<Listener> {
-    Ok(Listener::at(listen.address.clone(), security(listen)?).mode(listen.mode))
+pub fn listeners(listen: &[Listen], handed: &mut Vec<Handed>) -> Result<Vec<Listener>> {
+    let mut out = Vec::new();
+    for listen in listen {
+        let security = security(listen)?;
+        let addresses = bound_addresses(&listen.address);
+        let (mine, others): (Vec<_>, Vec<_>) = std::mem::take(handed)
+            .into_iter()
+            .partition(|handed| handed.state.kind == Kind::Nbd && addresses.contains(&handed.state.address));
+        *handed = others;
+        if mine.is_empty() {
+            out.push(Listener::at(listen.address.clone(), security.clone()).mode(listen.mode));
+        }
+        out.extend(mine.into_iter().map(|Handed { socket, state }| match state.activated {
+            true => Listener::inherited(socket, security.clone()),
+            false => Listener::adopted(socket, security.clone()),
+        }));
+    }
+    let (activated, others): (Vec<_>, Vec<_>) = std::mem::take(handed)
+        .into_iter()
+        .partition(|handed| handed.state.kind == Kind::Nbd && handed.state.activated);
+    *handed = others;
+    out.extend(activated.into_iter().map(|handed| Listener::inherited(handed.socket, Security::Socket)));
+    Ok(out)
+}
+
+/// What a socket that is bound to an address says of itself; several if a host has several addresses.
+fn bound_addresses(address: &Address) -> Vec<String> {
+    match address {
+        Address::Unix(_) => vec![address.to_string()],
+        // One that cannot be resolved is said to be so when it is bound.
+        Address::Tcp { host, port } => (host.as_str(), *port)
+            .to_socket_addrs()
+            .map_or_else(|_| Vec::new(), |found| found.map(|address| format!("tcp:{address}")).collect()),
+    }
 }
 
 /// A device under its name.

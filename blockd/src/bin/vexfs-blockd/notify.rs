@@ -19,6 +19,11 @@ pub fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
+/// This process is the daemon from now on.
+pub fn successor(pid: u32) {
+    send(&[NotifyState::MainPid(pid)]);
+}
+
 /// How often [`alive`] is to be called, if it is: twice as often as systemd wants to hear of us.
 pub fn watchdog_period() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)

@@ -1,46 +1,103 @@
-//! `vexfs-blockd serve`.
+//! `vexfs-blockd serve`: *starting* -> *serving* -> drained, or handed over to a successor. A hand-over that fails leads
+//! back to serving, with the same sockets and connections.
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use blockd::control::host::{Host, Served};
 use blockd::device::Device;
-use blockd::nbd::server::{Exports, Limits, Server, SnapshotExports};
+use blockd::handover::{self, Estate, Handed, Kind, ListenerState, Predecessor};
+use blockd::nbd::server::{Exports, Limits, Parked, Server, SnapshotExports};
 use blockd::report::one_line;
 use blockd::session::boot_id;
 use blockd::volume::Volume;
 use blockd::volume::snapshot::SnapshotError;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use rustix::net::sockopt::socket_peercred;
 
 use crate::args::Serve;
-use crate::settings::Settings;
+use crate::settings::{Control, Settings};
 use crate::side::SideWork;
-use crate::{logging, nbd, notify};
+use crate::signals::SignalThread;
+use crate::{activation, config, logging, nbd, notify};
 
-/// Serves until a signal or `vexctl drain` comes.
+/// Serves until a signal or `vexctl drain` comes, or a successor serves.
 ///
 /// # Errors
 /// It cannot serve, or not everything could be written at the end.
 pub fn run(args: &Serve) -> Result<()> {
     let settings = Settings::new(args)?;
     logging::start(&settings.log, settings.log_format)?;
-    let volumes = open(&settings)?;
-    let served = serve(&settings, &volumes);
-    let closed = close(&settings, &volumes);
-    let (host, side) = served?;
-    host.ended(match &closed {
-        Ok(()) => Ok(()),
-        Err(error) => Err(one_line(error.as_ref())),
-    });
-    side.stop();
-    closed
+    let signals = SignalThread::start(&settings)?;
+    let (mut estate, mut predecessor) = if args.takeover {
+        let (estate, predecessor) = take_over(&settings)?;
+        (estate, Some(predecessor))
+    } else {
+        (Estate { listeners: activation::listeners()?, connections: Vec::new() }, None)
+    };
+    loop {
+        let Some((successor, left)) = serve(&settings, estate, predecessor.take(), &signals)? else {
+            return Ok(());
+        };
+        let begun = std::time::Instant::now();
+        match handover::give(&left, &successor) {
+            Ok(()) => {
+                tracing::info!(took = ?begun.elapsed(), "handed over");
+                if let Ok(peer) = socket_peercred(&successor) {
+                    notify::successor(peer.pid.as_raw_nonzero().get().unsigned_abs());
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::error!(%error, "the successor did not begin to serve; going on in this process");
+                estate = left;
+            }
+        }
+    }
+}
+
+fn take_over(settings: &Settings) -> Result<(Estate, Predecessor)> {
+    match &settings.control {
+        Control::Off => {
+            bail!("--takeover needs the control socket of the running daemon, and none is configured")
+        }
+        Control::Default(path) | Control::At(path) => Ok(handover::take_over(path, settings.drain_timeout)?),
+    }
+}
+
+/// Serves once; gives what is left and who wants it, unless it ends for good.
+fn serve(
+    settings: &Settings,
+    estate: Estate,
+    predecessor: Option<Predecessor>,
+    signals: &SignalThread,
+) -> Result<Option<(UnixStream, Estate)>> {
+    let volumes = open(settings)?;
+    let served = serve_volumes(settings, &volumes, estate, predecessor, signals);
+    signals.watch(None);
+    let closed = close(settings, &volumes);
+    let Ended { host, side, connections, listeners } = served?;
+    let Some(successor) = host.take_successor() else {
+        host.ended(match &closed {
+            Ok(()) => Ok(()),
+            Err(error) => Err(one_line(error.as_ref())),
+        });
+        side.stop();
+        return closed.map(|()| None);
+    };
+    if let Err(error) = closed {
+        // Whoever opens it next replays the log.
+        tracing::error!("{}", one_line(error.as_ref()));
+    }
+    let mut estate = Estate { listeners, connections };
+    estate.listeners.extend(side.hand_over()?);
+    Ok(Some((successor, estate)))
 }
 
 fn open(settings: &Settings) -> Result<Vec<Arc<Volume>>> {
     let boot_id = boot_id()?.0;
-    let volume = |export: &crate::config::Export| {
+    let volume = |export: &config::Export| {
         Volume::open(&export.image, &export.options(boot_id))
             .with_context(|| format!("cannot open the image {}", export.image.display()))
     };
@@ -86,8 +143,21 @@ fn close(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<()> {
     first
 }
 
-fn serve(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<(Arc<Host>, SideWork)> {
-    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
+/// What is there when all clients are drained or parked.
+struct Ended {
+    host: Arc<Host>,
+    side: SideWork,
+    connections: Vec<Parked>,
+    listeners: Vec<Handed>,
+}
+
+fn serve_volumes(
+    settings: &Settings,
+    volumes: &[Arc<Volume>],
+    estate: Estate,
+    predecessor: Option<Predecessor>,
+    signals: &SignalThread,
+) -> Result<Ended> {
     let exports = Exports::new();
     for (config, volume) in settings.exports.iter().zip(volumes) {
         let export = nbd::export(config, device(config, volume)?)
@@ -99,10 +169,14 @@ fn serve(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<(Arc<Host>, Sid
         drain_timeout_ms: u64::try_from(settings.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     };
-    let listeners = settings.listen.iter().map(nbd::listener).collect::<Result<_>>()?;
-    let server = Server::bind(listeners, exports, limits)?;
-    let stopper = server.stopper();
-    let served = |(config, volume): (&crate::config::Export, &Arc<Volume>)| Served {
+    let Estate { mut listeners, connections } = estate;
+    let activated: Vec<String> = listeners
+        .iter()
+        .filter(|handed| handed.state.activated)
+        .map(|handed| handed.state.address.clone())
+        .collect();
+    let server = Server::bind(nbd::listeners(&settings.listen, &mut listeners)?, exports, limits)?;
+    let served = |(config, volume): (&config::Export, &Arc<Volume>)| Served {
         name: config.name.clone(),
         image: config.image.clone(),
         volume: Arc::clone(volume),
@@ -111,33 +185,27 @@ fn serve(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<(Arc<Host>, Sid
         settings.name.clone(),
         server.addresses(),
         settings.exports.iter().zip(volumes).map(served).collect(),
-        stopper,
+        server.stopper(),
         Box::new(|| notify::stopping("draining")),
     );
-    let side = SideWork::start(settings, &host)?;
-    let for_signals = Arc::clone(&host);
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || stop_at_signal(signals, &for_signals))
-        .context("cannot start a thread")?;
+    let side = SideWork::start(settings, &host, &mut listeners)?;
+    listeners.into_iter().for_each(activation::discard);
+    let handed = |(address, socket)| {
+        let activated = activated.contains(&address);
+        Handed { socket, state: ListenerState { kind: Kind::Nbd, address, activated } }
+    };
+    let left =
+        server.sockets().context("the listening sockets cannot be copied")?.into_iter().map(handed).collect();
+    server.resume(connections);
     announce(settings, volumes, &server.addresses());
-    notify::ready("serving");
-    server.run();
-    tracing::info!("all clients are drained; closing the image");
-    Ok((host, side))
-}
-
-fn stop_at_signal(mut signals: Signals, host: &Host) {
-    let mut stopping = false;
-    for signal in signals.forever() {
-        if stopping {
-            eprintln!("vexfs-blockd: second signal, exiting at once; the next start replays the log");
-            std::process::exit(1);
-        }
-        stopping = true;
-        tracing::info!(signal, "stopping");
-        host.drain();
+    if let Some(predecessor) = predecessor {
+        predecessor.done();
     }
+    notify::ready("serving");
+    signals.watch(Some(&host));
+    let connections = server.run();
+    tracing::info!(handed_over = connections.len(), "all clients are drained; closing the image");
+    Ok(Ended { host, side, connections, listeners: left })
 }
 
 /// A line for each export on standard output: from now on clients can connect.

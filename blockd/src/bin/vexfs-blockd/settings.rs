@@ -85,10 +85,6 @@ impl Settings {
         let Some(first) = file.export.first() else {
             bail!("nothing to serve: name an image, or put an [[export]] into the configuration");
         };
-        ensure!(
-            !file.listen.is_empty(),
-            "nowhere to listen: give --nbd, or put a [[listen]] into the configuration"
-        );
         for (i, export) in file.export.iter().enumerate() {
             let earlier = &file.export[..i];
             ensure!(
@@ -176,7 +172,6 @@ mod tests {
         let listen = "[[listen]]\naddress = \"unix:/s\"\n";
         for (text, word) in [
             (listen.to_owned(), "nothing to serve"),
-            (export("a", ""), "nowhere to listen"),
             (format!("{listen}{}{}", export("a", "x"), export("b", "x")), "a name of its own"),
             (format!("{listen}{}{}", export("a", "x"), export("a", "y")), "exported twice"),
             (format!("name = \"../x\"\n{listen}{}", export("a", "x")), "daemon's name"),

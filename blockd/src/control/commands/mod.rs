@@ -4,8 +4,11 @@
 mod checkpoint;
 mod drain;
 pub(super) mod exposition;
+mod scrub;
 mod snapshot;
 mod status;
+mod takeover;
+mod tune;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -29,7 +32,12 @@ pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Va
             let what = snapshot::Send { from: from.as_deref(), to: &to, into: &into };
             snapshot::send(host, export.as_deref(), &what, replies)
         }
+        Request::Tune { export, set } => value(&tune::run(host, export.as_deref(), &set)?),
+        Request::Scrub { export, bytes_per_s } => {
+            value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)
+        }
         Request::Drain {} => drain::run(host),
+        Request::Takeover {} => takeover::run(host, replies),
     }
 }
 

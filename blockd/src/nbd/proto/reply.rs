@@ -6,6 +6,7 @@
 //! followed, for a NBD_CMD_READ without error, by the bytes read.
 
 use super::{take_u32, take_u64};
+use serde::{Deserialize, Serialize};
 
 /// Magic of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
@@ -13,7 +14,7 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 pub const SIMPLE_REPLY_BYTES: usize = 16;
 
 /// The form of requests and replies on a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Debug)]
 pub enum Replies {
     /// Compact requests, simple replies.
     #[default]

@@ -11,6 +11,7 @@ use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle, set_tcp_nodel
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::connection::Before;
 use super::handshake::{Admitted, Host, Outcome, Tls, greet, negotiate};
 use super::listen::{Bound, Security, Socket};
 use super::lobby::Place;
@@ -179,7 +180,8 @@ async fn receive<S: Leave>(
     match (negotiate(&mut stream, &host, tls, no_zeroes).await?, security) {
         (Outcome::Transmission(admitted), _) => {
             // A std UnixStream is a descriptor with read, write and shutdown, which are the same for TCP.
-            connection::start(shared, std::os::unix::net::UnixStream::from(stream.leave()?), admitted);
+            let stream = std::os::unix::net::UnixStream::from(stream.leave()?);
+            connection::start(shared, stream, admitted, Before::default());
             Ok(())
         }
         (Outcome::StartTls, Security::Tls(config)) => {
@@ -207,7 +209,7 @@ where
         bridge::run(stream, clear).await;
         drop(bridges);
     });
-    connection::start(shared, served, admitted);
+    connection::start(shared, served, admitted, Before::default());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::ThreadId;
@@ -10,6 +11,8 @@ use std::thread::ThreadId;
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
 use super::handshake::{Admitted, Replies, Transmission};
+use super::parked::{Parked, ParkedState};
+use super::pause::Source;
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
@@ -31,25 +34,36 @@ const REQUESTS_DEEP: u32 = 256;
 /// After so many writes that were each followed by a flush, the next one is expected.
 const FLUSHES_LIKELY: u32 = 4;
 
+/// What a predecessor leaves of a connection.
+#[derive(Default)]
+pub struct Before {
+    /// Bytes that were received and not used.
+    pub unread: Vec<u8>,
+    /// What the device knows of the client; empty for a new one.
+    pub client: Vec<u8>,
+}
+
 /// Serves a connection after its negotiation, on a thread of its own.
-pub fn start(shared: &Arc<Shared>, stream: UnixStream, admitted: Admitted) {
+pub fn start(shared: &Arc<Shared>, stream: UnixStream, admitted: Admitted, before: Before) {
     let stream = Arc::new(stream);
     // The server may be stopping; then nothing that the client sent is begun.
     if admitted.seat.begin(&stream).is_err() {
         return;
     }
-    let limits = shared.limits.clone();
+    let for_thread = Arc::clone(shared);
     let name = format!("nbd-{}", admitted.seat.number());
-    let started = std::thread::Builder::new().name(name).spawn(move || serve(&limits, &stream, &admitted));
+    let thread = std::thread::Builder::new().name(name);
+    let started = thread.spawn(move || serve(&for_thread, &stream, &admitted, before));
     if let Err(error) = started {
         tracing::warn!(%error, "cannot start a thread for an NBD connection; closing it");
     }
 }
 
-fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
+fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before: Before) {
     let Admitted { export, negotiated, seat } = admitted;
     let number = seat.number();
-    let mut receiver = Receiver::new(&**stream);
+    let Some((info, pause)) = seat.entry() else { return };
+    let mut receiver = Receiver::resumed(Source::new(stream, pause), &before.unread);
     let (outbox, writer) = match Outbox::start(Arc::clone(stream), &format!("nbd-{number}-out")) {
         Ok(started) => started,
         Err(error) => {
@@ -60,13 +74,16 @@ fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
     seat.wait_for_dead_ones();
     let device = &**export.device();
     let client = device.connect();
+    if !before.client.is_empty() {
+        device.restore_client(client, &before.client);
+    }
     tracing::info!(number, client = client.0, export = export.name(), "NBD client connected");
     let connection = Connection {
         device,
         info: export.info(),
         client,
         outbox,
-        budget: budget(limits, device.counters()),
+        budget: budget(&shared.limits, device.counters()),
         reader: std::thread::current().id(),
         negotiated: *negotiated,
         deep: Cell::new(0),
@@ -75,8 +92,10 @@ fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
     };
     let end = connection.transmit(&mut receiver);
     connection.submit_batch();
+    let paused = matches!(end, Err(End::Paused));
     match end {
         Ok(()) => {}
+        Err(End::Paused) => {}
         Err(End::Broken(why)) => tracing::warn!(number, "closing an NBD connection: {why}"),
         Err(End::Socket(error)) => tracing::info!(number, %error, "an NBD connection broke"),
     }
@@ -86,6 +105,26 @@ fn serve(limits: &Limits, stream: &Arc<UnixStream>, admitted: &Admitted) {
     connection.budget.wait_idle();
     connection.outbox.finish();
     let _ = writer.join();
+    if paused && !connection.outbox.is_closed() {
+        match stream.as_fd().try_clone_to_owned() {
+            Ok(socket) => {
+                let state = ParkedState {
+                    export: info.export,
+                    peer: info.peer,
+                    since: info.since,
+                    negotiated: *negotiated,
+                    unread: receiver.into_unread(),
+                    client: device.client_state(client),
+                };
+                tracing::debug!(number, unread = state.unread.len(), "an NBD connection is parked");
+                shared.parked.lock().push(Parked { socket, state });
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(number, %error, "an NBD connection cannot be handed over; closing it")
+            }
+        }
+    }
     device.disconnect(client);
     // The registry holds the stream too, so dropping ours does not close it.
     let _ = stream.shutdown(Shutdown::Both);
@@ -100,6 +139,8 @@ fn budget(limits: &Limits, counters: Arc<RequestCounters>) -> Arc<Budget> {
 enum End {
     Broken(String),
     Socket(io::Error),
+    /// A successor goes on with it.
+    Paused,
 }
 
 impl From<io::Error> for End {
@@ -162,7 +203,7 @@ struct Batch {
 
 impl Connection<'_> {
     /// Takes requests until the client disconnects or closes.
-    fn transmit(&self, receiver: &mut Receiver<&UnixStream>) -> Result<(), End> {
+    fn transmit(&self, receiver: &mut Receiver<Source<'_>>) -> Result<(), End> {
         loop {
             let Some(request) = self.receive(receiver)? else { return Ok(()) };
             if self.outbox.is_closed() {
@@ -178,25 +219,35 @@ impl Connection<'_> {
     }
 
     /// The next request; `None` at the end of the stream.
-    fn receive(&self, receiver: &mut Receiver<&UnixStream>) -> Result<Option<Request>, End> {
-        let request = if self.negotiated.replies == Replies::Extended {
-            self.before_receiving(receiver, EXTENDED_REQUEST_BYTES);
-            let Some(head) = receiver.head()? else { return Ok(None) };
-            Request::decode_extended(&head)
+    fn receive(&self, receiver: &mut Receiver<Source<'_>>) -> Result<Option<Request>, End> {
+        let extended = self.negotiated.replies == Replies::Extended;
+        self.before_receiving(receiver, if extended { EXTENDED_REQUEST_BYTES } else { REQUEST_BYTES });
+        if receiver.stream().is_called() {
+            return Err(End::Paused);
+        }
+        receiver.stream().may_pause(true);
+        let request = if extended {
+            receiver.head().map(|head| head.map(|head| Request::decode_extended(&head)))
         } else {
-            self.before_receiving(receiver, REQUEST_BYTES);
-            let Some(head) = receiver.head()? else { return Ok(None) };
-            Request::decode(&head)
+            receiver.head().map(|head| head.map(|head| Request::decode(&head)))
         };
+        receiver.stream().may_pause(false);
         match request {
-            Some(request) => Ok(Some(request)),
-            None => Err(End::Broken("a request has a wrong magic, so the stream is out of step".into())),
+            Ok(None) => Ok(None),
+            Ok(Some(Some(request))) => Ok(Some(request)),
+            Ok(Some(None)) => {
+                Err(End::Broken("a request has a wrong magic, so the stream is out of step".into()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && receiver.stream().is_called() => {
+                Err(End::Paused)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
     fn begin(
         &self,
-        receiver: &mut Receiver<&UnixStream>,
+        receiver: &mut Receiver<Source<'_>>,
         request: &Request,
         checked: Checked,
     ) -> Result<(), End> {
@@ -266,7 +317,7 @@ impl Connection<'_> {
 
     /// Whether this is a small request of a client that sends one at a time: this thread would only wait for its end, so it
     /// may as well carry it out.
-    fn only_request(&self, receiver: &Receiver<&UnixStream>, op: &IoOp, permit: &Permit) -> bool {
+    fn only_request(&self, receiver: &Receiver<Source<'_>>, op: &IoOp, permit: &Permit) -> bool {
         if self.deep.get() > 0 {
             self.deep.set(self.deep.get() - 1);
             return false;
@@ -275,12 +326,7 @@ impl Connection<'_> {
     }
 
     /// Answers a request that is not taken, and skips its payload.
-    fn refuse(
-        &self,
-        receiver: &mut Receiver<&UnixStream>,
-        request: &Request,
-        number: u32,
-    ) -> Result<(), End> {
+    fn refuse(&self, receiver: &mut Receiver<Source<'_>>, request: &Request, number: u32) -> Result<(), End> {
         tracing::debug!(?request, errno = number, "refusing an NBD request");
         let permit = self.permit(0);
         let Some(payload) = payload_behind(request, self.negotiated) else {
@@ -339,7 +385,7 @@ impl Connection<'_> {
     }
 
     /// Begins what was taken in and sends the replies held back, if reading `wanted` bytes may wait for the peer.
-    fn before_receiving(&self, receiver: &Receiver<&UnixStream>, wanted: usize) {
+    fn before_receiving(&self, receiver: &Receiver<Source<'_>>, wanted: usize) {
         if receiver.buffered() < wanted {
             self.submit_batch();
             self.outbox.flush();

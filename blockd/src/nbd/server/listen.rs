@@ -89,8 +89,10 @@ enum Place {
         address: Address,
         mode: u32,
     },
-    /// Bound and listening already, by systemd or a predecessor; its file is not ours.
+    /// Bound and listening already, by systemd; its file is not ours.
     Inherited(OwnedFd),
+    /// Bound and listening already, by a predecessor; its file is ours from now on.
+    Adopted(OwnedFd),
 }
 
 /// One way in; [`super::Server::bind`] takes several.
@@ -114,6 +116,11 @@ impl Listener {
     /// On a listening socket, unix or TCP, that was handed over.
     pub fn inherited(socket: OwnedFd, security: Security) -> Listener {
         Listener { place: Place::Inherited(socket), security }
+    }
+
+    /// On a listening socket that a predecessor bound for itself.
+    pub fn adopted(socket: OwnedFd, security: Security) -> Listener {
+        Listener { place: Place::Adopted(socket), security }
     }
 
     /// Other permissions for a unix socket; the lowest nine bits count.
@@ -178,6 +185,14 @@ pub fn bind(listener: Listener) -> Result<Vec<Bound>, BindError> {
         }
         Place::Address { address: Address::Tcp { host, port }, .. } => bind_tcp(&host, port)?,
         Place::Inherited(fd) => vec![inherit(fd)?],
+        Place::Adopted(fd) => vec![match inherit(fd)? {
+            Socket::Unix(socket, _) => {
+                let path = socket.local_addr().ok().and_then(|a| a.as_pathname().map(PathBuf::from));
+                let file = path.as_deref().and_then(SocketFile::adopt);
+                Socket::Unix(socket, file)
+            }
+            tcp => tcp,
+        }],
     };
     let bounds = sockets.into_iter().map(|socket| Bound { socket, security: security.clone() });
     bounds.map(protected).collect()

@@ -22,6 +22,8 @@ mod handshake;
 mod listen;
 mod lobby;
 mod meta;
+mod parked;
+mod pause;
 mod registry;
 mod reply;
 mod socket;
@@ -41,6 +43,7 @@ pub(in crate::nbd) use export::describe;
 pub use export::{Export, ExportError};
 pub use exports::{ExportSource, Exports, NameTaken, NotFound, SnapshotExports};
 pub use listen::{Address, AddressError, Listener, MODE, NBD_PORT, Security};
+pub use parked::{Parked, ParkedState};
 pub use registry::ConnectionInfo;
 pub use socket::{BindError, SocketFile};
 pub use tls::{TlsConfig, TlsError, TlsFiles};
@@ -50,6 +53,9 @@ use crate::device::Device;
 
 /// Time for what a stopped event loop still does, such as opening a snapshot for a client that is gone.
 const LAST_TASKS: Duration = Duration::from_secs(1);
+
+/// Time for the end of negotiations when connections are handed over.
+const NEGOTIATIONS_AT_HAND_OVER: Duration = Duration::from_millis(500);
 
 /// What one connection, and all of them, may use.
 #[derive(Clone, Debug)]
@@ -98,6 +104,9 @@ struct Shared {
     arrivals: AtomicU64,
     stopping: watch::Sender<bool>,
     keep_sockets: AtomicBool,
+    /// Connections are parked, not closed.
+    handing_over: AtomicBool,
+    parked: Mutex<Vec<Parked>>,
     /// A copy of it is held by every TLS bridge, so that its receiver sees the end of the last one; `None` at
     /// the end of the server.
     bridges: Mutex<Option<mpsc::Sender<()>>>,
@@ -146,6 +155,8 @@ impl Server {
             arrivals: AtomicU64::new(1),
             stopping: watch::Sender::new(false),
             keep_sockets: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
+            parked: Mutex::default(),
             bridges: Mutex::new(Some(bridges)),
         });
         Ok(Server { bound, shared, bridges_ended, runtime })
@@ -170,15 +181,29 @@ impl Server {
         Stopper { shared: Arc::clone(&self.shared) }
     }
 
+    /// Goes on with connections that another server has parked. To be called before [`Server::run`].
+    pub fn resume(&self, parked: Vec<Parked>) {
+        parked.into_iter().for_each(|parked| parked.resume(&self.shared));
+    }
+
     /// Accepts and serves until [`Stopper::stop`]; returns when every connection is drained (or
     /// cut) and the socket files are removed. The devices are left as they are: flush them afterwards.
+    /// After [`Stopper::hand_over`] it returns the connections for a successor.
     ///
     /// # Panics
     /// If it is called within an asynchronous task.
-    pub fn run(self) {
+    pub fn run(self) -> Vec<Parked> {
         let Server { bound, shared, mut bridges_ended, runtime } = self;
         runtime.block_on(accept_all(bound, &shared));
         let until = Instant::now() + Duration::from_millis(shared.limits.drain_timeout_ms);
+        if shared.handing_over.load(Ordering::SeqCst) {
+            // Nobody accepts now. Who is in his negotiation still gets to its end, if he does not dally.
+            let last = Instant::now() + NEGOTIATIONS_AT_HAND_OVER;
+            while shared.lobby.present() > 0 && Instant::now() < last {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            shared.registry.pause();
+        }
         shared.lobby.clear();
         shared.registry.drain(until.saturating_duration_since(Instant::now()));
         // What the connections said last is still being encrypted.
@@ -190,6 +215,7 @@ impl Server {
             }
         });
         runtime.shutdown_timeout(LAST_TASKS);
+        std::mem::take(&mut *shared.parked.lock())
     }
 }
 
@@ -213,6 +239,15 @@ impl Stopper {
     pub fn stop(&self) {
         self.shared.stopping.send_replace(true);
         self.shared.registry.stop_reading();
+    }
+
+    /// Stops accepting, and ends [`Server::run`] with every connection parked: its requests are answered and no more are
+    /// read, but it stays open. Connections over TLS, whose keys cannot be handed over, are closed. May be called more
+    /// than once; does not wait.
+    pub fn hand_over(&self) {
+        self.keep_sockets();
+        self.shared.handing_over.store(true, Ordering::SeqCst);
+        self.shared.stopping.send_replace(true);
     }
 
     /// At the end the files of unix sockets stay: a successor listens on the same sockets.

@@ -16,6 +16,10 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::export::Export;
+use super::pause::Pause;
+
+/// How often threads are called that have not answered.
+const CALL_AGAIN: Duration = Duration::from_millis(2);
 
 /// A connection, for people.
 #[derive(Clone, Debug)]
@@ -42,6 +46,8 @@ struct Entry {
     stream: Option<Arc<UnixStream>>,
     /// No request of it is being carried out, and none will be.
     executed: bool,
+    /// Calls the thread that reads.
+    pause: Arc<Pause>,
 }
 
 #[derive(Default)]
@@ -49,6 +55,7 @@ struct Live {
     entries: BTreeMap<u64, Entry>,
     last_number: u64,
     stopped: bool,
+    pausing: bool,
 }
 
 /// See the module.
@@ -97,7 +104,10 @@ impl Registry {
         let info =
             ConnectionInfo { number, export: export.name().into(), peer: who, tls, since: SystemTime::now() };
         let device = Arc::as_ptr(export.device()).cast::<()>() as usize;
-        live.entries.insert(number, Entry { info, device, peer, stream: None, executed: false });
+        live.entries.insert(
+            number,
+            Entry { info, device, peer, stream: None, executed: false, pause: Arc::default() },
+        );
         Ok(Seat { registry: Arc::clone(self), number })
     }
 
@@ -114,6 +124,20 @@ impl Registry {
             // Fails only if the peer has gone already.
             let _ = stream.shutdown(Shutdown::Read);
         }
+    }
+
+    /// No connection is taken any more, and the threads of those that live are called away, except with TLS: those are
+    /// read no more.
+    pub fn pause(&self) {
+        let mut live = self.live.lock();
+        (live.stopped, live.pausing) = (true, true);
+        for entry in live.entries.values().filter(|entry| entry.info.tls) {
+            if let Some(stream) = &entry.stream {
+                // Fails only if the peer has gone already.
+                let _ = stream.shutdown(Shutdown::Read);
+            }
+        }
+        live.call();
     }
 
     /// Cuts the connections of an export; what they began is carried out. Gives how many there were.
@@ -134,9 +158,12 @@ impl Registry {
     pub fn drain(&self, time: Duration) {
         let until = Instant::now() + time;
         let mut live = self.live.lock();
-        while !live.entries.is_empty() {
-            if self.changed.wait_until(&mut live, until).timed_out() {
-                break;
+        while !live.entries.is_empty() && Instant::now() < until {
+            if live.pausing {
+                live.call();
+                self.changed.wait_until(&mut live, until.min(Instant::now() + CALL_AGAIN));
+            } else {
+                self.changed.wait_until(&mut live, until);
             }
         }
         if live.entries.is_empty() {
@@ -157,7 +184,30 @@ impl Registry {
     }
 }
 
+impl Live {
+    /// Calls the threads that read.
+    fn call(&self) {
+        self.entries
+            .values()
+            .filter(|entry| !entry.info.tls && !entry.executed)
+            .for_each(|entry| entry.pause.call());
+    }
+}
+
 impl Seat {
+    /// The connection has been there since then, with a predecessor.
+    pub fn since(&self, since: SystemTime) {
+        if let Some(entry) = self.registry.live.lock().entries.get_mut(&self.number) {
+            entry.info.since = since;
+        }
+    }
+
+    /// What is known of the connection, and what calls its thread; `None` only if it was never entered.
+    pub fn entry(&self) -> Option<(ConnectionInfo, Arc<Pause>)> {
+        let live = self.registry.live.lock();
+        live.entries.get(&self.number).map(|entry| (entry.info.clone(), Arc::clone(&entry.pause)))
+    }
+
     /// The connection's number.
     pub fn number(&self) -> u64 {
         self.number

@@ -98,6 +98,12 @@ impl SocketFile {
         Ok((UnixListener::from(fd), socket))
     }
 
+    /// The file of a socket that was bound by a predecessor; `None` if there is no socket there any more.
+    pub fn adopt(path: &Path) -> Option<SocketFile> {
+        let file = std::fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket())?;
+        Some(SocketFile { path: path.into(), identity: (file.dev(), file.ino()), keep: false })
+    }
+
     /// The file stays: a successor listens on the same socket.
     pub fn keep(mut self) {
         self.keep = true;

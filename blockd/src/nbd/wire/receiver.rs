@@ -31,6 +31,23 @@ impl<R: Read> Receiver<R> {
         Receiver { stream, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0 }
     }
 
+    /// Another receiver of the same stream has read `unread` ahead already.
+    pub fn resumed(stream: R, unread: &[u8]) -> Self {
+        let mut receiver = Self::new(stream);
+        if unread.len() > receiver.buffer.len() {
+            // It had a larger buffer.
+            receiver.buffer = vec![0; unread.len()].into_boxed_slice();
+        }
+        receiver.buffer[..unread.len()].copy_from_slice(unread);
+        receiver.end = unread.len();
+        receiver
+    }
+
+    /// The bytes read ahead, for another receiver of the same stream.
+    pub fn into_unread(self) -> Vec<u8> {
+        self.buffer[self.start..self.end].to_vec()
+    }
+
     /// The stream behind the buffer.
     pub fn stream(&self) -> &R {
         &self.stream
@@ -198,6 +215,24 @@ mod tests {
         assert!(payload == bytes[..90_000]);
         assert_eq!(r.buffered(), 10_000, "read ahead in the same call");
         assert_eq!(r.head::<28>().unwrap().unwrap()[..], bytes[90_000..90_028]);
+    }
+
+    #[test]
+    fn another_receiver_goes_on_with_what_was_read_ahead() {
+        let bytes = pattern(100_000);
+        let mut stream = &bytes[..];
+        let mut first = Receiver::new(&mut stream);
+        assert_eq!(first.head::<28>().unwrap().unwrap()[..], bytes[..28]);
+        let unread = first.into_unread();
+        assert!(!unread.is_empty(), "it reads ahead");
+        let mut second = Receiver::resumed(&mut stream, &unread);
+        let mut rest = vec![0; bytes.len() - 28];
+        second.payload(&mut rest).unwrap();
+        assert!(rest == bytes[28..]);
+        let long = vec![7; 1 << 20];
+        let mut whole = vec![0; 1 << 20];
+        Receiver::resumed(&[][..], &long).payload(&mut whole).unwrap();
+        assert!(whole == long);
     }
 
     #[test]

@@ -399,6 +399,11 @@ impl EntryList {
         std::mem::take(&mut self.entries)
     }
 
+    /// Whether so many entries of one page or discard fit in any case.
+    pub fn has_room_for(&self, entries: usize) -> bool {
+        self.bytes + entries * (ENTRY_HEAD + 8) <= ENTRY_BYTES_MAX
+    }
+
     /// Adds a written page; false if there is no room.
     pub fn push_write(&mut self, page: u64, crc: u32) -> bool {
         if let Some(Entry::Write { first, crcs }) = self.entries.last_mut()

@@ -32,7 +32,11 @@ impl Log {
             progress |= self.finish_bare_jobs(stream);
             let Some(job) = self.lane(stream).front() else { break };
             let has_pages = job.ops.iter().any(|op| op.pages() > 0);
-            let room_wanted = if has_pages { 2 } else { 1 };
+            let room_wanted = match has_pages {
+                true if job.whole => 3,
+                true => 2,
+                false => 1,
+            };
             // Commits and discards make space: they may use what is kept for the cleaner.
             let urgent = stream == Stream::Cold || !has_pages || job.class == Class::Commit;
             // The last page of a segment is kept for the record that links to the next one.
@@ -120,6 +124,9 @@ impl Log {
                 }
                 flags |= FLAG_ROLLBACK;
                 job.rollback = false;
+            }
+            if job.whole && !list.is_empty() && !job.fits(&list, pages_max) {
+                break;
             }
             let (whole, zeros) = fill(job, &mut list, &mut chunks, pages_max);
             zero_pages += zeros;

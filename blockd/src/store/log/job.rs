@@ -74,6 +74,8 @@ pub struct Job {
     pub session: Option<SessionState>,
     /// Acknowledge only when it and all before it are durable.
     pub durable: bool,
+    /// All of it (two pages at most, and a discard) goes into one record, so that a crash leaves all or nothing.
+    pub whole: bool,
     /// How deep it may dig into the reserve.
     pub class: Class,
     /// Told the outcome.
@@ -89,9 +91,17 @@ impl Job {
             commit: false,
             session: None,
             durable: false,
+            whole: false,
             class: Class::Data,
             done,
         }
+    }
+
+    /// Whether all of it fits into the record besides what is there; zeros that become discards take no page, but more of the header.
+    pub(super) fn fits(&self, list: &EntryList, pages_max: u32) -> bool {
+        let pages: u64 = self.ops.iter().map(Op::pages).sum();
+        u64::from(list.pages()) + pages <= u64::from(pages_max)
+            && list.has_room_for(self.ops.len() + pages as usize)
     }
 
     /// Changes nothing (a flush behind other jobs): it needs no record.

@@ -9,6 +9,7 @@ mod build;
 mod complete;
 mod job;
 mod submit;
+mod touch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -273,9 +274,10 @@ impl Log {
                 }
                 progress |= self.build(Stream::Cold);
                 progress |= self.build(Stream::User);
-                self.queue.submit();
             }
-            if progress {
+            // Also when nothing is begun any more: the waker is heard only after it.
+            self.queue.submit();
+            if progress || self.queue.has_finished() {
                 continue;
             }
             if place == Place::Caller {
@@ -338,7 +340,10 @@ impl Log {
     }
 
     fn step_checkpoint(&mut self) {
-        let Some(mut checkpoint) = self.checkpoint.take().filter(|_| self.failed.is_none()) else { return };
+        if self.failed.is_some() {
+            return;
+        }
+        let Some(mut checkpoint) = self.checkpoint.take() else { return };
         match checkpoint.step(self) {
             Ok(Progress::Some | Progress::Blocked) => self.checkpoint = Some(checkpoint),
             Ok(Progress::Done) => {

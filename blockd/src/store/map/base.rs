@@ -547,19 +547,23 @@ impl BaseMap {
         }
     }
 
-    /// Keys of leaves to make dirty, so that nothing of the next checkpoint stands in a segment.
-    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
+    /// Keys of leaves to make dirty, so that nothing of the next checkpoint stands in a segment: those of `leaves_max`
+    /// leaves from a key on, and the key to go on with.
+    pub fn clean_in(&self, segment: u32, from: u64, leaves_max: usize) -> (Vec<u64>, Option<u64>) {
         let dirty = State::Dirty(self.generation);
         let stays = |s: &Slot| s.state() != dirty && s.disk().is_some_and(|d| d.loc.segment == segment);
-        let mut keys: Vec<u64> = self.slots.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect();
-        // One leaf is enough for a page of the directory, and all above it.
-        for (from, to) in self.directory.ranges_in(segment) {
-            let mut leaves = self.slots.range(from..to.unwrap_or(u64::MAX)).map(|(&key, _)| key);
-            keys.extend(leaves.next());
-        }
-        keys.sort_unstable();
-        keys.dedup();
-        keys
+        let mut leaves = self.slots.range(from..);
+        let some = leaves.by_ref().take(leaves_max).filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect();
+        (some, leaves.next().map(|(&key, _)| key))
+    }
+
+    /// As [`BaseMap::clean_in`], for the pages of the directory: one leaf is enough for a page and all above it.
+    pub fn leaves_above(&self, segment: u32) -> Vec<u64> {
+        let ranges = self.directory.ranges_in(segment);
+        let first = |(from, to): (u64, Option<u64>)| {
+            self.slots.range(from..to.unwrap_or(u64::MAX).max(from)).next().map(|(&key, _)| key)
+        };
+        ranges.into_iter().filter_map(first).collect()
     }
 
     /// Limits the memory of slots and clean leaves; 0 = no limit. A quarter of it is for leaves in any case.
@@ -697,6 +701,11 @@ impl BaseMap {
     /// Units with leaves that lie in a range of pages at least in part.
     pub fn units_between(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
         self.slots.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
+    }
+
+    /// Pages of the directory as the last checkpoint has it: level, key, place and crc.
+    pub fn directory_pages(&self) -> impl Iterator<Item = (u16, u64, Mapping)> {
+        self.directory.all()
     }
 
     /// Every page of the last checkpoint that this map refers to: leaves and directory.

@@ -153,6 +153,33 @@ impl Scrub<'_, '_> {
         }
     }
 
+    /// The pages of the maps' directories, without which no start finds the leaves.
+    pub(super) fn directories(&mut self) -> ControlFlow<()> {
+        let shared = self.shared;
+        let ids = shared.maps.read().ids();
+        for id in ids {
+            let pages: Vec<_> = {
+                let maps = shared.maps.read();
+                maps.map(id).map(|map| map.directory_pages().collect()).unwrap_or_default()
+            };
+            for (level, key, at) in pages {
+                self.report.meta_pages += 1;
+                let unread = !self.fill(at.loc, 1).is_empty();
+                let right = !unread && crc32c::crc32c(&self.buf[..PAGE]) == at.crc;
+                let finding =
+                    if right { None } else { read_again(shared, at.loc, at.crc, crc32c::crc32c).err() };
+                // A checkpoint may have moved it, and its place may have been used again.
+                let stays =
+                    || shared.maps.read().map(id).is_some_and(|map| map.directory.has(level, key, at.loc));
+                if let Some(finding) = finding.filter(|_| stays()) {
+                    self.bad(Damaged::Checkpoint, at.loc, finding);
+                }
+                self.advance(1)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Leaves that stand one after another.
     fn leaf_run(&mut self, id: MapId, run: &[(u64, Mapping)]) -> ControlFlow<()> {
         let Some((_, first)) = run.first() else { return ControlFlow::Continue(()) };

@@ -4,11 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Longest sleep between two looks at the rate and at the stop flag.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 
 /// How far a scrub is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Progress {
     /// Bytes read.
     pub done_bytes: u64,

@@ -1,6 +1,6 @@
 //! What a scrub found.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Finding;
 use crate::store::format::Loc;
@@ -9,7 +9,7 @@ use crate::store::format::Loc;
 const LISTED_MAX: usize = 10_000;
 
 /// What a bad page is.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum Damaged {
     /// A superblock slot; the other one is good, or nothing could have been opened.
@@ -34,27 +34,27 @@ pub enum Damaged {
 }
 
 /// A page that is not what it should be.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BadPage {
     /// What it is.
     #[serde(flatten)]
     pub damaged: Damaged,
     /// To whom it belongs, for people: `inode 12, file bytes 4096 to 8191`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Segment it stands in; none for superblock slots.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<u32>,
     /// Page of the segment.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_page: Option<u16>,
     /// Byte of the image where it begins.
     pub image_byte: u64,
     /// crc32c that it should have, where a crc is what is wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crc_expected: Option<u32>,
     /// crc32c that it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crc_found: Option<u32>,
     /// What is wrong, for people.
     pub why: String,
@@ -101,7 +101,7 @@ impl std::fmt::Display for BadPage {
 }
 
 /// The outcome of a scrub.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Data pages checked, those that nothing refers to any more included.
     pub data_pages: u64,

@@ -179,7 +179,8 @@ impl Driver {
                     false => self.worker.log().refuse_stalled(),
                 }
             }
-            if !took && self.worker.log().is_idle() {
+            // A request that waited for what the step has finished comes in by the next one.
+            if !took && self.worker.log().is_idle() && !self.worker.step() {
                 return;
             }
             self.worker.log().wait();

@@ -1,5 +1,6 @@
-//! `vexctl checkpoint` and `vexctl drain`.
+//! `vexctl checkpoint`, `vexctl tune` and `vexctl drain`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -7,8 +8,8 @@ use blockd::control::protocol::Request;
 use serde_json::Value;
 
 use super::connect;
-use crate::cli::{CheckpointArgs, DrainArgs};
-use crate::output::print;
+use crate::cli::{CheckpointArgs, DrainArgs, TuneArgs};
+use crate::output::{print, tame};
 
 /// Has a checkpoint written.
 ///
@@ -17,6 +18,24 @@ use crate::output::print;
 pub fn checkpoint(args: &CheckpointArgs) -> Result<ExitCode> {
     let result: Value = connect(&args.daemon)?.ask(&Request::Checkpoint { export: args.export.clone() })?;
     print(&format!("checkpoint written in {} ms\n", result["took_ms"]))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Changes settings and shows what holds.
+///
+/// # Errors
+/// A key is unknown or a value makes no sense; then nothing is changed.
+pub fn tune(args: &TuneArgs) -> Result<ExitCode> {
+    let request = Request::Tune { export: args.export.clone(), set: args.set.iter().cloned().collect() };
+    let now: BTreeMap<String, BTreeMap<String, u64>> = connect(&args.daemon)?.ask(&request)?;
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string(&now)?))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (export, values) in &now {
+        let lines: String = values.iter().map(|(key, value)| format!("  {key:20}{value}\n")).collect();
+        print(&tame(&format!("export {export:?}\n{lines}")))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
