@@ -105,7 +105,7 @@ fn open(settings: &Settings) -> Result<Vec<Arc<Volume>>> {
 }
 
 /// What is exported of a volume.
-fn device(config: &crate::config::Export, volume: &Arc<Volume>) -> Result<Arc<dyn Device>> {
+fn device(config: &config::Export, volume: &Arc<Volume>) -> Result<Arc<dyn Device>> {
     match &config.snapshot {
         None => Ok(Arc::clone(volume) as Arc<dyn Device>),
         Some(name) => {
@@ -116,7 +116,7 @@ fn device(config: &crate::config::Export, volume: &Arc<Volume>) -> Result<Arc<dy
 }
 
 /// The snapshots of a volume, as exports beside it.
-fn snapshots(config: &crate::config::Export, volume: &Arc<Volume>) -> Arc<SnapshotExports> {
+fn snapshots(config: &config::Export, volume: &Arc<Volume>) -> Arc<SnapshotExports> {
     let (to_open, to_list) = (Arc::clone(volume), Arc::clone(volume));
     let open = move |name: &str| match to_open.open_snapshot(name) {
         Ok(device) => Ok(Some(device as Arc<dyn Device>)),
