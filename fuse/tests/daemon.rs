@@ -28,7 +28,7 @@ impl Daemon {
         let server =
             Server::bind(vec![Listener::unix(socket)], Exports::single(export), Limits::default()).unwrap();
         let stopper = server.stopper();
-        Daemon { volume, stopper, thread: thread::spawn(move || server.run()) }
+        Daemon { volume, stopper, thread: thread::spawn(move || drop(server.run())) }
     }
 
     fn stop(self) {

@@ -150,7 +150,7 @@ impl FileStorage {
         Ok(FileStorage { file: Arc::new(file), cached: None, len_bytes, is_device, rings })
     }
 
-    /// Has [`Storage::read_batch`] read as `cache` says, if the system lets it.
+    /// Has [`Storage::read_cached`] read as `cache` says, if the system lets it.
     pub fn set_read_cache(&mut self, cache: ReadCache) {
         self.cached = None;
         if cache == ReadCache::Direct {
@@ -229,7 +229,7 @@ fn read_each(file: &File, reads: &mut [Read<'_>]) {
 }
 
 /// Copies what the page cache has; what it lacks is read in one batch.
-fn read_cached(file: &File, rings: &ReadRings, reads: &mut [Read<'_>]) {
+fn read_from_cache(file: &File, rings: &ReadRings, reads: &mut [Read<'_>]) {
     let mut missed = Vec::new();
     for read in reads {
         let whole = read.buf.len();
@@ -251,20 +251,18 @@ impl Storage for FileStorage {
     }
 
     fn read_batch(&self, reads: &mut [Read<'_>]) {
-        match (&self.cached, &self.rings) {
-            (None, Some(rings)) if reads.len() > 1 => rings.read_batch(&self.file, reads),
-            (None, _) => read_each(&self.file, reads),
-            (Some(cached), None) => read_each(cached, reads),
-            (Some(cached), Some(rings)) => read_cached(cached, rings, reads),
+        match &self.rings {
+            Some(rings) if reads.len() > 1 => rings.read_batch(&self.file, reads),
+            _ => read_each(&self.file, reads),
         }
     }
 
-    fn is_cached(&self) -> bool {
-        self.cached.is_some() || self.rings.is_none()
-    }
-
-    fn read_exact(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        read_rest(&self.file, offset, buf, 0)
+    fn read_cached(&self, reads: &mut [Read<'_>]) {
+        match (&self.cached, &self.rings) {
+            (None, _) => self.read_batch(reads),
+            (Some(cached), None) => read_each(cached, reads),
+            (Some(cached), Some(rings)) => read_from_cache(cached, rings, reads),
+        }
     }
 
     fn write_all(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -110,6 +110,8 @@ pub trait WriteQueue: Send {
     fn submit(&mut self);
     /// Moves finished requests to `out`, without waiting.
     fn reap(&mut self, out: &mut Vec<Completion>);
+    /// Whether [`WriteQueue::reap`] would give something that is known already; a [`Waiter`] does not see that.
+    fn has_finished(&self) -> bool;
     /// Waits until a request is finished or the waker was called since the last wait.
     fn wait(&mut self);
     /// Ends waits; may be called from any thread.
@@ -127,9 +129,13 @@ pub trait WriteQueue: Send {
 pub trait Storage: Send + Sync {
     /// Length in bytes.
     fn len_bytes(&self) -> u64;
-    /// Carries out all reads, several at once where it can, and sets their results. They may come from a cache that
-    /// is behind the backing: what does not look right is read again with [`Storage::read_exact`].
+    /// Carries out all reads, several at once where it can, and sets their results.
     fn read_batch(&self, reads: &mut [Read<'_>]);
+    /// As [`Storage::read_batch`], but they may come from a cache that is behind the backing: what does not look right is
+    /// to be read again past it.
+    fn read_cached(&self, reads: &mut [Read<'_>]) {
+        self.read_batch(reads);
+    }
     /// Writes all of `bytes` at `offset`.
     ///
     /// # Errors
@@ -150,12 +156,7 @@ pub trait Storage: Send + Sync {
     /// When its resources (a ring) cannot be had.
     fn queue(&self) -> io::Result<Box<dyn WriteQueue>>;
 
-    /// Whether [`Storage::read_batch`] seldom waits for the backing.
-    fn is_cached(&self) -> bool {
-        false
-    }
-
-    /// Reads one range whole, from the backing itself.
+    /// Reads one range whole.
     ///
     /// # Errors
     /// Whatever the backing says, or UnexpectedEof past its end.

@@ -108,6 +108,10 @@ impl WriteQueue for PlainQueue {
         out.append(&mut self.done);
     }
 
+    fn has_finished(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     fn wait(&mut self) {
         if self.done.is_empty() {
             self.wake.wait();

@@ -281,11 +281,17 @@ impl WriteQueue for RingQueue {
         if self.inline {
             return;
         }
-        self.arm();
-        if self.has_unsubmitted() {
-            enter(&self.ring, 0);
+        loop {
+            self.arm();
+            if self.has_unsubmitted() {
+                enter(&self.ring, 0);
+            }
+            self.harvest();
+            // A wake that was just taken in leaves the ring deaf to the next one.
+            if self.wake_armed {
+                return;
+            }
         }
-        self.harvest();
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
@@ -293,6 +299,10 @@ impl WriteQueue for RingQueue {
             self.harvest();
         }
         out.append(&mut self.done);
+    }
+
+    fn has_finished(&self) -> bool {
+        !self.done.is_empty()
     }
 
     fn wait(&mut self) {

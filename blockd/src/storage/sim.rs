@@ -299,6 +299,10 @@ impl WriteQueue for SimQueue {
         out.append(&mut self.done);
     }
 
+    fn has_finished(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     fn wait(&mut self) {
         if self.done.is_empty() {
             self.finish_one();

@@ -9,6 +9,7 @@ mod daemon_net;
 mod exports;
 mod extended;
 mod fuzz;
+mod hand_over;
 mod interop;
 mod interop_sparse;
 mod interop_tls;

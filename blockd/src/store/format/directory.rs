@@ -90,12 +90,6 @@ impl Target {
     }
 }
 
-/// What a directory page claims to be, if it claims so at all: level and key; nothing else is checked.
-pub fn claimed(page: &[u8]) -> Option<(u16, u64)> {
-    let (disk, _) = Disk::read_from_prefix(page).ok()?;
-    (disk.magic == MAGIC).then(|| (disk.level.get(), disk.key.get()))
-}
-
 /// Fills a page.
 ///
 /// # Panics
@@ -233,7 +227,6 @@ mod tests {
     fn a_page_comes_back_as_it_was_written() {
         let (refs, page) = sample();
         assert_eq!(decode([3; 16], 0, KEY, &page), Ok(refs));
-        assert_eq!(claimed(&page), Some((0, KEY)));
         let full: Vec<Ref> = (0..REFS_MAX as u64).map(page_ref).collect();
         let mut page = vec![0xff; PAGE];
         encode_into([3; 16], 2, 0, &full, &mut page);

@@ -161,12 +161,6 @@ pub fn encode_into<'a>(
     true
 }
 
-/// Key of the leaf that this page claims to be, if it claims so at all; nothing else is checked.
-pub fn claimed_key(page: &[u8]) -> Option<u64> {
-    let (disk, _) = Disk::read_from_prefix(page).ok()?;
-    (disk.magic == MAGIC).then(|| disk.key.get())
-}
-
 /// Checks and decodes the leaf of `key`.
 ///
 /// # Errors
@@ -267,7 +261,6 @@ mod tests {
     fn a_leaf_comes_back_as_it_was_written() {
         let (leaf, page) = sample();
         assert_eq!(decode([3; 16], KEY, &page), Ok(leaf));
-        assert_eq!(claimed_key(&page), Some(KEY));
     }
 
     #[test]

@@ -467,7 +467,19 @@ impl BaseMap {
     ///
     /// # Panics
     /// If a leaf of the range is not loaded.
-    pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(Loc)) {
+    pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(u64, Mapping)) {
+        self.take(first, count, |page, entry| {
+            if let Entry::At(mapping) = entry {
+                dropped(page, mapping);
+            }
+        });
+    }
+
+    /// Takes the entries of a range out, telling of each.
+    ///
+    /// # Panics
+    /// If a leaf of the range is not loaded.
+    pub fn take(&mut self, first: u64, count: u64, mut taken: impl FnMut(u64, Entry)) {
         let end = first.saturating_add(count);
         let start = self.key_of(first).unwrap_or(first);
         let keys: Vec<u64> = self.slots.range(start..end.max(start)).map(|(&k, _)| k).collect();
@@ -491,17 +503,11 @@ impl BaseMap {
             // before, which the record being applied may not have loaded.
             self.edit(key, |body| match body {
                 Body::Page(leaf) => {
-                    leaf.pages().filter(within).for_each(|e| {
-                        if let Entry::At(mapping) = Entry::of(e) {
-                            dropped(mapping.loc);
-                        }
-                    });
+                    leaf.pages().filter(within).for_each(|e| taken(base + u64::from(e.rel), Entry::of(e)));
                     leaf.remove(from, to);
                 }
                 Body::Entry(e) => {
-                    if let Entry::At(mapping) = Entry::of(*e) {
-                        dropped(mapping.loc);
-                    }
+                    taken(base + u64::from(e.rel), Entry::of(*e));
                     *body = Body::Empty;
                 }
                 Body::Empty => {}
@@ -541,19 +547,23 @@ impl BaseMap {
         }
     }
 
-    /// Keys of leaves to make dirty, so that nothing of the next checkpoint stands in a segment.
-    pub fn clean_in(&self, segment: u32) -> Vec<u64> {
+    /// Keys of leaves to make dirty, so that nothing of the next checkpoint stands in a segment: those of `leaves_max`
+    /// leaves from a key on, and the key to go on with.
+    pub fn clean_in(&self, segment: u32, from: u64, leaves_max: usize) -> (Vec<u64>, Option<u64>) {
         let dirty = State::Dirty(self.generation);
         let stays = |s: &Slot| s.state() != dirty && s.disk().is_some_and(|d| d.loc.segment == segment);
-        let mut keys: Vec<u64> = self.slots.iter().filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect();
-        // One leaf is enough for a page of the directory, and all above it.
-        for (from, to) in self.directory.ranges_in(segment) {
-            let mut leaves = self.slots.range(from..to.unwrap_or(u64::MAX)).map(|(&key, _)| key);
-            keys.extend(leaves.next());
-        }
-        keys.sort_unstable();
-        keys.dedup();
-        keys
+        let mut leaves = self.slots.range(from..);
+        let some = leaves.by_ref().take(leaves_max).filter(|(_, s)| stays(s)).map(|(&key, _)| key).collect();
+        (some, leaves.next().map(|(&key, _)| key))
+    }
+
+    /// As [`BaseMap::clean_in`], for the pages of the directory: one leaf is enough for a page and all above it.
+    pub fn leaves_above(&self, segment: u32) -> Vec<u64> {
+        let ranges = self.directory.ranges_in(segment);
+        let first = |(from, to): (u64, Option<u64>)| {
+            self.slots.range(from..to.unwrap_or(u64::MAX).max(from)).next().map(|(&key, _)| key)
+        };
+        ranges.into_iter().filter_map(first).collect()
     }
 
     /// Limits the memory of slots and clean leaves; 0 = no limit. A quarter of it is for leaves in any case.
@@ -661,6 +671,15 @@ impl BaseMap {
         })
     }
 
+    /// Calls `f` with each entry of a range of pages; leaves that are not loaded are passed over.
+    pub fn for_each_in(&self, first: u64, count: u64, mut f: impl FnMut(u64, Entry)) {
+        let pages = first..first.saturating_add(count);
+        let from = self.key_of(first).unwrap_or(first);
+        self.entries_in(from..pages.end.max(from))
+            .filter(|(page, _)| pages.contains(page))
+            .for_each(|(page, e)| f(page, Entry::of(e)));
+    }
+
     /// The entries of a unit whose leaves are loaded.
     pub fn unit_entries(&self, unit_first_page: u64) -> impl Iterator<Item = LeafEntry> {
         self.entries_in(unit_first_page..unit_first_page.saturating_add(MAP_UNIT_PAGES)).map(|(_, e)| e)
@@ -682,6 +701,11 @@ impl BaseMap {
     /// Units with leaves that lie in a range of pages at least in part.
     pub fn units_between(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
         self.slots.range(unit_start(start)..end.max(unit_start(start))).map(|(&key, _)| key / MAP_UNIT_PAGES)
+    }
+
+    /// Pages of the directory as the last checkpoint has it: level, key, place and crc.
+    pub fn directory_pages(&self) -> impl Iterator<Item = (u16, u64, Mapping)> {
+        self.directory.all()
     }
 
     /// Every page of the last checkpoint that this map refers to: leaves and directory.
@@ -890,7 +914,7 @@ mod tests {
                     if rng.random_ratio(1, 40) {
                         let count = rng.random_range(1..4000);
                         let mut dropped = 0;
-                        map.remove(page, count, |_| dropped += 1);
+                        map.remove(page, count, |_, _| dropped += 1);
                         assert_eq!(dropped, model.range(page..page + count).count());
                         model.retain(|p, _| !(page..page + count).contains(p));
                     } else {
@@ -978,7 +1002,7 @@ mod tests {
         assert_eq!(keys, [100]);
         map.load(100, at(8), &two(100));
         let mut dropped = 0;
-        map.remove(100, 3, |_| dropped += 1);
+        map.remove(100, 3, |_, _| dropped += 1);
         assert_eq!(dropped, 2);
         // The leaf of key 0 is not loaded: this used to panic.
         assert_eq!(map.set(120, at(9)), None);

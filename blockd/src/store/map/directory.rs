@@ -116,9 +116,18 @@ impl Directory {
         (key, self.next_key(0, key))
     }
 
+    /// All pages: level, key, place and crc.
+    pub fn all(&self) -> impl Iterator<Item = (u16, u64, Mapping)> {
+        let level = |(level, pages): (u16, &'_ BTreeMap<u64, Node>)| {
+            pages.iter().map(move |(&key, node)| (level, key, node.page)).collect::<Vec<_>>()
+        };
+        (0..).zip(&self.levels).flat_map(level)
+    }
+
     /// Whether a level has the page there.
-    pub fn has(&self, level: usize, key: u64, loc: Loc) -> bool {
-        self.levels.get(level).and_then(|pages| pages.get(&key)).is_some_and(|node| node.page.loc == loc)
+    pub fn has(&self, level: u16, key: u64, loc: Loc) -> bool {
+        let node = self.levels.get(usize::from(level)).and_then(|pages| pages.get(&key));
+        node.is_some_and(|node| node.page.loc == loc)
     }
 
     /// Most pages that a checkpoint writes after `changed` leaves of `leaves` changed.

@@ -64,6 +64,7 @@ impl Scrub<'_, '_> {
     fn run(&mut self) -> ControlFlow<()> {
         self.superblocks()?;
         self.checkpoint()?;
+        self.directories()?;
         self.leaves()?;
         self.records()
     }

@@ -14,7 +14,7 @@ use crate::store::recover::{self, RecoverOptions};
 
 const PAGES: u64 = 40;
 
-/// Batches are answered from an older image.
+/// A cache that still holds an older image.
 struct Stale {
     old: Vec<u8>,
     now: SimStorage,
@@ -26,17 +26,14 @@ impl Storage for Stale {
         self.now.len_bytes()
     }
     fn read_batch(&self, reads: &mut [Read<'_>]) {
+        self.past_the_cache.fetch_add(reads.len() as u64, Ordering::Relaxed);
+        self.now.read_batch(reads);
+    }
+    fn read_cached(&self, reads: &mut [Read<'_>]) {
         for read in reads {
             let start = read.offset as usize;
             read.buf.copy_from_slice(&self.old[start..start + read.buf.len()]);
         }
-    }
-    fn is_cached(&self) -> bool {
-        true
-    }
-    fn read_exact(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.past_the_cache.fetch_add(1, Ordering::Relaxed);
-        self.now.read_exact(offset, buf)
     }
     fn write_all(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.now.write_all(offset, bytes)

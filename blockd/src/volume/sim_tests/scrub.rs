@@ -97,6 +97,13 @@ fn pages_that_count(driver: &Driver) -> BTreeMap<u64, Damaged> {
     driver.disk.read_exact(root_at, &mut page).expect("it can be read");
     pages.insert(root_at, Damaged::Checkpoint);
     let root = crate::store::format::checkpoint::Root::decode(&page).expect("a root");
+    let maps = store.maps.read();
+    for (_, _, at) in
+        maps.ids().into_iter().filter_map(|id| maps.map(id)).flat_map(|map| map.directory_pages())
+    {
+        pages.insert(store.geometry.byte(at.loc), Damaged::Checkpoint);
+    }
+    drop(maps);
     for run in root.runs {
         for i in 0..u64::from(run.pages) {
             pages.insert(store.geometry.byte(run.at) + i * 4096, Damaged::Checkpoint);
