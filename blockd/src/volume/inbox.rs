@@ -13,7 +13,7 @@ use super::channel;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError};
 use crate::storage::Waker;
-use crate::store::log::{Job, JobDone};
+use crate::store::log::{Job, JobDone, Log};
 
 /// A change somebody asks for.
 pub(super) enum Request {
@@ -46,6 +46,9 @@ impl Request {
     }
 }
 
+/// Done by whoever drives the log, or told why not.
+pub(crate) type LogTask = Box<dyn FnOnce(Result<&mut Log, IoError>) + Send>;
+
 /// From the cleaner or the volume itself.
 pub(crate) enum Internal {
     /// Copies of pages.
@@ -56,6 +59,8 @@ pub(crate) enum Internal {
     Cleaned,
     /// There is nothing to clean: who waits for space since this stall can't have it.
     NothingToClean(u64),
+    /// Something to do with the log, in its order.
+    WithLog(LogTask),
     /// Finish, checkpoint, end.
     Shutdown(JobDone),
 }
@@ -66,6 +71,7 @@ impl Internal {
             Internal::Relocate(job) => (job.done)(Err(IoError::Shutdown)),
             Internal::Checkpoint(done) | Internal::Shutdown(done) => done(Err(IoError::Shutdown)),
             Internal::NothingToClean(_) | Internal::Cleaned => {}
+            Internal::WithLog(task) => task(Err(IoError::Shutdown)),
         }
     }
 }
@@ -93,6 +99,11 @@ pub(crate) struct InternalSender(pub(super) Arc<Inbox>);
 impl InternalSender {
     pub(crate) fn send(&self, message: Internal) {
         self.0.send_internal(message);
+    }
+
+    /// Has whoever drives the log do something with it.
+    pub(crate) fn with_log(&self, task: impl FnOnce(Result<&mut Log, IoError>) + Send + 'static) {
+        self.send(Internal::WithLog(Box::new(task)));
     }
 }
 

@@ -11,6 +11,7 @@ mod part;
 mod raw;
 mod resize;
 mod scrub;
+mod snapshots;
 mod vexfs;
 
 use rand::Rng;

@@ -2,7 +2,7 @@
 //! alone. The simulator and measurements of the store use it; both run the code that the threads run.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use layout::addr::PAGE;
 use parking_lot::Mutex;
@@ -56,6 +56,7 @@ impl Stepped {
             incarnation: opened.incarnation,
             read_only: false,
             pending_pages: AtomicU64::new(0),
+            rolling_back: AtomicBool::new(false),
         });
         let inbox = Inbox::new(log.waker());
         let worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);

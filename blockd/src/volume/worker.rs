@@ -172,6 +172,7 @@ impl Worker {
                     self.log.refuse_stalled()
                 }
                 Internal::NothingToClean(_) | Internal::Cleaned => {}
+                Internal::WithLog(task) => task(Ok(&mut self.log)),
                 Internal::Shutdown(done) => self.shutdown = Some(done),
             }
         }

@@ -9,7 +9,7 @@ use crate::store::Shared;
 use crate::store::format::record::{Entry, Record};
 use crate::store::format::{Loc, page_crc};
 use crate::store::log::Op;
-use crate::store::map::{Lookup, Maps};
+use crate::store::map::Maps;
 
 /// Pages moved by one job: as many relocations as fit one record's header page.
 const JOB_PAGES: usize = 185;
@@ -76,7 +76,7 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     Ok(live.chunks(JOB_PAGES).map(|part| part.iter().map(op).collect()).collect())
 }
 
-/// Walks the records of a segment; what the map (either layer) still refers to is alive.
+/// Walks the records of a segment; what the map (any layer) still refers to is alive.
 fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Result<Vec<Live>, String> {
     let mut live = Vec::new();
     let mut at = 1usize;
@@ -111,22 +111,10 @@ fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Resul
 
 fn is_live(shared: &Shared, page: u64, loc: Loc) -> Result<bool, String> {
     loop {
-        let missing = match refers(&shared.maps.read(), page, loc) {
-            Ok(live) => return Ok(live),
-            Err(key) => key,
+        let missing = match shared.maps.read().mapped_there(page, loc) {
+            Ok(found) => return Ok(found.is_some()),
+            Err(leaf) => leaf,
         };
-        shared.load_leaf(missing).map_err(|e| e.to_string())?;
-    }
-}
-
-/// Whether either layer has the page there; `Err` names a leaf to load first.
-fn refers(maps: &Maps, page: u64, loc: Loc) -> Result<bool, u64> {
-    if matches!(maps.overlay.lookup(page), Some(Some(m)) if m.loc == loc) {
-        return Ok(true);
-    }
-    match maps.base.lookup(page) {
-        Lookup::Mapped(m) => Ok(m.loc == loc),
-        Lookup::Unmapped => Ok(false),
-        Lookup::Leaf(key) => Err(key),
+        shared.load(missing).map_err(|e| e.to_string())?;
     }
 }

@@ -12,14 +12,20 @@ use crate::store::clean::copy::{Copies, copies_of};
 use crate::store::create::{NewStore, create};
 use crate::store::log::Job;
 use crate::store::recover::RecoverOptions;
+use crate::store::snapshot::change::{Change, SnapshotError};
+use crate::store::snapshot::{SnapshotId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
 use crate::volume::inbox::Request;
 use crate::volume::reads::{self, ReadJob};
+use crate::volume::snapshot::{self, Round};
 use crate::volume::stepped::Stepped;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
+
+/// The outcome of a change of snapshots, once it is there.
+pub(super) type ChangeTicket = Arc<Mutex<Option<Result<SnapshotId, SnapshotError>>>>;
 
 /// A volume and its backing.
 pub(super) struct Driver {
@@ -98,6 +104,47 @@ impl Driver {
         ticket
     }
 
+    /// Wants a change of the snapshots.
+    pub(super) fn change(&mut self, change: Change) -> ChangeTicket {
+        let ticket: ChangeTicket = Arc::default();
+        let mine = Arc::clone(&ticket);
+        self.volume.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
+        ticket
+    }
+
+    /// A portion of what deletions and rollbacks have to do, and what that needs.
+    pub(super) fn portion(&mut self) -> Round {
+        let store = Arc::clone(&self.core.store);
+        let round = snapshot::round(&store, |f| Ok(f(self.volume.worker.log())));
+        let round = round.unwrap_or(Round::Idle);
+        if matches!(round, Round::Checkpoint | Round::Finished) {
+            self.checkpoint();
+            self.settle();
+        }
+        round
+    }
+
+    /// What a start does when the last run did not end a rollback.
+    pub(super) fn end_rollback(&mut self) {
+        while self.store().maps.read().snapshots.rollback().is_some() {
+            assert_ne!(self.portion(), Round::Idle, "a rollback goes on to its end");
+        }
+    }
+
+    /// Names of the snapshots that can be read, oldest first.
+    pub(super) fn snapshot_names(&self) -> Vec<String> {
+        let maps = self.store().maps.read();
+        let live = maps.snapshots.all().iter().filter(|s| s.state == crate::store::snapshot::State::Live);
+        live.map(|s| s.name.clone()).collect()
+    }
+
+    /// A page of a snapshot.
+    pub(super) fn read_snapshot(&self, name: &str, page: u64) -> Result<Vec<u8>, IoError> {
+        let id = self.store().maps.read().snapshots.find(name).map(|s| s.id).expect("it is there");
+        let mut buf = AlignedBuf::zeroed(4096);
+        self.store().read_run_at(View::Snapshot(id), page, &mut buf).map(|()| buf.to_vec())
+    }
+
     /// Takes some steps.
     pub(super) fn steps(&mut self, count: usize) {
         for _ in 0..count {
@@ -155,7 +202,10 @@ impl Driver {
         let result: Arc<Mutex<Option<crate::device::IoResult>>> = Arc::default();
         let mine = Arc::clone(&result);
         let done = Box::new(move |outcome| *mine.lock() = Some(outcome));
-        reads::run(&self.core, vec![ReadJob { client, offset, buf: AlignedBuf::zeroed(len), done }]);
+        reads::run(
+            &self.core,
+            vec![ReadJob { client, view: View::Live, offset, buf: AlignedBuf::zeroed(len), done }],
+        );
         let outcome = result.lock().take().expect("a read is finished when it returns");
         outcome.map(|buf| buf.expect("a read gives its buffer").to_vec())
     }
@@ -168,10 +218,13 @@ impl Driver {
     /// Segment counts of the map, counted anew: they must agree with the running ones.
     pub(super) fn check_usage(&self) {
         let store = self.store();
-        let keys: Vec<u64> = store.maps.read().base.keys().collect();
-        store.maps.write().base.hold(true);
-        for key in keys {
-            store.load_leaf(key).expect("every leaf can be read");
+        store.maps.write().hold(true);
+        let ids = store.maps.read().ids();
+        for id in ids {
+            let keys: Vec<u64> = store.maps.read().map(id).expect("it is named").keys().collect();
+            for key in keys {
+                store.load_leaf_of(id, key).expect("every leaf can be read");
+            }
         }
         let maps = store.maps.read();
         let segments = maps.segments.all();
@@ -181,6 +234,12 @@ impl Driver {
             base[mapping.loc.segment as usize] += 1;
         }
         assert_eq!(maps.base.mappings().count() as u64, maps.base.page_count());
+        for s in maps.snapshots.all() {
+            for (_, mapping) in s.delta.mappings() {
+                base[mapping.loc.segment as usize] += 1;
+            }
+            assert_eq!(s.delta.mappings().count() as u64, s.held_pages, "pages that {} holds", s.name);
+        }
         for (_, mapping) in maps.overlay.mappings() {
             open[mapping.loc.segment as usize] += 1;
         }
@@ -194,6 +253,6 @@ impl Driver {
             }
         }
         drop(maps);
-        store.maps.write().base.hold(false);
+        store.maps.write().hold(false);
     }
 }
