@@ -9,18 +9,24 @@ use anyhow::{Context, Result, ensure};
 use blockd::buf::AlignedBuf;
 use blockd::device::VolumeKind;
 use blockd::storage::memory::MemoryStorage;
+use blockd::store::Shared;
 use blockd::store::create::{NewStore, create};
+use blockd::store::format::segment::Stream;
+use blockd::store::map::segments::State;
 use blockd::volume::OpenOptions;
 use blockd::volume::stepped::Stepped;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::Serialize;
 use serde_json::json;
 
 const PAGE: u64 = 4096;
 /// Times that the volume is overwritten before the measurement.
 const TURNS_BEFORE: u64 = 3;
+/// Batches between looks at how the image is used.
+const SPACE_EVERY: u64 = 64;
 
 /// What is measured, and how.
 #[derive(Debug, Args)]
@@ -137,6 +143,102 @@ struct Written {
     backing: u64,
     moved: u64,
     checkpoints: u64,
+    /// Headers of records and segments, those of the cleaner apart.
+    user_headers: u64,
+    moved_headers: u64,
+}
+
+/// What the image's pages are, in percent of them.
+#[derive(Clone, Copy, Default, Serialize)]
+struct Space {
+    /// Segments that may be taken.
+    free: f64,
+    /// Segments that wait to be free: for a sync, or for a checkpoint.
+    emptied: f64,
+    /// Segments of the map.
+    map: f64,
+    /// Heads of the log, as far as they are not written.
+    heads: f64,
+    /// Pages of data segments that are no data: headers of records and of segments, and what is left at their ends.
+    headers: f64,
+    /// Data that is dead.
+    dead: f64,
+    /// Data that is alive.
+    live: f64,
+    /// Live pages of a data segment, in percent of its pages: what the cleaner's work depends on.
+    utilisation: f64,
+}
+
+impl Space {
+    fn of(store: &Shared) -> Self {
+        let maps = store.maps.read();
+        let pages = u64::from(store.geometry.segment_pages);
+        let mut counts = [0u64; 6];
+        let [free, emptied, map, heads, filled, live] = &mut counts;
+        for s in maps.segments.all() {
+            *live += if s.stream == Stream::Meta { 0 } else { u64::from(s.live()) };
+            match s.state {
+                State::Free => *free += pages,
+                _ if s.stream == Stream::Meta => *map += pages,
+                State::Open => {
+                    *heads += pages - u64::from(s.used_pages);
+                    *filled += u64::from(s.used_pages);
+                }
+                State::Closed if s.live() == 0 => *emptied += pages,
+                State::Closed => *filled += pages,
+            }
+        }
+        // Two of a segment's pages, and one for each record.
+        let percent = |count: u64| count as f64 * 100.0 / (pages * maps.segments.all().len() as u64) as f64;
+        let log = store.counters.stats();
+        let data = (log.user_bytes + log.moved_bytes) as f64 / log.log_bytes as f64;
+        let ends = 1.0 - 2.0 / pages as f64;
+        let headers = percent(*filled) * (1.0 - data * ends);
+        Space {
+            free: percent(*free),
+            emptied: percent(*emptied),
+            map: percent(*map),
+            heads: percent(*heads),
+            headers,
+            dead: percent(*filled) - headers - percent(*live),
+            live: percent(*live),
+            utilisation: *live as f64 * 100.0 / *filled as f64,
+        }
+    }
+
+    fn add(&mut self, other: Space, weight: f64) {
+        let pairs = [
+            (&mut self.free, other.free),
+            (&mut self.emptied, other.emptied),
+            (&mut self.map, other.map),
+            (&mut self.heads, other.heads),
+            (&mut self.headers, other.headers),
+            (&mut self.dead, other.dead),
+            (&mut self.live, other.live),
+            (&mut self.utilisation, other.utilisation),
+        ];
+        for (sum, value) in pairs {
+            *sum += value * weight;
+        }
+    }
+}
+
+impl std::fmt::Display for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.1} % live, {:.1} dead, {:.2} headers and ends, {:.2} map, {:.2} free, {:.2} emptied, {:.2} heads; data segments are \
+             {:.1} % live",
+            self.live,
+            self.dead,
+            self.headers,
+            self.map,
+            self.free,
+            self.emptied,
+            self.heads,
+            self.utilisation
+        )
+    }
 }
 
 struct Run {
@@ -173,6 +275,8 @@ impl Run {
             backing: self.storage.written_bytes(),
             moved: stats.moved_bytes,
             checkpoints: stats.checkpoint_bytes,
+            user_headers: stats.log_bytes - stats.user_bytes - stats.moved_bytes - stats.moved_header_bytes,
+            moved_headers: stats.moved_header_bytes,
         }
     }
 
@@ -212,27 +316,34 @@ pub fn run(options: &Options) -> Result<()> {
         }
         let mut pages = Pages::new(pattern, volume_pages, options.seed);
         let mut before = Written::default();
+        let mut space = Space::default();
         for turn in 0..=TURNS_BEFORE {
             if turn == TURNS_BEFORE {
                 before = run.written();
             }
-            for _ in 0..volume_pages.div_ceil(options.batch) {
+            let batches = volume_pages.div_ceil(options.batch);
+            for batch in 0..batches {
                 run.write((0..options.batch).map(|_| pages.next()))?;
                 bar.inc(options.batch);
+                if turn == TURNS_BEFORE && batch % SPACE_EVERY == 0 {
+                    space.add(Space::of(run.volume.store()), 1.0 / batches.div_ceil(SPACE_EVERY) as f64);
+                }
             }
         }
         let after = run.written();
         let user = (after.user - before.user) as f64;
         let share = |bytes: u64| bytes as f64 / user;
+        let moved_headers = share(after.moved_headers - before.moved_headers);
+        let user_headers = share(after.user_headers - before.user_headers);
         let amplification = share(after.backing - before.backing);
         let moved = share(after.moved - before.moved);
         let checkpoints = share(after.checkpoints - before.checkpoints);
-        let headers = amplification - 1.0 - moved - checkpoints;
+        let rest = amplification - 1.0 - moved - checkpoints - moved_headers - user_headers;
         let holds = amplification <= pattern.bar();
         if options.json {
             let figures = json!({
                 "pattern": pattern.name(), "amplification": amplification, "bar": pattern.bar(), "holds": holds,
-                "moved": moved, "checkpoints": checkpoints, "headers": headers,
+                "moved": moved, "checkpoints": checkpoints, "user_headers": user_headers, "moved_headers": moved_headers, "rest": rest, "space_percent": space,
                 "image_mib": options.image_mib, "utilisation_percent": options.utilisation, "batch_pages": options.batch,
                 "segment_bytes": geometry.segment_bytes(), "segments": geometry.segments, "seed": options.seed,
             });
@@ -241,13 +352,13 @@ pub fn run(options: &Options) -> Result<()> {
             let verdict = if holds { "holds" } else { "MISSED" };
             bar.suspend(|| {
                 println!(
-                    "{:15} {amplification:.3} (bar {:.1}: {verdict}) = 1 + {moved:.3} moved + {checkpoints:.3} checkpoints + {headers:.3} \
-                     headers; {} segments of {} KiB, {} % live",
+                    "{:15} {amplification:.3} (bar {:.1}: {verdict}) = 1 + {moved:.3} moved + {checkpoints:.3} checkpoints + {user_headers:.3} \
+                     headers + {moved_headers:.3} of what is moved + {rest:.3} superblocks\n{:15} {} segments of {} KiB: {space}",
                     pattern.name(),
                     pattern.bar(),
+                    "",
                     geometry.segments,
                     geometry.segment_bytes() >> 10,
-                    options.utilisation,
                 );
             });
         }

@@ -12,6 +12,7 @@ mod raw;
 mod resize;
 mod scrub;
 mod snapshots;
+mod space;
 mod vexfs;
 
 use rand::Rng;

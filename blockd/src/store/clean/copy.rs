@@ -10,9 +10,7 @@ use crate::store::format::record::{Entry, Record};
 use crate::store::format::{Loc, page_crc};
 use crate::store::log::Op;
 use crate::store::map::Maps;
-
-/// Pages moved by one job: as many relocations as fit one record's header page.
-const JOB_PAGES: usize = 185;
+use crate::store::space::COPY_PAGES;
 
 /// Relocations that belong together.
 pub(crate) type Copies = Vec<Op>;
@@ -73,7 +71,7 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
         buf: Arc::clone(&buf),
         page_in_buf: usize::from(l.loc.offset),
     };
-    Ok(live.chunks(JOB_PAGES).map(|part| part.iter().map(op).collect()).collect())
+    Ok(live.chunks(COPY_PAGES as usize).map(|part| part.iter().map(op).collect()).collect())
 }
 
 /// Walks the records of a segment; what the map (any layer) still refers to is alive.

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::copy::{Copies, copies_of};
 use super::meta::{empty_all_meta, empty_meta};
 use super::policy::Choice;
+use super::rounds::{Ground, Rounds};
 use super::view::{Asked, choose_now};
 use crate::device::IoError;
 use crate::store::Shared;
@@ -83,11 +84,15 @@ pub(crate) struct Cleaner {
     phase: Phase,
     /// The stall of writers that wait for space.
     stall: Option<u64>,
+    /// The last one there was.
+    stall_seen: Option<u64>,
     /// How things stood before the last sync and the last checkpoint, if nothing else was done since.
     before_sync: Option<Standing>,
     before_checkpoint: Option<Standing>,
     /// How things stood before the first of some checkpoints made to empty segments of map leaves, and how many they are.
     meta_rounds: Option<(Standing, u32)>,
+    /// Segments emptied in vain. Kept over rests: who asks again for the same stall finds nothing new.
+    rounds: Rounds,
 }
 
 impl Cleaner {
@@ -99,14 +104,20 @@ impl Cleaner {
             inbox,
             phase: Phase::Idle,
             stall: None,
+            stall_seen: None,
             before_sync: None,
             before_checkpoint: None,
             meta_rounds: None,
+            rounds: Rounds::default(),
         }
     }
 
     /// There may be work; `stall` names writers that wait for space.
     pub(crate) fn ask(&mut self, stall: Option<u64>) {
+        if stall.is_some() && stall != self.stall_seen {
+            self.rounds = Rounds::default();
+            self.stall_seen = stall;
+        }
         self.stall = stall.or(self.stall);
         if matches!(self.phase, Phase::Idle) {
             self.before_sync = None;
@@ -177,12 +188,16 @@ impl Cleaner {
     }
 
     fn choose(&mut self, send: &mut dyn FnMut(Internal)) -> Next {
-        let standing = Standing::of(&self.shared.maps.read());
+        let (standing, ground) = {
+            let maps = self.shared.maps.read();
+            (Standing::of(&maps), Ground::of(&self.shared, &maps))
+        };
         let gains = |before: Option<Standing>| before.is_none_or(|b| standing.gained_since(b));
         let in_vain =
             |(before, rounds): (Standing, u32)| rounds >= META_ROUNDS_MAX && !standing.gained_since(before);
         let asked = Asked {
             urgent: self.stall.is_some(),
+            moving: self.rounds.may_gain(ground),
             sync: gains(self.before_sync),
             checkpoint: gains(self.before_checkpoint) && !self.meta_rounds.is_some_and(in_vain),
         };
@@ -237,6 +252,7 @@ impl Cleaner {
                 Next::Again
             }
             Choice::Data(segment) => {
+                self.rounds.begin(ground);
                 let jobs = copies_of(&self.shared, segment);
                 if !jobs.is_empty() {
                     self.phase = Phase::Moving { jobs: jobs.into(), with_log: 0 };

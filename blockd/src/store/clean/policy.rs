@@ -6,6 +6,7 @@
 use crate::device::VolumeKind;
 use crate::store::format::segment::Stream;
 use crate::store::map::segments::{Replay, Segment, State};
+use crate::store::space::is_worth_moving;
 
 /// Empty segments that share a sync while nobody waits.
 const SYNC_SEGMENTS: u32 = 4;
@@ -67,6 +68,8 @@ pub struct View<'a> {
     pub urgent: bool,
     /// Data pages that the cleaner's streams have room for.
     pub room_pages: u64,
+    /// Moving pages may gain something (`false`: nothing came of it, though it looked so).
+    pub moving: bool,
     /// A sync can free segments (`false`: one was just made, and freed none).
     pub sync: bool,
     /// The next checkpoint; `None`: one was just made, and gained nothing.
@@ -205,7 +208,7 @@ fn is_gain(s: &Segment, view: &View<'_>) -> bool {
                 false => room > CHECKPOINT_GAIN * (live + cost.pages),
             }
         }
-        _ => room > live + live / 100 + 1,
+        _ => view.moving && is_worth_moving(s.live(), view.segment_pages),
     }
 }
 
@@ -262,6 +265,7 @@ mod tests {
             now_use_seq: 50,
             urgent: false,
             room_pages: 1000,
+            moving: true,
             sync: true,
             checkpoint: Some(CHECKPOINT),
         }
@@ -314,9 +318,12 @@ mod tests {
     #[test]
     fn full_and_damaged_segments_gain_nothing() {
         let mut segments =
-            [segment(State::Closed, Stream::User, 97, 1), segment(State::Closed, Stream::User, 5, 1)];
+            [segment(State::Closed, Stream::User, 96, 1), segment(State::Closed, Stream::User, 5, 1)];
         segments[1].damaged = true;
         assert_eq!(choose(view(&segments, 1)), Choice::Nothing);
+        segments[0].live_base = 95;
+        assert_eq!(choose(view(&segments, 1)), Choice::Data(0));
+        assert_eq!(choose(View { moving: false, ..view(&segments, 1) }), Choice::Nothing);
     }
 
     #[test]

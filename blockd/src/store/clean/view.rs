@@ -10,6 +10,8 @@ use crate::store::space::Taker;
 pub(super) struct Asked {
     /// Writers wait.
     pub(super) urgent: bool,
+    /// Moving pages may gain something.
+    pub(super) moving: bool,
     /// A sync may free something.
     pub(super) sync: bool,
     /// A checkpoint may gain something.
@@ -50,6 +52,7 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
         now_use_seq: maps.segments.all().iter().map(|s| s.use_seq).max().unwrap_or(0),
         urgent: asked.urgent,
         room_pages: shared.cold_room_pages(&maps),
+        moving: asked.moving,
         sync: asked.sync,
         checkpoint: asked.checkpoint.then_some(cost),
     })

@@ -93,6 +93,7 @@ pub struct SegmentTable {
     /// Pages of the checkpoint under way.
     meta_new: u64,
     data_uses: u64,
+    user_uses: u64,
     /// The record being applied, if one is.
     applying: Option<u64>,
     replay: Replay,
@@ -129,6 +130,7 @@ impl SegmentTable {
             meta_live: 0,
             meta_new: 0,
             data_uses: 0,
+            user_uses: 0,
             applying: None,
             replay: Replay::default(),
             checkpoints_begun: 0,
@@ -188,6 +190,11 @@ impl SegmentTable {
         self.data_uses
     }
 
+    /// Those of them taken for users' data.
+    pub fn user_uses(&self) -> u64 {
+        self.user_uses
+    }
+
     /// Data pages that the map refers to, both layers.
     pub fn data_live(&self) -> u64 {
         self.data_live
@@ -205,6 +212,7 @@ impl SegmentTable {
         }
         let segment = self.free.pop_first()?;
         self.data_uses += u64::from(stream != Stream::Meta);
+        self.user_uses += u64::from(stream == Stream::User);
         self.open(segment, stream, use_seq);
         Some(segment)
     }
