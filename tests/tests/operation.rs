@@ -97,9 +97,8 @@ fn a_daemon_is_configured_watched_and_drained() {
     assert_eq!(metric(&text, "vexfs_request_bytes_total{export=\"vol\",op=\"write\"}"), f64::from(1 << 20));
     assert_eq!(metric(&text, "vexfs_failed{export=\"vol\"}"), 0.0);
 
-    let checkpoints = || {
-        metric(&http(&metrics, "/metrics"), "vexfs_checkpoint_duration_seconds_count{export=\"vol\"}")
-    };
+    let checkpoints =
+        || metric(&http(&metrics, "/metrics"), "vexfs_checkpoint_duration_seconds_count{export=\"vol\"}");
     let before = checkpoints();
     let done = process::ok(stage.vexctl().args(["checkpoint", "vol"]));
     assert!(done.contains("checkpoint written"), "{done}");
