@@ -1,11 +1,13 @@
 //! The seam below the store: all I/O on the backing goes through [`Storage`].
 //!
 //! Implementations: [`file::FileStorage`] over a file or block device, with io_uring or plain
-//! pread/pwrite ([`IoEngine`]), and a simulated one in the tests, with crashes and faults.
+//! pread/pwrite ([`IoEngine`]), [`memory::MemoryStorage`], and a simulated one in the tests,
+//! with crashes and faults.
 //!
 //! Alignment: every offset and every buffer is a multiple of 4096, so that O_DIRECT is possible.
 
 pub mod file;
+pub mod memory;
 mod plain;
 mod ring;
 #[cfg(test)]

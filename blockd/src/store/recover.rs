@@ -147,6 +147,8 @@ pub(super) fn open_with(
         let mut maps = shared.maps.write();
         let empty: Vec<u32> = maps.segments.empty_meta().collect();
         maps.segments.release(&empty);
+        // And whatever was replayed is durable since the slots are.
+        maps.segments.release_durable(replayed.next_seq);
     }
     let mut superblock =
         Superblock { incarnation: superblock.incarnation + 1, boot_id: options.boot_id, ..superblock };
@@ -285,6 +287,7 @@ fn build_shared(
             MapId::Delta(number) => drop(deltas.insert(number, loaded)),
         }
     }
+    maps.segments.checkpoint_is_durable(0, root.positions.map(|p| p.use_seq));
     maps.snapshots = Snapshots::load(root, payload, deltas).map_err(corrupt(sb.geometry, sb.root.loc))?;
     for loc in own_pages(root, sb.root.loc) {
         maps.segments.add_meta(loc);

@@ -21,6 +21,7 @@ pub mod session;
 mod sim_tests;
 pub mod snapshot;
 pub mod status;
+pub mod stepped;
 mod synth;
 mod tuning;
 pub(crate) mod worker;

@@ -11,6 +11,7 @@ mod raw;
 mod resize;
 mod scrub;
 mod snapshots;
+mod space;
 mod stale;
 mod vexfs;
 

@@ -1,28 +1,25 @@
 //! Drives a volume without threads: requests are queued, steps are taken one by one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
-use crate::store::clean::policy::Choice;
-use crate::store::clean::worker::Work;
-use crate::store::clean::{Cleaner, Tuning};
+use crate::store::clean::Tuning;
+use crate::store::clean::copy::{Copies, copies_of};
 use crate::store::create::{NewStore, create};
-use crate::store::log::{Job, Op};
-use crate::store::recover::{self, RecoverOptions};
+use crate::store::log::Job;
+use crate::store::recover::RecoverOptions;
 use crate::store::snapshot::change::{Change, SnapshotError};
 use crate::store::snapshot::{SnapshotId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
-use crate::volume::inbox::{Inbox, Request};
+use crate::volume::inbox::Request;
 use crate::volume::reads::{self, ReadJob};
-use crate::volume::session::Sessions;
 use crate::volume::snapshot::{self, Round};
-use crate::volume::worker::Worker;
+use crate::volume::stepped::Stepped;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
@@ -34,8 +31,7 @@ pub(super) type ChangeTicket = Arc<Mutex<Option<Result<SnapshotId, SnapshotError
 pub(super) struct Driver {
     pub(super) disk: SimStorage,
     pub(super) core: Arc<Core>,
-    worker: Worker,
-    inbox: Arc<Inbox>,
+    volume: Stepped,
     submitted: u64,
 }
 
@@ -56,19 +52,8 @@ impl Driver {
             map_bytes_max: 16 << 10,
             discard: true,
         };
-        let opened = recover::open(Arc::new(disk.clone()), &options)?;
-        let core = Arc::new(Core {
-            store: opened.shared,
-            sessions: Mutex::new(Sessions::new(opened.incarnation, opened.lost_session)),
-            incarnation: opened.incarnation,
-            read_only: false,
-            pending_pages: AtomicU64::new(0),
-            rolling_back: AtomicBool::new(false),
-        });
-        let log = opened.log.expect("a store open for writing has a log");
-        let inbox = Inbox::new(log.waker());
-        let worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
-        Ok(Driver { disk, core, worker, inbox, submitted: 0 })
+        let volume = Stepped::open_with(Arc::new(disk.clone()), &options, false)?;
+        Ok(Driver { disk, core: Arc::clone(&volume.core), volume, submitted: 0 })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -85,12 +70,12 @@ impl Driver {
     /// one drives the log.
     fn submit(&mut self, request: Request) {
         self.submitted += 1;
-        if self.submitted.is_multiple_of(3) && self.worker.is_at_rest() {
-            return self.worker.carry_out(request);
+        if self.submitted.is_multiple_of(3) && self.volume.worker.is_at_rest() {
+            return self.volume.worker.carry_out(request);
         }
-        self.inbox.push(request);
+        self.volume.submit(request);
         if self.submitted.is_multiple_of(5) {
-            self.worker.step_here();
+            self.volume.worker.step_here();
         }
     }
 
@@ -115,7 +100,7 @@ impl Driver {
 
     pub(super) fn checkpoint(&mut self) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
+        self.volume.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
         ticket
     }
 
@@ -123,14 +108,14 @@ impl Driver {
     pub(super) fn change(&mut self, change: Change) -> ChangeTicket {
         let ticket: ChangeTicket = Arc::default();
         let mine = Arc::clone(&ticket);
-        self.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
+        self.volume.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
         ticket
     }
 
     /// A portion of what deletions and rollbacks have to do, and what that needs.
     pub(super) fn portion(&mut self) -> Round {
         let store = Arc::clone(&self.core.store);
-        let round = snapshot::round(&store, |f| Ok(f(self.worker.log())));
+        let round = snapshot::round(&store, |f| Ok(f(self.volume.worker.log())));
         let round = round.unwrap_or(Round::Idle);
         if matches!(round, Round::Checkpoint | Round::Finished) {
             self.checkpoint();
@@ -163,110 +148,54 @@ impl Driver {
     /// Takes some steps.
     pub(super) fn steps(&mut self, count: usize) {
         for _ in 0..count {
-            self.worker.step();
-            self.worker.log().wait();
+            self.volume.worker.step();
+            self.volume.worker.log().wait();
         }
-        self.worker.step();
+        self.volume.worker.step();
     }
 
     /// Steps until everything given has its outcome, cleaning when the log waits for space.
     pub(super) fn settle(&mut self) {
-        for _ in 0..100_000 {
-            let took = self.worker.step();
-            if self.worker.log().is_stalled() {
-                match self.clean(true) {
-                    true => continue,
-                    false => self.worker.log().refuse_stalled(),
-                }
-            }
-            // A request that waited for what the step has finished comes in by the next one.
-            if !took && self.worker.log().is_idle() && !self.worker.step() {
-                return;
-            }
-            self.worker.log().wait();
-        }
-        panic!("the log does not come to rest");
+        self.volume.settle();
     }
 
     /// A user's job waits for space.
     pub(super) fn is_stalled(&mut self) -> bool {
-        self.worker.log().is_stalled()
+        self.volume.worker.log().stall().is_some()
     }
 
-    /// One round of cleaning; false if there is nothing to gain.
-    pub(super) fn clean(&mut self, urgent: bool) -> bool {
-        let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        let choice = cleaner.choose(urgent, true);
-        self.carry_out(&cleaner, choice)
+    /// Has the cleaner do what it finds to do, as if writers waited; false if there was nothing.
+    pub(super) fn clean(&mut self) -> bool {
+        let before = self.disk.writes();
+        self.volume.clean();
+        self.disk.writes() > before
     }
 
-    /// Reads the live pages of a segment, if it is one that could be cleaned, for
-    /// [`Driver::move_pages`]: things may happen in between.
-    pub(super) fn read_live(&mut self, segment: u32) -> Work {
+    /// Reads the live pages of a segment, if it is one that could be cleaned, for [`Driver::relocate`]: things may
+    /// happen in between.
+    pub(super) fn copies_of(&self, segment: u32) -> Vec<Copies> {
         use crate::store::format::segment::Stream;
         use crate::store::map::segments::State;
-        let closed = self
-            .store()
-            .maps
-            .read()
-            .segments
-            .get(segment)
-            .is_some_and(|s| s.state == State::Closed && s.stream != Stream::Meta);
-        if !closed {
-            return Work::Skip;
-        }
-        Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment))
-    }
-
-    /// Moves what [`Driver::read_live`] read, where it still stands.
-    pub(super) fn move_pages(&mut self, work: Work) {
-        self.finish(work);
-    }
-
-    /// The copies that would empty a segment, read but not given to the log yet.
-    pub(super) fn copies_of(&self, segment: u32) -> Vec<Vec<Op>> {
-        match Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment)) {
-            Work::Jobs(jobs) => jobs.into_iter().map(|(ops, _)| ops).collect(),
+        let found = self.store().maps.read().segments.get(segment).copied();
+        match found {
+            Some(s) if s.state == State::Closed && s.stream != Stream::Meta => {
+                copies_of(self.store(), segment)
+            }
             _ => Vec::new(),
         }
     }
 
     /// Gives copies to the log and waits.
-    pub(super) fn relocate(&mut self, copies: Vec<Vec<Op>>) {
+    pub(super) fn relocate(&mut self, copies: Vec<Copies>) {
         for ops in copies {
             let (ticket, done) = Self::ticket();
-            self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
+            self.volume.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
             self.settle();
-            Self::outcome(&ticket).expect("a relocation");
-        }
-    }
-
-    fn carry_out(&mut self, cleaner: &Cleaner, choice: Choice) -> bool {
-        self.finish(cleaner.carry_out(choice))
-    }
-
-    fn finish(&mut self, work: Work) -> bool {
-        let mut tickets: Vec<Ticket> = Vec::new();
-        match work {
-            Work::Nothing => return false,
-            Work::Skip => return true,
-            Work::Checkpoint => tickets.push(self.checkpoint()),
-            Work::Jobs(jobs) => {
-                for (ops, _) in jobs {
-                    let (ticket, done) = Self::ticket();
-                    self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
-                    tickets.push(ticket);
-                }
+            match Self::outcome(&ticket) {
+                Ok(()) | Err(IoError::NoSpace) => {}
+                Err(e) => assert!(self.disk.crashed(), "a relocation: {e}"),
             }
         }
-        for _ in 0..100_000 {
-            self.worker.step();
-            if tickets.iter().all(|t| t.lock().is_some()) {
-                return tickets.iter().all(|t| matches!(&*t.lock(), Some(Ok(()))));
-            }
-            self.worker.log().wait();
-        }
-        panic!("cleaning does not end");
     }
 
     pub(super) fn read(&self, client: ClientId, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {

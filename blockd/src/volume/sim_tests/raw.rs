@@ -159,14 +159,14 @@ impl Run {
             }
             2 => {
                 let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-                let work = self.driver.read_live(segment);
+                let copies = self.driver.copies_of(segment);
                 // Pages that are overwritten meanwhile must not come back.
                 for _ in 0..self.rng.random_range(0..4) {
                     let batch = self.batch();
                     self.driver.settle();
                     self.account(batch);
                 }
-                self.driver.move_pages(work);
+                self.driver.relocate(copies);
             }
             3 => self.check_all(),
             4 => self.unaligned(),
@@ -187,7 +187,7 @@ impl Run {
                     self.driver.settle();
                     self.account(batch);
                     if once_in(&mut self.rng, 3) && !self.driver.disk.crashed() {
-                        self.driver.clean(true);
+                        self.driver.clean();
                     }
                 }
                 let crash = self.some_crash();

@@ -333,7 +333,7 @@ impl Run {
             }
             8 => {
                 let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-                let work = self.driver.read_live(segment);
+                let copies = self.driver.copies_of(segment);
                 // Pages that are overwritten meanwhile must not come back.
                 for _ in 0..self.rng.random_range(0..4) {
                     let batch = self.batch();
@@ -343,7 +343,7 @@ impl Run {
                 if once_in(&mut self.rng, 2) {
                     self.commit();
                 }
-                self.driver.move_pages(work);
+                self.driver.relocate(copies);
             }
             9 => self.check_all(),
             10 => {
@@ -364,7 +364,7 @@ impl Run {
                         self.commit();
                     }
                     if !self.driver.disk.crashed() && once_in(&mut self.rng, 4) {
-                        self.driver.clean(true);
+                        self.driver.clean();
                     }
                 }
                 self.some_crash();
