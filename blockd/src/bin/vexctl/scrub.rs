@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use blockd::control::protocol::{Request, Scrubbed};
-use blockd::device::{Device, VolumeKind};
+use blockd::device::Device;
 use blockd::storage::file::OpenError;
 use blockd::store::StoreError;
 use blockd::store::scrub::{BadPage, Control, Damaged, Progress};
