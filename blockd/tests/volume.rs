@@ -534,7 +534,7 @@ fn requests_of_many_threads_are_all_carried_out_whoever_drives_the_log() {
 #[test]
 fn reads_through_the_page_cache_see_every_write() {
     let image = Image::raw(8 << 20, 16 << 20);
-    let options = OpenOptions { read_cache: blockd::storage::ReadCache::Buffered, ..OpenOptions::default() };
+    let options = OpenOptions { cache: blockd::storage::Cache::Writeback, ..OpenOptions::default() };
     let volume = Volume::open(&image.path(), &options).expect("the volume opens");
     let client = volume.connect();
     // Segments are cleaned and used again, so places that are in the page cache change.

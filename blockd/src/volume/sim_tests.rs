@@ -2,7 +2,6 @@
 //!
 //! `VEXFS_SIM_SEED=n` runs that seed alone; `VEXFS_SIM_RUNS=n` changes how many are run.
 
-mod cache;
 mod checkpoints;
 mod corners;
 mod driver;
@@ -13,6 +12,7 @@ mod resize;
 mod scrub;
 mod snapshots;
 mod space;
+mod stale;
 mod vexfs;
 
 use rand::Rng;
