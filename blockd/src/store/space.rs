@@ -57,6 +57,11 @@ pub fn is_worth_moving(live: u32, segment_pages: u32) -> bool {
     copied_pages(live) + live / 100 < segment_pages.saturating_sub(2)
 }
 
+/// Whether emptying a segment is worth it while nobody waits for space: a sixteenth of it is gained, or near that.
+pub fn is_worth_tidying(live: u32, segment_pages: u32) -> bool {
+    is_worth_moving(live, segment_pages) && live <= segment_pages / 16 * 15
+}
+
 /// Most live pages of a segment that is worth cleaning.
 fn worth_moving_max(segment_pages: u32) -> u32 {
     (0..segment_pages).rev().find(|&live| is_worth_moving(live, segment_pages)).unwrap_or(0)

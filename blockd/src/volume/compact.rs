@@ -10,7 +10,7 @@ use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::format::segment::Stream;
 use crate::store::map::segments::State;
-use crate::store::space::is_worth_moving;
+use crate::store::space::is_worth_tidying;
 
 /// Time between two words of progress, at most.
 const TELL_EVERY: Duration = Duration::from_millis(250);
@@ -44,7 +44,7 @@ fn pages_to_move(store: &Shared, use_seq: u64) -> u64 {
     let maps = store.maps.read();
     let closed = maps.segments.all().iter().filter(|s| s.state == State::Closed && s.stream != Stream::Meta);
     let worth = closed.filter(|s| {
-        s.use_seq < use_seq && !s.damaged && is_worth_moving(s.live(), store.geometry.segment_pages)
+        s.use_seq < use_seq && !s.damaged && is_worth_tidying(s.live(), store.geometry.segment_pages)
     });
     worth.map(|s| u64::from(s.live())).sum()
 }

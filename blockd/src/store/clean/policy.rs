@@ -6,7 +6,7 @@
 use crate::device::VolumeKind;
 use crate::store::format::segment::Stream;
 use crate::store::map::segments::{Replay, Segment, State};
-use crate::store::space::is_worth_moving;
+use crate::store::space::{is_worth_moving, is_worth_tidying};
 
 /// Empty segments that share a sync while nobody waits.
 const SYNC_SEGMENTS: u32 = 4;
@@ -216,7 +216,8 @@ fn is_gain(s: &Segment, view: &View<'_>) -> bool {
                 false => room > CHECKPOINT_GAIN * (live + cost.pages),
             }
         }
-        _ => view.moving && is_worth_moving(s.live(), view.segment_pages),
+        _ if view.urgent => view.moving && is_worth_moving(s.live(), view.segment_pages),
+        _ => view.moving && is_worth_tidying(s.live(), view.segment_pages),
     }
 }
 
@@ -345,8 +346,10 @@ mod tests {
         segments[1].damaged = true;
         assert_eq!(choose(view(&segments, 1)), Choice::Nothing);
         segments[0].live_base = 95;
-        assert_eq!(choose(view(&segments, 1)), Choice::Data(0));
-        assert_eq!(choose(View { moving: false, ..view(&segments, 1) }), Choice::Nothing);
+        assert_eq!(choose(view(&segments, 1)), Choice::Nothing, "too little while nobody waits");
+        let urgent = View { urgent: true, ..view(&segments, 1) };
+        assert_eq!(choose(urgent), Choice::Data(0));
+        assert_eq!(choose(View { moving: false, ..urgent }), Choice::Nothing);
     }
 
     #[test]
