@@ -41,16 +41,19 @@ pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) ->
     disk.image_after(crate::storage::sim::Crash::PowerCut)
 }
 
+/// Small enough that every limit is met often.
+pub(super) fn options(boot_id: [u8; 16]) -> RecoverOptions {
+    let tuning = Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() };
+    RecoverOptions { read_only: false, boot_id, tuning, map_bytes_max: 16 << 10, discard: true }
+}
+
 impl Driver {
     pub(super) fn open(disk: SimStorage, boot: u8) -> Result<Self, StoreError> {
-        let options = RecoverOptions {
-            read_only: false,
-            boot_id: [boot; 16],
-            tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
-            map_bytes_max: 16 << 10,
-            discard: true,
-        };
-        let opened = recover::open(Arc::new(disk.clone()), &options)?;
+        Self::open_with(disk, &options([boot; 16]))
+    }
+
+    pub(super) fn open_with(disk: SimStorage, options: &RecoverOptions) -> Result<Self, StoreError> {
+        let opened = recover::open(Arc::new(disk.clone()), options)?;
         let core = Arc::new(Core {
             store: opened.shared,
             sessions: Mutex::new(Sessions::new(opened.incarnation, opened.lost_session)),
@@ -222,10 +225,20 @@ impl Driver {
     }
 
     pub(super) fn read(&self, client: ClientId, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
+        Self::read_of(&self.core, client, offset, len)
+    }
+
+    /// A read in whatever thread.
+    pub(super) fn read_of(
+        core: &Core,
+        client: ClientId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, IoError> {
         let result: Arc<Mutex<Option<crate::device::IoResult>>> = Arc::default();
         let mine = Arc::clone(&result);
         let done = Box::new(move |outcome| *mine.lock() = Some(outcome));
-        reads::run(&self.core, vec![ReadJob { client, offset, buf: AlignedBuf::zeroed(len), done }]);
+        reads::run(core, vec![ReadJob { client, offset, buf: AlignedBuf::zeroed(len), done }]);
         let outcome = result.lock().take().expect("a read is finished when it returns");
         outcome.map(|buf| buf.expect("a read gives its buffer").to_vec())
     }

@@ -4,82 +4,92 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::driver::{Driver, Ticket, new_image};
-use super::{content, for_seeds, once_in, tag_of};
-use crate::device::{ClientId, VolumeKind};
-use crate::storage::sim::{Crash, SimStorage};
+use super::damage::{self, Mortal};
+use super::driver::{Driver, Ticket};
+use super::machine::Machine;
+use super::script::{self, Life, Op, Step};
+use super::{content, seeds, tag_of};
+use crate::device::{ClientId, IoError, VolumeKind};
+use crate::storage::sim::Crash;
+use crate::storage::sim::faults::ReadFault;
+use crate::storage::sim::timeline::Timeline;
 
 const CLIENT: ClientId = ClientId(1);
 const IMAGE_BYTES: usize = 4 << 20;
 const PAGES: u64 = 300;
+/// Behind the pages that are compared: for writes that only witness others.
+const WITNESS: u64 = PAGES;
 
 /// What a page may hold.
-#[derive(Clone, Debug, Default)]
-struct PageModel {
-    /// As of the last flush.
-    durable: u64,
-    /// Versions acknowledged since, in order.
+#[derive(Clone, Debug)]
+pub(super) struct Versions {
+    /// Acknowledged, in order.
     acked: Vec<u64>,
-    /// Versions written, outcome unknown.
+    /// Index of the one that is known to be durable.
+    durable: usize,
+    /// Written, outcome unknown.
     unknown: Vec<u64>,
 }
 
-impl PageModel {
+impl Versions {
+    fn only(tag: u64) -> Self {
+        Versions { acked: vec![tag], durable: 0, unknown: Vec::new() }
+    }
+
     fn current(&self) -> u64 {
-        *self.acked.last().unwrap_or(&self.durable)
+        *self.acked.last().unwrap_or(&0)
     }
-    fn allowed(&self, crash: Crash, found: u64) -> bool {
-        let sure = match crash {
-            Crash::ProcessDeath => self.current() == found,
-            Crash::PowerCut => self.durable == found || self.acked.contains(&found),
-        };
-        sure || self.unknown.contains(&found)
+
+    fn allowed(&self, from: usize, found: u64) -> bool {
+        self.acked[from..].contains(&found) || self.unknown.contains(&found)
+    }
+
+    fn flushed(&mut self, keep: bool) {
+        self.durable = self.acked.len() - 1;
+        if !keep {
+            self.acked.drain(..self.durable);
+            self.durable = 0;
+        }
     }
 }
 
-struct Run {
-    rng: StdRng,
-    driver: Driver,
-    model: Vec<PageModel>,
-    next_tag: u64,
-    boot: u8,
+pub(super) struct RawLife {
+    machine: Machine,
+    model: Vec<Versions>,
+    /// All versions are remembered.
+    history: bool,
 }
 
-/// Requests in flight: ticket, pages, the version each gets.
+/// Requests in flight: ticket, pages, the version each gets; FUA.
 type Batch = Vec<(Ticket, Vec<(u64, u64)>, bool)>;
 
-impl Run {
-    fn new(seed: u64) -> Self {
-        let image = new_image(VolumeKind::Raw, IMAGE_BYTES, PAGES * 4096);
-        let driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
-        let rng = StdRng::seed_from_u64(seed ^ 0x7261_7700);
-        Run { rng, driver, model: vec![PageModel::default(); PAGES as usize], next_tag: 1, boot: 1 }
-    }
-
-    fn batch(&mut self) -> Batch {
+impl RawLife {
+    fn send_batch(&mut self) -> Batch {
+        let m = &mut self.machine;
         let mut batch: Batch = Vec::new();
         let mut taken = std::collections::HashSet::new();
-        for _ in 0..self.rng.random_range(1..12) {
-            let first = self.rng.random_range(0..PAGES);
-            let count = self.rng.random_range(1..=16u64).min(PAGES - first);
+        for _ in 0..m.rng.random_range(1..12) {
+            let first = m.rng.random_range(0..PAGES);
+            let count = m.rng.random_range(1..=16u64).min(PAGES - first);
             // Requests in flight at once do not overlap: their order would be open.
             if (first..first + count).any(|p| !taken.insert(p)) {
                 continue;
             }
-            let fua = once_in(&mut self.rng, 6);
-            let zero = once_in(&mut self.rng, 5);
-            let pages: Vec<(u64, u64)> = (first..first + count)
-                .map(|page| {
-                    self.next_tag += 1;
-                    (page, if zero { 0 } else { self.next_tag })
-                })
-                .collect();
+            let fua = m.once_in(6);
+            let zero = m.once_in(5);
+            let pages: Vec<(u64, u64)> =
+                (first..first + count).map(|page| (page, if zero { 0 } else { m.new_tag() })).collect();
             let bytes: Vec<u8> = pages.iter().flat_map(|&(page, tag)| content(page, tag)).collect();
-            let ticket = if zero && once_in(&mut self.rng, 2) {
-                self.driver.zero(CLIENT, first * 4096, count * 4096, fua)
+            let ticket = if zero && m.once_in(2) {
+                m.driver.zero(CLIENT, first * 4096, count * 4096, fua)
             } else {
-                self.driver.write(CLIENT, first * 4096, &bytes, fua)
+                m.driver.write(CLIENT, first * 4096, &bytes, fua)
             };
+            m.timeline.note(format!(
+                "  {} {first}+{count}{}",
+                if zero { "zero" } else { "write" },
+                if fua { " fua" } else { "" }
+            ));
             batch.push((ticket, pages, fua));
         }
         batch
@@ -88,191 +98,375 @@ impl Run {
     /// Notes outcomes in the model.
     fn account(&mut self, batch: Batch) {
         for (ticket, pages, fua) in batch {
-            let acked = matches!(&*ticket.lock(), Some(Ok(())));
+            let outcome = ticket.lock().clone();
+            if let Some(Err(e)) = &outcome {
+                self.machine.assert_failure_explained(&format!("write of {pages:?}"), e);
+            }
             for (page, tag) in pages {
-                let m = &mut self.model[page as usize];
-                if !acked {
-                    m.unknown.push(tag);
-                } else if fua {
-                    *m = PageModel { durable: tag, ..PageModel::default() };
-                } else {
-                    m.acked.push(tag);
+                let versions = &mut self.model[page as usize];
+                if !matches!(outcome, Some(Ok(()))) {
+                    versions.unknown.push(tag);
+                    continue;
+                }
+                versions.acked.push(tag);
+                if fua {
+                    versions.flushed(self.history);
                 }
             }
         }
     }
 
-    fn flush(&mut self) {
-        let ticket = self.driver.flush();
-        self.driver.settle();
-        if matches!(&*ticket.lock(), Some(Ok(()))) {
-            for m in &mut self.model {
-                m.durable = m.current();
-                m.acked.clear();
+    fn batch(&mut self) {
+        let batch = self.send_batch();
+        self.machine.driver.settle();
+        assert!(batch.iter().all(|(ticket, _, _)| ticket.lock().is_some()), "a request is never answered");
+        self.account(batch);
+    }
+
+    /// True if it worked.
+    fn flush(&mut self) -> bool {
+        let ticket = self.machine.driver.flush();
+        self.machine.driver.settle();
+        if let Err(e) = Driver::outcome(&ticket) {
+            self.machine.assert_failure_explained("flush", &e);
+            return false;
+        }
+        self.machine.timeline.note("  flushed");
+        for versions in &mut self.model {
+            versions.flushed(self.history);
+        }
+        true
+    }
+
+    fn checkpoint(&mut self) {
+        let ticket = self.machine.driver.checkpoint();
+        self.machine.driver.settle();
+        match Driver::outcome(&ticket) {
+            Ok(()) => self.model.iter_mut().for_each(|v| v.flushed(self.history)),
+            // It tells so in the log, and the store goes on.
+            Err(IoError::NoSpace) => {}
+            Err(e) => self.machine.assert_failure_explained("checkpoint", &e),
+        }
+    }
+
+    fn page(&self, page: u64) -> Result<Option<u64>, IoError> {
+        let bytes = self.machine.driver.read(CLIENT, page * 4096, 4096)?;
+        Ok(tag_of(page, &bytes))
+    }
+
+    /// Each page must be its newest version.
+    fn compare(&mut self) {
+        for page in 0..PAGES {
+            let found = self.page(page).unwrap_or_else(|e| panic!("page {page}: {e}"));
+            assert_eq!(found, Some(self.model[page as usize].current()), "page {page}");
+        }
+        self.machine.driver.check_usage();
+    }
+
+    /// Dies, comes back, and is what it may be.
+    fn crash(&mut self, crash: Crash, deaths_on_the_way: bool) {
+        let crash = self.machine.restart(crash, deaths_on_the_way);
+        for page in 0..PAGES {
+            let found = self.page(page).unwrap_or_else(|e| panic!("page {page} after {crash:?}: {e}"));
+            self.found(page, found, crash, true);
+        }
+        self.machine.driver.check_usage();
+    }
+
+    fn found(&mut self, page: u64, found: Option<u64>, crash: Crash, witnessed: bool) {
+        let versions = &mut self.model[page as usize];
+        let from = match crash {
+            _ if !witnessed => 0,
+            Crash::ProcessDeath => versions.acked.len() - 1,
+            Crash::PowerCut => versions.durable,
+        };
+        let Some(tag) = found.filter(|&f| versions.allowed(from, f)) else {
+            panic!("page {page} after {crash:?}: found {found:?}, it may be {versions:?} from {from} on");
+        };
+        // What was found at a restart is in the checkpoint of that restart: durable.
+        *versions = Versions::only(tag);
+    }
+
+    /// Work until the store stops or the power is off.
+    fn work_until_trouble(&mut self) {
+        for _ in 0..60 {
+            if self.machine.stopped || self.machine.driver.disk.crashed() {
+                return;
+            }
+            self.work();
+        }
+    }
+
+    fn late_copies(&mut self) {
+        let segment = self.machine.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
+        let work = self.machine.driver.read_live(segment);
+        // Pages that are overwritten meanwhile must not come back.
+        for _ in 0..self.machine.rng.random_range(0..4) {
+            self.batch();
+        }
+        self.machine.driver.move_pages(work);
+    }
+
+    /// What a read finds is a version that was the newest at some time while it was under way.
+    fn slow_read(&mut self) {
+        let first = self.machine.rng.random_range(0..PAGES - 8);
+        let from: Vec<usize> = (0..PAGES as usize).map(|p| self.model[p].acked.len() - 1).collect();
+        self.history = true;
+        let read = self.machine.slow_read(CLIENT, first * 4096, 8 * 4096);
+        if read.held {
+            for _ in 0..self.machine.rng.random_range(1..12) {
+                self.work();
             }
         }
-    }
-
-    fn check_all(&mut self) {
-        for page in 0..PAGES {
-            let bytes = self.driver.read(CLIENT, page * 4096, 4096).expect("a page can be read");
-            let found = tag_of(page, &bytes);
-            let m = &self.model[page as usize];
-            assert_eq!(found, Some(m.current()), "page {page}");
-        }
-        self.driver.check_usage();
-    }
-
-    /// Ends the run's store and opens what is left of it.
-    fn crash(&mut self, crash: Crash) {
-        let image = self.driver.disk.image_after(crash);
-        if crash == Crash::PowerCut {
-            self.boot += 1;
-        }
-        let disk = SimStorage::new(image, self.rng.random());
-        self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
-        for page in 0..PAGES {
-            let bytes =
-                self.driver.read(CLIENT, page * 4096, 4096).expect("a page can be read after a crash");
-            let m = &mut self.model[page as usize];
-            let found = tag_of(page, &bytes);
+        let bytes = read.finish().unwrap_or_else(|e| panic!("a slow read of page {first}: {e}"));
+        self.history = false;
+        for (page, bytes) in (first..).zip(bytes.chunks(4096)) {
+            let (found, versions) = (tag_of(page, bytes), &self.model[page as usize]);
             assert!(
-                found.is_some_and(|f| m.allowed(crash, f)),
-                "page {page} after {crash:?}: found {found:?}, model {m:?}"
+                found.is_some_and(|f| versions.allowed(from[page as usize], f)),
+                "a slow read of page {page}: found {found:?}, it may be {versions:?} from {} on",
+                from[page as usize]
             );
-            // What was found at a restart is in the checkpoint of that restart: durable.
-            *m = PageModel { durable: found.unwrap_or(0), ..PageModel::default() };
-        }
-        self.driver.check_usage();
-    }
-
-    fn some_crash(&mut self) -> Crash {
-        if once_in(&mut self.rng, 2) { Crash::PowerCut } else { Crash::ProcessDeath }
-    }
-
-    fn round(&mut self) {
-        match self.rng.random_range(0..20) {
-            0 => self.flush(),
-            1 => {
-                self.driver.checkpoint();
-                self.driver.settle();
-            }
-            2 => {
-                let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-                let work = self.driver.read_live(segment);
-                // Pages that are overwritten meanwhile must not come back.
-                for _ in 0..self.rng.random_range(0..4) {
-                    let batch = self.batch();
-                    self.driver.settle();
-                    self.account(batch);
-                }
-                self.driver.move_pages(work);
-            }
-            3 => self.check_all(),
-            4 => self.unaligned(),
-            5 => {
-                // In the midst of things.
-                let batch = self.batch();
-                let steps = self.rng.random_range(0..12);
-                self.driver.steps(steps);
-                self.account(batch);
-                let crash = self.some_crash();
-                self.crash(crash);
-            }
-            6 => {
-                let n = self.rng.random_range(1..60);
-                self.driver.disk.crash_at(n);
-                while !self.driver.disk.crashed() {
-                    let batch = self.batch();
-                    self.driver.settle();
-                    self.account(batch);
-                    if once_in(&mut self.rng, 3) && !self.driver.disk.crashed() {
-                        self.driver.clean(true);
-                    }
-                }
-                let crash = self.some_crash();
-                self.crash(crash);
-            }
-            _ => {
-                let batch = self.batch();
-                self.driver.settle();
-                for (ticket, pages, _) in &batch {
-                    Driver::outcome(ticket).unwrap_or_else(|e| panic!("write of {pages:?}: {e}"));
-                }
-                self.account(batch);
-            }
         }
     }
 
     /// Changes bytes in the midst of pages; the rest of the pages stays.
     fn unaligned(&mut self) {
-        let page = self.rng.random_range(0..PAGES - 1);
-        let mut expected = self.driver.read(CLIENT, page * 4096, 8192).expect("two pages");
-        let from = self.rng.random_range(1..4096usize);
-        let len = self.rng.random_range(1..=8192 - from);
-        let zero = once_in(&mut self.rng, 3);
-        let bytes: Vec<u8> = (0..len).map(|_| if zero { 0 } else { self.rng.random() }).collect();
+        let m = &mut self.machine;
+        let page = m.rng.random_range(0..PAGES - 1);
+        let mut expected = m.driver.read(CLIENT, page * 4096, 8192).expect("two pages");
+        let from = m.rng.random_range(1..4096usize);
+        let len = m.rng.random_range(1..=8192 - from);
+        let zero = m.once_in(3);
+        let bytes: Vec<u8> = (0..len).map(|_| if zero { 0 } else { m.rng.random() }).collect();
         expected[from..from + len].copy_from_slice(&bytes);
         let offset = page * 4096 + from as u64;
         let ticket = if zero {
-            self.driver.zero(CLIENT, offset, len as u64, false)
+            m.driver.zero(CLIENT, offset, len as u64, false)
         } else {
-            self.driver.write(CLIENT, offset, &bytes, false)
+            m.driver.write(CLIENT, offset, &bytes, false)
         };
-        self.driver.settle();
+        m.driver.settle();
         Driver::outcome(&ticket).expect("an unaligned write");
-        let found = self.driver.read(CLIENT, offset - 1, len + 1).expect("an unaligned read");
+        let found = m.driver.read(CLIENT, offset - 1, len + 1).expect("an unaligned read");
         assert!(found == expected[from - 1..from + len]);
-        assert!(self.driver.read(CLIENT, page * 4096, 8192).expect("two pages") == expected);
+        assert!(m.driver.read(CLIENT, page * 4096, 8192).expect("two pages") == expected);
         // Back to versions the model knows.
         for page in [page, page + 1] {
-            self.next_tag += 1;
-            let tag = self.next_tag;
-            let ticket = self.driver.write(CLIENT, page * 4096, &content(page, tag), true);
-            self.driver.settle();
+            let tag = m.new_tag();
+            let ticket = m.driver.write(CLIENT, page * 4096, &content(page, tag), true);
+            m.driver.settle();
             Driver::outcome(&ticket).expect("a write");
-            self.model[page as usize] = PageModel { durable: tag, ..PageModel::default() };
+            self.model[page as usize] = Versions::only(tag);
+        }
+    }
+
+    fn read_error(&mut self) {
+        let disk = self.machine.disk();
+        let fault = if self.machine.rng.random() { ReadFault::Eio } else { ReadFault::Flip };
+        disk.read_fault_at(self.machine.rng.random_range(1..20), fault);
+        for _ in 0..4 {
+            self.compare_damaged();
+            if !self.machine.stopped {
+                self.work();
+            }
+        }
+        disk.disarm();
+        if !self.machine.stopped {
+            // It was the wire, not the disk: all is there.
+            for page in 0..PAGES {
+                let found = self.page(page).unwrap_or_else(|e| panic!("page {page} read once more: {e}"));
+                assert_eq!(found, Some(self.model[page as usize].current()), "page {page} read once more");
+            }
         }
     }
 }
 
-#[test]
-fn raw_volumes_survive_random_lives() {
-    for_seeds(25, |seed| {
-        let mut run = Run::new(seed);
-        for _ in 0..120 {
-            run.round();
+impl Mortal for RawLife {
+    type Model = Vec<Versions>;
+
+    fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    fn model(&mut self) -> &mut Vec<Versions> {
+        &mut self.model
+    }
+
+    fn witness(&mut self) -> bool {
+        let mut good = self.flush();
+        for _ in 0..2 {
+            let tag = self.machine.new_tag();
+            let bytes = content(WITNESS, tag);
+            let ticket = self.machine.driver.write(CLIENT, WITNESS * 4096, &bytes, true);
+            self.machine.driver.settle();
+            if let Err(e) = Driver::outcome(&ticket) {
+                self.machine.assert_failure_explained("a witness", &e);
+                good = false;
+            }
         }
-        run.check_all();
-    });
+        good
+    }
+
+    fn work(&mut self) {
+        match self.machine.rng.random_range(0..10) {
+            0 => {
+                self.flush();
+            }
+            1 => self.checkpoint(),
+            2 => {
+                self.machine.driver.clean(true);
+            }
+            3 => self.late_copies(),
+            _ => self.batch(),
+        }
+    }
+
+    fn compare_damaged(&mut self) {
+        for page in 0..PAGES {
+            match self.page(page) {
+                Ok(found) => {
+                    let versions = &self.model[page as usize];
+                    let current = versions.acked.len() - 1;
+                    assert!(
+                        found.is_some_and(|f| versions.allowed(current, f)),
+                        "wrong data in page {page}: found {found:?}, it should be {versions:?}"
+                    );
+                }
+                Err(e) => self.machine.assert_read_error_explained(&format!("page {page}"), &e),
+            }
+        }
+    }
+
+    fn compare_restarted(&mut self, crash: Crash, witnessed: bool) {
+        // It says so when it had to cut the log above the last flush.
+        let cut = self.machine.timeline.says("acknowledged writes that were never flushed are lost");
+        let crash = if cut { Crash::PowerCut } else { crash };
+        for page in 0..PAGES {
+            match self.page(page) {
+                Ok(found) => self.found(page, found, crash, witnessed),
+                Err(e) => {
+                    self.machine.assert_read_error_explained(&format!("page {page} after {crash:?}"), &e)
+                }
+            }
+        }
+    }
+
+    fn keep_history(&mut self) {
+        self.history = true;
+    }
+
+    fn take_up(&mut self) {
+        self.history = false;
+        self.compare();
+    }
+}
+
+impl Life for RawLife {
+    const NAME: &'static str = "raw";
+
+    fn begin(seed: u64, timeline: Timeline) -> Self {
+        let machine =
+            Machine::new(VolumeKind::Raw, IMAGE_BYTES, (PAGES + 1) * 4096, seed ^ 0x7261_7700, timeline);
+        RawLife { machine, model: vec![Versions::only(0); PAGES as usize], history: false }
+    }
+
+    fn step(&mut self, step: Step) {
+        self.machine.rng = StdRng::seed_from_u64(step.seed);
+        let disk = self.machine.disk();
+        match step.op {
+            Op::Batch | Op::Session => self.batch(),
+            Op::Commit => {
+                self.flush();
+            }
+            Op::Checkpoint => self.checkpoint(),
+            Op::Clean => {
+                self.machine.driver.clean(true);
+            }
+            Op::LateCopies => self.late_copies(),
+            Op::SlowRead => self.slow_read(),
+            Op::Check => {
+                self.compare();
+                self.machine.scrub();
+            }
+            Op::Special => self.unaligned(),
+            Op::Crash | Op::CrashAtStart => {
+                let batch = self.send_batch();
+                let steps = self.machine.rng.random_range(0..12);
+                self.machine.driver.steps(steps);
+                self.account(batch);
+                let crash = self.machine.some_crash();
+                self.crash(crash, step.op == Op::CrashAtStart);
+            }
+            Op::CrashAtWrite => {
+                disk.crash_at(self.machine.rng.random_range(1..60));
+                self.work_until_trouble();
+                let crash = self.machine.some_crash();
+                self.crash(crash, false);
+            }
+            Op::WriteError => {
+                let errno = if self.machine.rng.random() { libc::EIO } else { libc::ENOSPC };
+                let n = self.machine.rng.random_range(1..40);
+                disk.errors_at(n, self.machine.rng.random_range(1..4), errno);
+                self.work_until_trouble();
+                self.compare_damaged();
+            }
+            Op::SyncError => {
+                disk.sync_error_at(self.machine.rng.random_range(1..6));
+                self.work_until_trouble();
+                self.compare_damaged();
+            }
+            Op::ReadError => self.read_error(),
+            Op::Damage => damage::episode(self),
+        }
+        if self.machine.stopped {
+            let crash = self.machine.some_crash();
+            self.crash(crash, false);
+        }
+        self.machine.driver.disk.disarm();
+    }
+
+    fn end(&mut self) {
+        self.compare();
+        assert!(self.witness(), "the volume can still be written");
+    }
+}
+
+#[test]
+fn raw_lives() {
+    script::live::<RawLife>(&seeds(40), 120);
+}
+
+#[test]
+fn a_raw_seed_does_the_same_each_time() {
+    for seed in seeds(3).into_iter().take(3) {
+        assert!(script::is_reproducible::<RawLife>(seed, 60), "seed {seed} differs from run to run");
+    }
 }
 
 #[test]
 fn raw_volumes_survive_a_crash_at_every_write() {
     for crash in [Crash::PowerCut, Crash::ProcessDeath] {
         for n in 1.. {
-            let mut run = Run::new(n * 2 + u64::from(crash == Crash::PowerCut));
-            run.driver.disk.crash_at(n);
+            let mut life = RawLife::begin(n * 2 + u64::from(crash == Crash::PowerCut), Timeline::default());
+            life.machine.driver.disk.crash_at(n);
             for round in 0..25 {
-                if run.driver.disk.crashed() {
+                if life.machine.driver.disk.crashed() {
                     break;
                 }
-                let batch = run.batch();
-                run.driver.settle();
-                run.account(batch);
+                life.batch();
                 if round % 5 == 4 {
-                    run.flush();
+                    life.flush();
                 }
                 if round == 12 {
-                    run.driver.checkpoint();
-                    run.driver.settle();
+                    life.checkpoint();
                 }
             }
-            if !run.driver.disk.crashed() {
+            if !life.machine.driver.disk.crashed() {
                 assert!(n > 100, "the script writes more than {n} times");
                 break;
             }
-            run.crash(crash);
+            life.crash(crash, false);
         }
     }
 }
