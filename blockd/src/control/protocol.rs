@@ -4,6 +4,7 @@
 //! `{"progress":…}`, then one `{"result":…}` or one `{"error":"a sentence"}`. Then it may send the next one.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,6 +31,49 @@ pub enum Request {
         /// The export; all if it is missing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         export: Option<String>,
+    },
+    /// Take a snapshot: a [`SnapshotInfo`](crate::volume::snapshot::SnapshotInfo).
+    SnapshotCreate {
+        /// The export; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// The snapshots of a volume: a [`SnapshotList`](crate::volume::snapshot::SnapshotList).
+    SnapshotList {
+        /// The export; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+    },
+    /// Delete a snapshot; answered when its space is given back.
+    SnapshotDelete {
+        /// The export; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// Make a volume what it was at a snapshot.
+    SnapshotRollback {
+        /// The export; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// Write a backup stream to a unix socket.
+    Send {
+        /// The export; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+        /// The older snapshot; without it, all of the newer one is sent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// The newer snapshot.
+        to: String,
+        /// Path of a unix socket that takes the stream.
+        into: PathBuf,
     },
     /// Change settings of one volume, or of all, until they are closed; gives what holds then, by export.
     Tune {

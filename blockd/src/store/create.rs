@@ -134,6 +134,9 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         open_discards: 0,
         positions: [nowhere; 2],
         session: SessionState::default(),
+        last_snapshot: 0,
+        rollback_to: None,
+        snapshot_count: 0,
         runs: vec![run],
     };
     let mut image = AlignedBuf::zeroed((2 + table_pages) * PAGE);

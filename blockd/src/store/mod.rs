@@ -3,7 +3,7 @@
 //! [`format`](mod@format): the bytes. [`map`]: where each page stands. [`log`]: the one writer.
 //! [`reader`]: lookups and verified reads, any thread. [`checkpoint`] and [`recover`]: the state on
 //! disk and back. [`clean`]: space back from segments that are mostly dead. [`create`]: a new store. [`scrub`]: everything read and checked.
-//! [`resize`]: a store made larger or smaller.
+//! [`snapshot`]: states of before. [`resize`]: a store made larger or smaller.
 
 pub mod checkpoint;
 pub mod clean;
@@ -16,6 +16,7 @@ pub mod reader;
 pub mod recover;
 pub mod resize;
 pub mod scrub;
+pub mod snapshot;
 pub mod space;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use super::Shared;
 use super::format::checkpoint::MapId;
 use super::format::{Geometry, Loc, Mapping, leaf, page_crc};
 use super::map::{Lookup, Maps};
+use super::snapshot::{LeafId, View};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
 use crate::storage::Read;
@@ -33,7 +34,12 @@ pub struct PageRead<'a> {
 impl Shared {
     /// Carries out all reads, those that miss the zeros in one batch.
     pub fn read_pages(&self, reads: &mut [PageRead<'_>]) {
-        let plan = self.lookup_all(reads);
+        self.read_pages_at(View::Live, reads);
+    }
+
+    /// As [`Shared::read_pages`], in any state of the volume.
+    pub fn read_pages_at(&self, view: View, reads: &mut [PageRead<'_>]) {
+        let plan = self.lookup_all(view, reads);
         let mut batch = Vec::new();
         let mut at = 0;
         for read in reads.iter_mut() {
@@ -50,7 +56,7 @@ impl Shared {
         for read in reads.iter_mut() {
             let pages = read.buf.len() / PAGE;
             if read.result.is_ok() {
-                read.result = self.verify(read.first, read.buf, &plan[at..at + pages]);
+                read.result = self.verify(view, read.first, read.buf, &plan[at..at + pages]);
             }
             at += pages;
         }
@@ -61,23 +67,31 @@ impl Shared {
     /// # Errors
     /// [`IoError::Io`] with the address when a page is bad.
     pub fn read_run(&self, first: u64, buf: &mut [u8]) -> Result<(), IoError> {
+        self.read_run_at(View::Live, first, buf)
+    }
+
+    /// As [`Shared::read_run`], in any state of the volume.
+    ///
+    /// # Errors
+    /// As [`Shared::read_run`].
+    pub fn read_run_at(&self, view: View, first: u64, buf: &mut [u8]) -> Result<(), IoError> {
         let mut one = [PageRead { first, buf, result: Ok(()) }];
-        self.read_pages(&mut one);
+        self.read_pages_at(view, &mut one);
         let [read] = one;
         read.result
     }
 
     /// Looks all pages of all reads up, one after another; a read whose leaf is bad gets its error.
-    fn lookup_all(&self, reads: &mut [PageRead<'_>]) -> Vec<Lookup> {
+    fn lookup_all(&self, view: View, reads: &mut [PageRead<'_>]) -> Vec<Lookup> {
         let mut plan = Vec::with_capacity(reads.iter().map(|r| r.buf.len() / PAGE).sum());
         let mut maps = self.maps.read();
         for read in reads {
             let (start, count) = (plan.len(), read.buf.len() / PAGE);
             read.result = Ok(());
-            while let Some(key) = lookup_onto(&maps, read.first, count, &mut plan) {
+            while let Some(leaf) = lookup_onto(&maps, view, read.first, count, &mut plan) {
                 plan.truncate(start);
                 drop(maps);
-                let loaded = self.load_leaf(key);
+                let loaded = self.load(leaf);
                 maps = self.maps.read();
                 if let Err(e) = loaded {
                     plan.resize(start + count, Lookup::Unmapped);
@@ -90,19 +104,19 @@ impl Shared {
     }
 
     /// Looks pages up, loading leaves as needed.
-    fn lookup_run(&self, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
+    fn lookup_run(&self, view: View, first: u64, count: usize) -> Result<Vec<Lookup>, IoError> {
         loop {
             let mut plan = Vec::with_capacity(count);
-            let missing = lookup_onto(&self.maps.read(), first, count, &mut plan);
+            let missing = lookup_onto(&self.maps.read(), view, first, count, &mut plan);
             match missing {
-                Some(key) => self.load_leaf(key)?,
+                Some(leaf) => self.load(leaf)?,
                 None => return Ok(plan),
             }
         }
     }
 
     /// Checks every page; pages that moved while they were read are read again.
-    fn verify(&self, first: u64, buf: &mut [u8], plan: &[Lookup]) -> Result<(), IoError> {
+    fn verify(&self, view: View, first: u64, buf: &mut [u8], plan: &[Lookup]) -> Result<(), IoError> {
         for (i, (bytes, planned)) in buf.chunks_exact_mut(PAGE).zip(plan).enumerate() {
             let page = first + i as u64;
             let mut planned = *planned;
@@ -115,7 +129,7 @@ impl Shared {
                 if found == mapping.crc {
                     break;
                 }
-                let now = self.lookup_run(page, 1)?.first().copied().unwrap_or(Lookup::Unmapped);
+                let now = self.lookup_run(view, page, 1)?.first().copied().unwrap_or(Lookup::Unmapped);
                 if now == planned {
                     // Not moved: either the read failed, or the page is bad. Reading once more tells.
                     self.read_one(mapping.loc, bytes)
@@ -124,7 +138,7 @@ impl Shared {
                     if found == mapping.crc {
                         break;
                     }
-                    if self.lookup_run(page, 1)?.first() == Some(&planned) {
+                    if self.lookup_run(view, page, 1)?.first() == Some(&planned) {
                         let expected = mapping.crc;
                         let why = format!("crc32c expected {expected:#010x}, found {found:#010x}");
                         return Err(self.read_error(page, mapping, &why));
@@ -194,6 +208,14 @@ impl Shared {
         self.load_leaf_of(MapId::Committed, key)
     }
 
+    /// As [`Shared::load_leaf_of`].
+    ///
+    /// # Errors
+    /// As [`Shared::load_leaf`].
+    pub fn load(&self, leaf: LeafId) -> Result<(), IoError> {
+        self.load_leaf_of(leaf.map, leaf.key)
+    }
+
     /// Reads a leaf of any map in, if it still has to be.
     ///
     /// # Errors
@@ -255,13 +277,13 @@ pub(super) fn decode_leaf(
 }
 
 /// Adds what stands behind pages, up to one whose leaf has to be loaded first; gives that leaf's key.
-fn lookup_onto(maps: &Maps, first: u64, count: usize, plan: &mut Vec<Lookup>) -> Option<u64> {
-    (first..first + count as u64).find_map(|page| match maps.lookup(page) {
-        Lookup::Leaf(key) => Some(key),
-        found => {
-            plan.push(found);
+fn lookup_onto(maps: &Maps, view: View, first: u64, count: usize, plan: &mut Vec<Lookup>) -> Option<LeafId> {
+    (first..first + count as u64).find_map(|page| match maps.lookup_at(view, page) {
+        Ok(found) => {
+            plan.push(found.map_or(Lookup::Unmapped, Lookup::Mapped));
             None
         }
+        Err(leaf) => Some(leaf),
     })
 }
 

@@ -4,7 +4,7 @@
 //! is missing or torn. Whether that is the end of the log, or damage in its midst, is told by what the
 //! records say of one another: each carries how far the log was durable, and written, before it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use super::checkpoint;
 use super::checkpoint::load::{Source, load_map};
 use super::clean::Tuning;
-use super::format::checkpoint::{MapId, MapRef, Payload, Position, Root};
+use super::format::checkpoint::{MapId, Payload, Position, Root};
 use super::format::record::{FLAG_LINK, MAGIC, Record};
 use super::format::segment::Stream;
 use super::format::superblock::{SLOTS, Superblock};
@@ -22,11 +22,15 @@ use super::log::{Head, Log, apply_record};
 use super::map::Maps;
 use super::map::base::BaseMap;
 use super::map::segments::SegmentTable;
+use super::snapshot::Snapshots;
 use super::{Shared, StoreError};
 use crate::buf::AlignedBuf;
 use crate::device::{IoError, VolumeKind};
 use crate::stats::StoreCounters;
 use crate::storage::Storage;
+
+/// Part of the map's memory that the deltas of snapshots may take beside it.
+const DELTAS_SHARE: usize = 4;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -126,7 +130,11 @@ pub(super) fn open_with(
     }
     let (mut shared, root) = load_checkpoint(storage, &superblock)?;
     shared.tuning.set(options.tuning);
-    shared.maps.write().base.set_bytes_max(options.map_bytes_max);
+    {
+        let mut maps = shared.maps.write();
+        maps.base.set_bytes_max(options.map_bytes_max);
+        maps.snapshots.set_bytes_max(options.map_bytes_max / DELTAS_SHARE);
+    }
     let replayed = replay(&shared, &superblock, &root, options)?;
     let lost_session = settle_session(&shared, options, replayed.head_lost);
     if options.read_only {
@@ -268,19 +276,22 @@ fn build_shared(
     for &(first, count) in &payload.discards {
         maps.overlay.discard(first, count, |_| {});
     }
+    let mut deltas = BTreeMap::new();
     for map in &payload.maps {
         let loaded = load_map(&source, map)?;
         match map.id {
             MapId::Committed => maps.base = loaded,
             MapId::Open => load_open_epoch(&source, &mut maps, loaded)?,
-            MapId::Delta(_) => return Err(unknown_map(sb.geometry.byte(sb.root.loc), map)),
+            MapId::Delta(number) => drop(deltas.insert(number, loaded)),
         }
     }
+    maps.snapshots = Snapshots::load(root, payload, deltas).map_err(corrupt(sb.geometry, sb.root.loc))?;
     for loc in own_pages(root, sb.root.loc) {
         maps.segments.add_meta(loc);
     }
-    let Maps { base, overlay, segments, .. } = &mut maps;
-    base.disk_locs().chain(overlay.map.disk_locs()).for_each(|loc| segments.add_meta(loc));
+    let Maps { base, overlay, snapshots, segments, .. } = &mut maps;
+    let deltas = snapshots.all().iter().flat_map(|s| s.delta.disk_locs());
+    base.disk_locs().chain(overlay.map.disk_locs()).chain(deltas).for_each(|loc| segments.add_meta(loc));
     segments.meta_is_durable();
     Ok(Arc::new(Shared {
         geometry: sb.geometry,
@@ -292,12 +303,6 @@ fn build_shared(
         counters: StoreCounters::default(),
         storage,
     }))
-}
-
-fn unknown_map(offset: u64, map: &MapRef) -> StoreError {
-    let MapId::Delta(found) = map.id else { panic!("every other map is known") };
-    let malformed = Malformed { what: "a snapshot that is not listed", expected: 0, found };
-    StoreError::Corrupt { offset, malformed }
 }
 
 /// Loads all leaves of the open epoch: they stay in memory.

@@ -21,6 +21,9 @@ const PAGES_PER_HEADER: u64 = 128;
 /// Pages kept for commits when all else is refused.
 const COMMIT_RESERVE_PAGES: u64 = 4;
 
+/// Leaves that are counted of those an open epoch discards under a snapshot.
+const DISCARDED_LEAVES_MAX: usize = 4096;
+
 /// What a write is for; each class may dig deeper into the reserve than the one before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
@@ -72,10 +75,19 @@ fn metadata_reserve_pages(capacity: u64) -> u64 {
     (capacity / 50).clamp(16, 4096)
 }
 
-/// Leaves that a commit makes dirty, at most: one for each page, and no more than there are or come to be.
+/// Leaves that a commit makes dirty, at most: one for each page, and no more than there are or come to be; the same again
+/// where a snapshot keeps what is replaced, and those that are discarded.
 fn commit_leaves(maps: &Maps) -> u64 {
     let leaves = maps.base.leaf_count() + maps.overlay.map.leaf_count();
-    maps.overlay.page_count().min(leaves as u64)
+    let committed = maps.overlay.page_count().min(leaves as u64);
+    if !maps.snapshots.any_keeps() {
+        return committed;
+    }
+    let discarded = maps
+        .overlay
+        .discards()
+        .flat_map(|(first, count)| maps.base.units_between(first, first.saturating_add(count)));
+    2 * committed + discarded.take(DISCARDED_LEAVES_MAX).count() as u64
 }
 
 impl Shared {
@@ -100,7 +112,8 @@ impl Shared {
 
     /// Pages that the maps take on disk, about, those of the open epoch once for itself and once for its commit.
     fn map_pages(&self, maps: &Maps) -> u64 {
-        (maps.base.disk_pages() + 2 * maps.overlay.map.disk_pages()) as u64
+        let open = 2 + usize::from(maps.snapshots.any_keeps());
+        (maps.base.disk_pages() + maps.snapshots.disk_pages() + open * maps.overlay.map.disk_pages()) as u64
     }
 
     /// Segments that must stay free when one is taken: a checkpoint must be possible at any time until it is
@@ -124,7 +137,8 @@ impl Shared {
 
     /// Segments that a checkpoint of all leaves would need now.
     pub fn full_checkpoint_segments(&self, maps: &Maps) -> u32 {
-        let clean = maps.base.disk_pages().saturating_sub(maps.base.dirty_count()) as u64;
+        let all = maps.base.disk_pages() + maps.snapshots.disk_pages();
+        let clean = all.saturating_sub(maps.dirty_count()) as u64;
         let pages = self.next_checkpoint_pages(maps) + clean;
         pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
     }
@@ -180,6 +194,7 @@ impl Shared {
     pub fn payload_pages(&self, maps: &Maps) -> u64 {
         let bytes = 24 * u64::from(self.geometry.segments)
             + 40 * maps.ids().len() as u64
+            + maps.snapshots.table_bytes() as u64
             + 16 * maps.overlay.discard_count() as u64;
         bytes.div_ceil(4096)
     }

@@ -9,6 +9,7 @@ use layout::addr::{COMMAND_PAGE, DEVICE_PAGES, MAP_BASE, MAP_UNIT_PAGES, PAGE, S
 use super::synth::bits;
 use crate::device::{Extent, IoError, VolumeKind};
 use crate::store::Shared;
+use crate::store::snapshot::View;
 
 /// Most units that one call looks into (8 GiB when mapped densely).
 const UNITS_MAX: usize = 64;
@@ -22,6 +23,7 @@ const SYNTHESISED: [(u64, bool); 4] =
 /// Extents of a range that lies within the volume; see [`crate::device::Device::allocation`].
 pub(super) fn allocation(
     store: &Shared,
+    view: View,
     offset: u64,
     len_bytes: u64,
     extents_max: usize,
@@ -29,6 +31,7 @@ pub(super) fn allocation(
     let end = offset + len_bytes;
     let mut walk = Walk {
         store,
+        view,
         offset,
         end,
         extents: Vec::new(),
@@ -57,6 +60,7 @@ pub(super) fn allocation(
 
 struct Walk<'a> {
     store: &'a Shared,
+    view: View,
     offset: u64,
     end: u64,
     extents: Vec<Extent>,
@@ -93,16 +97,13 @@ impl Walk<'_> {
 
     /// The first unit from here on that may have mapped pages.
     fn next_used(&self, unit: u64) -> Option<u64> {
-        let maps = self.store.maps.read();
-        let base = maps.base.units_between(unit * MAP_UNIT_PAGES, u64::MAX).next();
-        let overlay = maps.overlay.units_in(unit..u64::MAX).next();
-        base.into_iter().chain(overlay).min()
+        self.store.maps.read().next_unit_at(self.view, unit)
     }
 
     /// As [`Walk::pages`], within one unit.
     fn unit(&mut self, unit: u64, from: u64, to: u64) -> Result<bool, IoError> {
         let mut map = [0; PAGE];
-        let loaded = bits(self.store, unit, &mut map)?;
+        let loaded = bits(self.store, self.view, unit, &mut map)?;
         self.units_left -= 1;
         self.leaves_left = self.leaves_left.saturating_sub(loaded);
         let is_mapped = |page: u64| {

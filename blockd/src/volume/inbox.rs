@@ -13,7 +13,7 @@ use super::channel;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError};
 use crate::storage::Waker;
-use crate::store::log::{Job, JobDone};
+use crate::store::log::{Job, JobDone, Log};
 
 /// A change somebody asks for.
 pub(super) enum Request {
@@ -46,6 +46,9 @@ impl Request {
     }
 }
 
+/// Done by whoever drives the log, or told why not.
+pub(crate) type LogTask = Box<dyn FnOnce(Result<&mut Log, IoError>) + Send>;
+
 /// From the cleaner or the volume itself.
 pub(crate) enum Internal {
     /// Copies of pages.
@@ -54,6 +57,8 @@ pub(crate) enum Internal {
     Checkpoint(JobDone),
     /// There is nothing to clean: who waits for space can't have it.
     NothingToClean,
+    /// Something to do with the log, in its order.
+    WithLog(LogTask),
     /// Finish, checkpoint, end.
     Shutdown(JobDone),
 }
@@ -63,6 +68,7 @@ impl Internal {
         match self {
             Internal::Relocate(job) => (job.done)(Err(IoError::Shutdown)),
             Internal::Checkpoint(done) | Internal::Shutdown(done) => done(Err(IoError::Shutdown)),
+            Internal::WithLog(task) => task(Err(IoError::Shutdown)),
             Internal::NothingToClean => {}
         }
     }
@@ -91,6 +97,11 @@ pub(crate) struct InternalSender(pub(super) Arc<Inbox>);
 impl InternalSender {
     pub(crate) fn send(&self, message: Internal) {
         self.0.send_internal(message);
+    }
+
+    /// Has whoever drives the log do something with it.
+    pub(crate) fn with_log(&self, task: impl FnOnce(Result<&mut Log, IoError>) + Send + 'static) {
+        self.send(Internal::WithLog(Box::new(task)));
     }
 }
 

@@ -4,10 +4,11 @@
 //! [`worker`]: what it does, giving every change its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 //! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`part`]: writes of parts of
-//! pages. [`resize`]: images
-//! made larger or smaller.
+//! pages. [`resize`]: images made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of
+//! them, as a stream.
 
 mod allocation;
+pub mod backup;
 mod inbox;
 pub mod options;
 mod page_name;
@@ -18,6 +19,7 @@ mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+pub mod snapshot;
 pub mod status;
 mod synth;
 mod tuning;
@@ -40,6 +42,7 @@ use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::clean::Tuning;
 use crate::store::recover::{self, RecoverOptions};
+use crate::store::snapshot::View;
 use crate::store::{Shared, StoreError};
 use inbox::Request;
 pub use options::{CreateOptions, OpenOptions, boot_id};
@@ -61,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) read_only: bool,
     /// Pages of jobs under way, as the worker last said.
     pub(crate) pending_pages: AtomicU64,
+    /// The volume is between two states: it takes no requests.
+    pub(crate) rolling_back: AtomicBool,
 }
 
 /// An open volume; raw or VexFS.
@@ -68,6 +73,9 @@ pub struct Volume {
     core: Arc<Core>,
     info: DeviceInfo,
     clients: AtomicU64,
+    /// Clients that have not gone.
+    connected: AtomicU64,
+    snapshots: snapshot::Worker,
     closing: AtomicBool,
     reads: ReadPool,
     requests: Arc<RequestCounters>,
@@ -124,20 +132,29 @@ impl Volume {
             incarnation: opened.incarnation,
             read_only: options.read_only,
             pending_pages: AtomicU64::new(0),
+            rolling_back: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
         let reads = ReadPool::start(&core, READ_THREADS, &mut threads);
         let writer = opened.log.map(|log| Writer::start(Arc::clone(&core), log, options, &mut threads));
-        Ok(Arc::new(Volume {
+        let snapshots = match &writer {
+            Some(writer) => snapshot::Worker::start(Arc::clone(&core.store), writer.sender(), &mut threads),
+            None => snapshot::Worker::default(),
+        };
+        let volume = Arc::new(Volume {
             core,
             info,
             clients: AtomicU64::new(1),
+            connected: AtomicU64::new(0),
+            snapshots,
             closing: AtomicBool::new(false),
             reads,
             requests: Arc::default(),
             writer,
             threads: Mutex::new(threads),
-        }))
+        });
+        volume.end_pending_rollback()?;
+        Ok(volume)
     }
 
     /// Finishes what was submitted, makes it durable, writes a checkpoint and ends the threads.
@@ -149,6 +166,7 @@ impl Volume {
         if self.closing.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
+        self.snapshots.stop();
         let result = match &self.writer {
             Some(writer) => {
                 let state = Arc::new((Mutex::new(None), Condvar::new()));
@@ -244,9 +262,10 @@ impl Volume {
         if self.closing.load(Ordering::SeqCst) {
             return Accepted::finished(done, Err(IoError::Shutdown));
         }
+        attempt!(self.core.check_not_rolling_back());
         if let IoOp::Read { offset, buf } = op {
             attempt!(self.check_range(offset, buf.len() as u64));
-            return Accepted::Read(ReadJob { client, offset, buf, done });
+            return Accepted::Read(ReadJob { client, view: View::Live, offset, buf, done });
         }
         if self.writer.is_none() {
             // Nothing to make durable on a read-only volume.
@@ -308,10 +327,12 @@ impl Device for Volume {
     }
 
     fn connect(&self) -> ClientId {
+        self.connected.fetch_add(1, Ordering::SeqCst);
         ClientId(self.clients.fetch_add(1, Ordering::Relaxed))
     }
 
     fn disconnect(&self, client: ClientId) {
+        self.connected.fetch_sub(1, Ordering::SeqCst);
         match &self.writer {
             Some(writer) => writer.submit([Request::Disconnect { client }]),
             None => self.core.sessions.lock().disconnect(client),
@@ -345,7 +366,7 @@ impl Device for Volume {
             return Err(IoError::Shutdown);
         }
         self.check_range(offset, len_bytes)?;
-        allocation::allocation(&self.core.store, offset, len_bytes, extents_max)
+        allocation::allocation(&self.core.store, View::Live, offset, len_bytes, extents_max)
     }
 
     fn submit_here(&self, client: ClientId, op: IoOp, done: Done) {

@@ -7,10 +7,11 @@ use crossbeam_channel::{Receiver, Sender};
 use layout::addr::{COMMAND_PAGE, MAP_BASE, PAGE, STATUS_PAGE};
 use parking_lot::Mutex;
 
-use super::{Core, channel, synth};
+use super::{Core, channel, snapshot, synth};
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Done, IoError, VolumeKind};
 use crate::store::reader::PageRead;
+use crate::store::snapshot::View;
 
 /// Most requests of a batch.
 const BATCH_MAX: usize = 32;
@@ -18,6 +19,7 @@ const BATCH_MAX: usize = 32;
 /// A read that waits.
 pub(super) struct ReadJob {
     pub(super) client: ClientId,
+    pub(super) view: View,
     pub(super) offset: u64,
     pub(super) buf: AlignedBuf,
     pub(super) done: Done,
@@ -86,7 +88,9 @@ pub(super) fn run(core: &Core, mut jobs: Vec<ReadJob>) {
         if len == 0 {
             continue;
         }
-        if (offset | len) % PAGE as u64 != 0 {
+        if let View::Snapshot(id) = job.view {
+            *result = snapshot::read(core, id, offset, &mut job.buf);
+        } else if (offset | len) % PAGE as u64 != 0 {
             *result = read_unaligned(core, offset, &mut job.buf);
         } else if core.store.kind == VolumeKind::VexFs && touches_synthesised(offset, len) {
             *result = read_mixed(core, job.client, offset, &mut job.buf);
@@ -105,7 +109,7 @@ pub(super) fn run(core: &Core, mut jobs: Vec<ReadJob>) {
     }
 }
 
-fn touches_synthesised(offset: u64, len: u64) -> bool {
+pub(super) fn touches_synthesised(offset: u64, len: u64) -> bool {
     let first = offset / PAGE as u64;
     first <= COMMAND_PAGE.0 && offset + len > STATUS_PAGE.byte() || offset + len > MAP_BASE
 }
@@ -119,7 +123,7 @@ fn read_mixed(core: &Core, client: ClientId, offset: u64, buf: &mut [u8]) -> Res
         } else if page == COMMAND_PAGE.0 {
             bytes.copy_from_slice(&core.sessions.lock().reply(client, &core.store.maps.read().session));
         } else if page * PAGE as u64 >= MAP_BASE {
-            synth::allocation_map(&core.store, page * PAGE as u64 - MAP_BASE, bytes)?;
+            synth::allocation_map(&core.store, View::Live, page * PAGE as u64 - MAP_BASE, bytes)?;
         } else {
             core.store.read_run(page, bytes)?;
         }

@@ -20,6 +20,7 @@ mod raw;
 mod resize;
 mod script;
 mod scrub;
+mod snapshots;
 mod vexfs;
 
 use rand::Rng;

@@ -11,10 +11,11 @@ use super::Core;
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::map::Maps;
+use crate::store::snapshot::View;
 use crate::store::space::{Class, volume_capacity_pages};
 
 /// Status flag: the backing is read-only.
-const STATUS_READ_ONLY: u32 = 1;
+pub(super) const STATUS_READ_ONLY: u32 = 1;
 /// Status flag: a session is live.
 const STATUS_SESSION: u32 = 2;
 
@@ -42,16 +43,21 @@ pub(super) fn status(core: &Core, page: &mut [u8]) {
 }
 
 /// Fills a page of the allocation map, `offset` bytes from its start.
-pub(super) fn allocation_map(store: &Shared, offset: u64, page: &mut [u8]) -> Result<(), IoError> {
+pub(super) fn allocation_map(
+    store: &Shared,
+    view: View,
+    offset: u64,
+    page: &mut [u8],
+) -> Result<(), IoError> {
     page.fill(0);
     if offset < MAP_SUMMARY {
         // A page of bits is exactly one unit.
-        return bits(store, offset / PAGE as u64, page).map(|_| ());
+        return bits(store, view, offset / PAGE as u64, page).map(|_| ());
     }
     if offset < MAP_UPPER {
         let first_unit = (offset - MAP_SUMMARY) / 4;
         for (unit, slot) in (first_unit..).zip(page.chunks_exact_mut(4)) {
-            let count = count_units(store, unit, 1)?;
+            let count = count_units(store, view, unit, 1)?;
             slot.copy_from_slice(&(count as u32).to_le_bytes());
         }
         return Ok(());
@@ -59,14 +65,22 @@ pub(super) fn allocation_map(store: &Shared, offset: u64, page: &mut [u8]) -> Re
     let first = (offset - MAP_UPPER) / 8;
     let units = MAP_UPPER_PAGES / MAP_UNIT_PAGES;
     for (upper, slot) in (first..).zip(page.chunks_exact_mut(8)) {
-        let count = count_units(store, upper.saturating_mul(units), units)?;
+        let count = count_units(store, view, upper.saturating_mul(units), units)?;
         slot.copy_from_slice(&count.to_le_bytes());
     }
     Ok(())
 }
 
 /// Fills a page with a bit for each page of a unit; gives the number of leaves read from the backing.
-pub(super) fn bits(store: &Shared, unit: u64, page: &mut [u8]) -> Result<usize, IoError> {
+pub(super) fn bits(store: &Shared, view: View, unit: u64, page: &mut [u8]) -> Result<usize, IoError> {
+    if let View::Snapshot(id) = view {
+        let mut bits = [0; MAP_UNIT_PAGES as usize / 64];
+        let loaded = store.unit_bits(id, unit, &mut bits)?;
+        for (to, word) in page.chunks_exact_mut(8).zip(bits) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        return Ok(loaded);
+    }
     with_unit(store, unit, |maps| {
         page.fill(0);
         let start = unit * MAP_UNIT_PAGES;
@@ -77,8 +91,16 @@ pub(super) fn bits(store: &Shared, unit: u64, page: &mut [u8]) -> Result<usize, 
     })
 }
 
+/// Mapped pages of some units.
+fn count_units(store: &Shared, view: View, first_unit: u64, units: u64) -> Result<u64, IoError> {
+    match view {
+        View::Live => count_live_units(store, first_unit, units),
+        View::Snapshot(id) => store.count_units(id, first_unit, units),
+    }
+}
+
 /// Mapped pages of some units, in the open epoch.
-fn count_units(store: &Shared, first_unit: u64, units: u64) -> Result<u64, IoError> {
+fn count_live_units(store: &Shared, first_unit: u64, units: u64) -> Result<u64, IoError> {
     let (start, end) = (
         first_unit.saturating_mul(MAP_UNIT_PAGES),
         first_unit.saturating_add(units).saturating_mul(MAP_UNIT_PAGES),

@@ -169,6 +169,7 @@ impl Worker {
                 Internal::Relocate(job) => self.log.submit_cold(*job),
                 Internal::Checkpoint(done) => self.log.submit_checkpoint(done),
                 Internal::NothingToClean => self.log.refuse_stalled(),
+                Internal::WithLog(task) => task(Ok(&mut self.log)),
                 Internal::Shutdown(done) => self.shutdown = Some(done),
             }
         }

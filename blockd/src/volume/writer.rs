@@ -118,6 +118,11 @@ impl Writer {
         self.inbox.call();
     }
 
+    /// For other threads of the volume.
+    pub(super) fn sender(&self) -> InternalSender {
+        InternalSender(Arc::clone(&self.inbox))
+    }
+
     /// Has the log's thread look whether there is something to do now.
     pub(super) fn call(&self) {
         self.inbox.call();

@@ -223,8 +223,12 @@ fn finish(
     map: MapRef,
 ) -> io::Result<Mapping> {
     let free = SegmentUsage { stream: None, used_pages: 0, live_pages: 0, use_seq: 0 };
-    let mut payload =
-        Payload { segments: vec![free; geometry.segments as usize], maps: vec![map], discards: Vec::new() };
+    let mut payload = Payload {
+        segments: vec![free; geometry.segments as usize],
+        maps: vec![map],
+        discards: Vec::new(),
+        snapshots: Vec::new(),
+    };
     let pages = payload.encoded_bytes().div_ceil(PAGE);
     // Payload and root in one segment, a new one if need be.
     if u32::from(meta.at.offset) + pages as u32 + 1 > SEGMENT_PAGES {
@@ -270,6 +274,9 @@ fn finish(
         open_discards: 0,
         positions: [nowhere; 2],
         session: SessionState::default(),
+        last_snapshot: 0,
+        rollback_to: None,
+        snapshot_count: 0,
         runs: vec![Run { at: first, pages: pages as u32, crc: crc32c::crc32c(&bytes) }],
     };
     let mut page = vec![0; PAGE];

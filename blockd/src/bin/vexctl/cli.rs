@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::schema::{Element, Metric};
+use crate::snapshot::cli::{ReceiveArgs, SendArgs, SnapshotCommand};
 
 const AFTER_HELP: &str = "\
 EXIT STATUS
@@ -24,6 +25,8 @@ EXAMPLES
   vexctl status
   vexctl stats --watch 5
   vexctl scrub docs.img
+  vexctl snapshot create docs.img monday
+  vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
   vexctl scrub --export docs --rate 50M
   vexctl resize docs.img --size 20G
 
@@ -96,6 +99,18 @@ pub enum Command {
     /// VexFS volume, the inode and the bytes of the file. What nothing refers to any more does not count. The image
     /// is only read; what a live session has not committed yet is not looked at. A daemon does it beside everything else.
     Scrub(ScrubArgs),
+    /// Snapshots: named states of a volume, kept beside it.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Write a snapshot, or what changed between two, as a stream to standard output.
+    ///
+    /// The stream carries its own checksums; vexctl receive verifies it as a whole before it takes it over.
+    Send(SendArgs),
+    /// Take a stream in from standard input: the image then has the snapshot of the same name.
+    ///
+    /// The stream must continue the image's last snapshot, and the volume must not have been changed since. If it breaks
+    /// off or is damaged, the volume stays as it was.
+    Receive(ReceiveArgs),
     /// Make an image larger or smaller.
     ///
     /// A VexFS volume fills its image. A raw volume has a size of its own: its image needs about a quarter more. An image grows at
@@ -381,7 +396,7 @@ fn parse_rate(text: &str) -> Result<u64, String> {
     parse_bytes(text).and_then(|n| if n > 0 { Ok(n) } else { Err("nothing would ever be read".to_owned()) })
 }
 
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
         Some(b'M' | b'm') => (&text[..text.len() - 1], 20),

@@ -17,6 +17,7 @@ mod schema;
 mod scrub;
 mod search;
 mod session;
+mod snapshot;
 mod snippet;
 mod stats;
 mod status;
@@ -41,6 +42,9 @@ fn main() -> ExitCode {
         Command::Drain(args) => daemon::jobs::drain(&args),
         Command::Ingest(args) => ingest::run(&args),
         Command::Scrub(args) => scrub::run(&args),
+        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Send(args) => snapshot::backup::send(&args),
+        Command::Receive(args) => snapshot::backup::receive(&args),
         Command::Resize(args) => resize::run(&args),
     };
     match result {

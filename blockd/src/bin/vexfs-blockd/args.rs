@@ -73,6 +73,12 @@ pub struct Serve {
     #[arg(long, requires = "image")]
     pub read_only: bool,
 
+    /// Serve this snapshot of the volume, read-only, and not the live volume
+    ///
+    /// A daemon that serves the live volume exports its snapshots too, as EXPORT@SNAPSHOT.
+    #[arg(long, value_name = "NAME", requires = "image")]
+    pub snapshot: Option<String>,
+
     /// The daemon's name, after which its control socket is called [default: that of the image]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

@@ -81,6 +81,8 @@ pub struct Export {
     /// Take no writes.
     #[serde(default)]
     pub read_only: bool,
+    /// Serve this snapshot, read-only, and not the live volume.
+    pub snapshot: Option<String>,
     /// Size of a logical block that clients are told.
     pub block_size: Option<u32>,
     /// How the image is read and written.
@@ -106,7 +108,7 @@ impl Export {
         let default = blockd::volume::OpenOptions::default();
         let bytes = |mib: Option<u64>, default| mib.map_or(default, |mib| mib.saturating_mul(1 << 20));
         blockd::volume::OpenOptions {
-            read_only: self.read_only,
+            read_only: self.read_only || self.snapshot.is_some(),
             io: match self.io {
                 Io::Auto => IoEngine::Auto,
                 Io::Uring => IoEngine::Uring,

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail};
 use blockd::control::host::{Host, Served};
 use blockd::device::Device;
 use blockd::handover::{self, Estate, Handed, Kind, ListenerState, Predecessor};
-use blockd::nbd::server::{Exports, Limits, Parked, Server};
+use blockd::nbd::server::{Exports, Limits, Parked, Server, SnapshotExports};
 use blockd::report::one_line;
 use blockd::session::boot_id;
 use blockd::volume::Volume;
+use blockd::volume::snapshot::SnapshotError;
 use rustix::net::sockopt::socket_peercred;
 
 use crate::args::Serve;
@@ -103,6 +104,29 @@ fn open(settings: &Settings) -> Result<Vec<Arc<Volume>>> {
     settings.exports.iter().map(volume).collect()
 }
 
+/// What is exported of a volume.
+fn device(config: &config::Export, volume: &Arc<Volume>) -> Result<Arc<dyn Device>> {
+    match &config.snapshot {
+        None => Ok(Arc::clone(volume) as Arc<dyn Device>),
+        Some(name) => {
+            let snapshot = volume.open_snapshot(name);
+            Ok(snapshot.with_context(|| format!("cannot export {}", config.image.display()))?)
+        }
+    }
+}
+
+/// The snapshots of a volume, as exports beside it.
+fn snapshots(config: &config::Export, volume: &Arc<Volume>) -> Arc<SnapshotExports> {
+    let (to_open, to_list) = (Arc::clone(volume), Arc::clone(volume));
+    let open = move |name: &str| match to_open.open_snapshot(name) {
+        Ok(device) => Ok(Some(device as Arc<dyn Device>)),
+        Err(SnapshotError::Unknown(_)) => Ok(None),
+        Err(e) => Err(e.to_string()),
+    };
+    let names = move || to_list.snapshots().snapshots.into_iter().map(|s| s.name).collect();
+    SnapshotExports::new(&config.name, open, names)
+}
+
 /// Closes all of them; gives the first error.
 fn close(settings: &Settings, volumes: &[Arc<Volume>]) -> Result<()> {
     let mut first = Ok(());
@@ -136,9 +160,10 @@ fn serve_volumes(
 ) -> Result<Ended> {
     let exports = Exports::new();
     for (config, volume) in settings.exports.iter().zip(volumes) {
-        let export = nbd::export(config, Arc::clone(volume) as Arc<dyn Device>)
+        let export = nbd::export(config, device(config, volume)?)
             .with_context(|| format!("cannot export {}", config.image.display()))?;
         exports.add(export)?;
+        exports.add_source(snapshots(config, volume));
     }
     let limits = Limits {
         drain_timeout_ms: u64::try_from(settings.drain_timeout.as_millis()).unwrap_or(u64::MAX),

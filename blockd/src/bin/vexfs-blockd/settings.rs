@@ -52,6 +52,7 @@ impl Settings {
                 image: image.clone(),
                 name: args.nbd.export.clone().unwrap_or_default(),
                 read_only: args.read_only,
+                snapshot: args.snapshot.clone(),
                 block_size: args.nbd.block_size,
                 io: args.io.unwrap_or(Io::Auto),
                 cache: args.cache.unwrap_or_default(),

@@ -5,6 +5,7 @@ mod checkpoint;
 mod drain;
 pub(super) mod exposition;
 mod scrub;
+mod snapshot;
 mod status;
 mod takeover;
 mod tune;
@@ -21,6 +22,16 @@ pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Va
         Request::Status {} => value(&status::status(host)),
         Request::Stats {} => value(&status::stats(host)),
         Request::Checkpoint { export } => checkpoint::run(host, export.as_deref()),
+        Request::SnapshotCreate { export, name } => snapshot::create(host, export.as_deref(), &name),
+        Request::SnapshotList { export } => snapshot::list(host, export.as_deref()),
+        Request::SnapshotDelete { export, name } => snapshot::delete(host, export.as_deref(), &name, replies),
+        Request::SnapshotRollback { export, name } => {
+            snapshot::rollback(host, export.as_deref(), &name, replies)
+        }
+        Request::Send { export, from, to, into } => {
+            let what = snapshot::Send { from: from.as_deref(), to: &to, into: &into };
+            snapshot::send(host, export.as_deref(), &what, replies)
+        }
         Request::Tune { export, set } => value(&tune::run(host, export.as_deref(), &set)?),
         Request::Scrub { export, bytes_per_s } => {
             value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)

@@ -8,6 +8,7 @@ use crate::store::format::Loc;
 use crate::store::format::checkpoint::{MapId, Position, SegmentUsage};
 use crate::store::format::record::SessionState;
 use crate::store::format::segment::Stream;
+use crate::store::format::snapshot::SnapshotEntry;
 use crate::store::log::{Head, Log};
 use crate::store::map::Maps;
 use crate::store::map::segments::{Segment, State};
@@ -32,6 +33,10 @@ pub(super) struct Frozen {
     pub(super) usage: Vec<SegmentUsage>,
     /// Discards of the open epoch.
     pub(super) discards: Vec<(u64, u64)>,
+    pub(super) snapshots: Vec<SnapshotEntry>,
+    pub(super) last_snapshot: u64,
+    /// Where the committed map goes back to; 0: to nothing.
+    pub(super) rollback_to: Option<u64>,
     /// Segments that nothing refers to, with their use: free once the checkpoint is durable.
     pub(super) freeable: Vec<(u32, u64)>,
     /// Pages of the checkpoint before that this one replaces, leaves and directories apart.
@@ -76,6 +81,9 @@ impl Frozen {
             maps,
             usage,
             discards: guard.overlay.discards().collect(),
+            snapshots: guard.snapshots.table(),
+            last_snapshot: guard.snapshots.last_id(),
+            rollback_to: guard.snapshots.rollback_at_start().map(|to| to.map_or(0, |id| id.0)),
             freeable,
             dropped: Vec::new(),
         };

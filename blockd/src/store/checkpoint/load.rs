@@ -60,7 +60,16 @@ impl Source<'_> {
                 let offset = read.offset;
                 read.result.map_err(|source| StoreError::Io { action, offset, source })?;
             }
-            for (i, (bytes, at)) in buf.chunks_exact(PAGE).zip(part).enumerate() {
+            for (i, (bytes, at)) in buf.chunks_exact_mut(PAGE).zip(part).enumerate() {
+                if crc32c::crc32c(bytes) != at.crc {
+                    // A cache of the backing may be behind what its disk has.
+                    let offset = self.geometry.byte(at.loc);
+                    self.storage.read_exact(offset, bytes).map_err(|source| StoreError::Io {
+                        action,
+                        offset,
+                        source,
+                    })?;
+                }
                 check("crc32c of a page of the checkpoint", at.crc, crc32c::crc32c(bytes))
                     .map_err(self.corrupt(*at))?;
                 f(n * BATCH_PAGES + i, bytes)?;

@@ -25,6 +25,7 @@ impl Checkpoint {
             segments: std::mem::take(&mut self.frozen.usage),
             maps: Vec::new(),
             discards: std::mem::take(&mut self.frozen.discards),
+            snapshots: std::mem::take(&mut self.frozen.snapshots),
         };
         // The places come first, since the table of segments in the payload has to show them.
         let (places, root_at) = {
@@ -66,6 +67,9 @@ impl Checkpoint {
             open_discards: payload.discards.len() as u64,
             positions: self.frozen.positions,
             session: self.frozen.session.clone(),
+            last_snapshot: self.frozen.last_snapshot,
+            rollback_to: self.frozen.rollback_to,
+            snapshot_count: payload.snapshots.len() as u32,
             runs,
         };
         let mut page = AlignedBuf::zeroed(PAGE);

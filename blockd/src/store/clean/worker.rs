@@ -332,7 +332,7 @@ impl Cleaner {
         Ok(jobs)
     }
 
-    /// Walks the records of a segment; what the map (either layer) still refers to is alive.
+    /// Walks the records of a segment; what the map (any layer) still refers to is alive.
     fn find_live(&self, segment: u32, use_seq: u64, bytes: &[u8]) -> Result<Vec<Live>, String> {
         let mut live = Vec::new();
         let mut at = 1usize;
@@ -369,27 +369,13 @@ impl Cleaner {
     fn is_live(&self, page: u64, loc: Loc) -> Result<bool, String> {
         loop {
             let missing = {
-                let maps = self.shared.maps.read();
-                match refers(&maps, page, loc) {
-                    Ok(live) => return Ok(live),
-                    Err(key) => key,
+                match self.shared.maps.read().mapped_there(page, loc) {
+                    Ok(found) => return Ok(found.is_some()),
+                    Err(leaf) => leaf,
                 }
             };
-            self.shared.load_leaf(missing).map_err(|e| e.to_string())?;
+            self.shared.load(missing).map_err(|e| e.to_string())?;
         }
-    }
-}
-
-/// Whether either layer has the page there; `Err` names a leaf to load first.
-fn refers(maps: &Maps, page: u64, loc: Loc) -> Result<bool, u64> {
-    use crate::store::map::Lookup;
-    if matches!(maps.overlay.lookup(page), Some(Some(m)) if m.loc == loc) {
-        return Ok(true);
-    }
-    match maps.base.lookup(page) {
-        Lookup::Mapped(m) => Ok(m.loc == loc),
-        Lookup::Unmapped => Ok(false),
-        Lookup::Leaf(key) => Err(key),
     }
 }
 

@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::directory::LEVELS_MAX;
 use super::record::SessionState;
 use super::segment::Stream;
+use super::snapshot::{self, SnapshotEntry};
 use super::{Cursor, Loc, Malformed, Mapping, block_crc, check, check_counter, check_zero};
 
 /// First bytes of a root page.
@@ -54,7 +55,11 @@ struct Disk {
     reserved0: [u8; 16],
     positions: [DiskPosition; 2],
     session: SessionState,
-    reserved: [u8; PAGE - 408 - 16 * RUNS_MAX],
+    last_snapshot: U64,
+    rollback_to: U64,
+    rollback: U32,
+    snapshot_count: U32,
+    reserved: [u8; PAGE - 432 - 16 * RUNS_MAX],
     runs: [DiskRun; RUNS_MAX],
 }
 
@@ -63,7 +68,8 @@ const _: () = assert!(std::mem::offset_of!(Disk, generation) == 32);
 const _: () = assert!(std::mem::offset_of!(Disk, segment_count) == 72);
 const _: () = assert!(std::mem::offset_of!(Disk, positions) == 104);
 const _: () = assert!(std::mem::offset_of!(Disk, session) == 136);
-const _: () = assert!(std::mem::offset_of!(Disk, reserved) == 408);
+const _: () = assert!(std::mem::offset_of!(Disk, last_snapshot) == 408);
+const _: () = assert!(std::mem::offset_of!(Disk, snapshot_count) == 428);
 const _: () = assert!(std::mem::offset_of!(Disk, runs) == PAGE - 16 * RUNS_MAX);
 
 /// Where the next record of a stream stands: replay begins there.
@@ -111,6 +117,12 @@ pub struct Root {
     pub positions: [Position; 2],
     /// Session and last command.
     pub session: SessionState,
+    /// The highest number a snapshot was given.
+    pub last_snapshot: u64,
+    /// The committed map is between two states: it goes back to the snapshot of this number, or, by 0, to nothing.
+    pub rollback_to: Option<u64>,
+    /// Entries of the table of snapshots.
+    pub snapshot_count: u32,
     /// The payload's runs, in order.
     pub runs: Vec<Run>,
 }
@@ -151,7 +163,11 @@ impl Root {
                 offset: u32::from(p.at.offset).into(),
             }),
             session: self.session.clone(),
-            reserved: [0; PAGE - 408 - 16 * RUNS_MAX],
+            last_snapshot: self.last_snapshot.into(),
+            rollback_to: self.rollback_to.unwrap_or(0).into(),
+            rollback: u32::from(self.rollback_to.is_some()).into(),
+            snapshot_count: self.snapshot_count.into(),
+            reserved: [0; PAGE - 432 - 16 * RUNS_MAX],
             runs,
         };
         disk.crc = block_crc(disk.as_bytes(), 8).into();
@@ -215,6 +231,16 @@ impl Root {
             open_discards: disk.open_discards.get(),
             positions,
             session: disk.session,
+            last_snapshot: disk.last_snapshot.get(),
+            rollback_to: match disk.rollback.get() {
+                0 => check("rollback of the checkpoint", 0u64, disk.rollback_to.get()).map(|()| None)?,
+                1 => Some(disk.rollback_to.get()),
+                found => {
+                    let found = u64::from(found);
+                    return Err(Malformed { what: "rollback of the checkpoint", expected: 1, found });
+                }
+            },
+            snapshot_count: disk.snapshot_count.get(),
             runs,
         })
     }
@@ -288,6 +314,8 @@ pub struct Payload {
     pub maps: Vec<MapRef>,
     /// Discards of the open epoch: first page, count.
     pub discards: Vec<(u64, u64)>,
+    /// Snapshots, by number.
+    pub snapshots: Vec<SnapshotEntry>,
 }
 
 impl Payload {
@@ -315,12 +343,14 @@ impl Payload {
             out.extend_from_slice(&first.to_le_bytes());
             out.extend_from_slice(&count.to_le_bytes());
         }
+        self.snapshots.iter().for_each(|s| s.encode(&mut out));
         out
     }
 
     /// Bytes that [`Payload::encode`] gives.
     pub fn encoded_bytes(&self) -> usize {
-        24 * self.segments.len() + 40 * self.maps.len() + 16 * self.discards.len()
+        let snapshots: usize = self.snapshots.iter().map(SnapshotEntry::encoded_bytes).sum();
+        24 * self.segments.len() + 40 * self.maps.len() + 16 * self.discards.len() + snapshots
     }
 
     /// Decodes the payload of `root`.
@@ -358,6 +388,7 @@ impl Payload {
             }
             payload.discards.push((first, count));
         }
+        payload.snapshots = snapshot::decode(&mut cursor, root.snapshot_count, root.last_snapshot)?;
         check("bytes after the checkpoint payload", 0u64, cursor.left() as u64)?;
         Ok(payload)
     }
@@ -399,6 +430,14 @@ mod tests {
             segments: vec![usage, SegmentUsage { stream: None, used_pages: 0, live_pages: 0, use_seq: 2 }],
             maps: vec![map(MapId::Committed, 2), map(MapId::Open, 0), map(MapId::Delta(7), 1)],
             discards: vec![(7, 1 << 40)],
+            snapshots: vec![SnapshotEntry {
+                number: 7,
+                time_ns: 1,
+                epoch: 2,
+                held_pages: 3,
+                deleting: false,
+                name: "monday".into(),
+            }],
         }
     }
 
@@ -419,6 +458,9 @@ mod tests {
                 Position { at: Loc { segment: 2, offset: 9 }, use_seq: 9 },
             ],
             session: SessionState::default(),
+            last_snapshot: 7,
+            rollback_to: Some(7),
+            snapshot_count: 1,
             runs: vec![Run { at, pages: 1, crc: 5 }, Run { at, pages: 3, crc: 6 }],
         };
         let mut page = vec![0xff; PAGE];
@@ -454,7 +496,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&root().1, 0xc5b6_b8b9);
-        common::golden(&payload().encode(), 0xf168_2ef4);
+        common::golden(&root().1, 0x492c_1aea);
+        common::golden(&payload().encode(), 0xe097_732c);
     }
 }

@@ -8,6 +8,7 @@ pub mod directory;
 pub mod leaf;
 pub mod record;
 pub mod segment;
+pub mod snapshot;
 pub mod superblock;
 
 use layout::addr::PAGE;

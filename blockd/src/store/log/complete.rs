@@ -124,6 +124,7 @@ impl Log {
         for done in under_way.into_iter().chain(std::mem::take(&mut self.checkpoint_waiters)) {
             done(Err(error()));
         }
+        self.changes.fail(self.failed.as_deref().unwrap_or_default());
         self.checkpoint_wanted = false;
         self.user_stalled = false;
         self.cold_stalled = false;
@@ -133,19 +134,23 @@ impl Log {
 
 /// Loads the leaves a record needs and applies it.
 pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), IoError> {
-    let missing = shared.maps.read().leaves_missing(record);
-    if !missing.is_empty() {
-        shared.maps.write().base.hold(true);
-        // Found again under the hold, so that none of them goes before all are there.
-        let missing = shared.maps.read().leaves_missing(record);
-        if let Some(e) = missing.iter().find_map(|key| shared.load_leaf(*key).err()) {
-            shared.maps.write().base.hold(false);
-            return Err(e);
+    if !shared.maps.read().leaves_missing(record).is_empty() {
+        // Found again under the hold, so that none of them goes before all are there; what is loaded may name more.
+        shared.maps.write().hold(true);
+        loop {
+            let missing = shared.maps.read().leaves_missing(record);
+            if missing.is_empty() {
+                break;
+            }
+            if let Some(e) = missing.iter().find_map(|leaf| shared.load(*leaf).err()) {
+                shared.maps.write().hold(false);
+                return Err(e);
+            }
         }
     }
     let mut maps = shared.maps.write();
     maps.apply(record);
-    maps.base.hold(false);
+    maps.hold(false);
     Ok(())
 }
 

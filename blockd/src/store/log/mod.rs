@@ -21,6 +21,7 @@ use super::format::Loc;
 use super::format::record::{Record, SessionState};
 use super::format::segment::Stream;
 use super::format::superblock::Superblock;
+use super::snapshot::log::Changes;
 use crate::device::IoError;
 use crate::storage::{Waiter, Waker, WriteQueue};
 pub(super) use complete::apply_record;
@@ -92,6 +93,10 @@ pub struct Log {
     /// Those who wait for the next one.
     checkpoint_waiters: Vec<JobDone>,
     checkpoint_wanted: bool,
+    /// Changes of snapshots.
+    pub(super) changes: Changes,
+    /// Portions of deletions and rollbacks changed the map since the last checkpoint began.
+    pub(super) portions_since_checkpoint: bool,
     /// Counts writes of checkpoints.
     pub(super) checkpoint_tokens: u64,
     /// Pages of the last checkpoint's payload, and its root.
@@ -141,6 +146,8 @@ impl Log {
             checkpoint_begun: Instant::now(),
             checkpoint_waiters: Vec::new(),
             checkpoint_wanted: false,
+            changes: Changes::default(),
+            portions_since_checkpoint: false,
             checkpoint_tokens: 0,
             own_pages: start.own_pages,
             user_takes_data: false,
@@ -312,8 +319,10 @@ impl Log {
         self.reclaim_tried = self.next_seq;
         let begun = Instant::now();
         let waiters = std::mem::take(&mut self.checkpoint_waiters);
+        self.begin_changes();
         match Checkpoint::begin(self) {
             Ok(mut checkpoint) => {
+                self.portions_since_checkpoint = false;
                 checkpoint.add_waiters(waiters);
                 self.checkpoint = Some(Box::new(checkpoint));
                 self.checkpoint_begun = begun;
@@ -324,6 +333,7 @@ impl Log {
                 // Tried again after as much again was written; the log itself is sound.
                 self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some");
+                self.end_changes(&Err(e.clone()));
                 waiters.into_iter().for_each(|done| done(Err(e.clone())));
             }
         }
@@ -338,6 +348,7 @@ impl Log {
             Ok(Progress::Some | Progress::Blocked) => self.checkpoint = Some(checkpoint),
             Ok(Progress::Done) => {
                 self.shared.counters.checkpoints.record(self.checkpoint_begun.elapsed());
+                self.end_changes(&Ok(()));
                 checkpoint.take_waiters().into_iter().for_each(|done| done(Ok(())));
             }
             Err(e) => self.fail_checkpoint(*checkpoint, &e),

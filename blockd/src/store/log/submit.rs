@@ -3,7 +3,6 @@
 use super::Log;
 use super::job::{Job, JobDone, Op};
 use crate::device::{IoError, VolumeKind};
-use crate::store::map::Lookup;
 use crate::store::space::Class;
 
 impl Log {
@@ -15,6 +14,9 @@ impl Log {
         let pages: u64 = job.ops.iter().map(Op::pages).sum();
         if pages > 0 && !self.admit(&job, pages) {
             self.shared.counters.no_space.inc();
+            return (job.done)(Err(IoError::NoSpace));
+        }
+        if pages == 0 && !self.admit_discards(&job) {
             return (job.done)(Err(IoError::NoSpace));
         }
         self.pending_pages += pages;
@@ -109,20 +111,42 @@ impl Log {
         }
     }
 
-    /// Pages of a job that are not mapped yet; on doubt they count as new.
+    /// Whether discards may be taken in: they give nothing back that a snapshot keeps, and what it keeps needs leaves.
+    fn admit_discards(&self, job: &Job) -> bool {
+        let maps = self.shared.maps.read();
+        if !maps.snapshots.any_keeps() {
+            return true;
+        }
+        let leaves: u64 = job
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::Discard { first, count } => {
+                    Some(maps.base.units_between(*first, first.saturating_add(*count)))
+                }
+                Op::Write { .. } | Op::Relocate { .. } => None,
+            })
+            .map(|units| units.count() as u64)
+            .sum();
+        // A leaf stands beside its last version while a checkpoint is written.
+        leaves == 0 || 2 * leaves <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
+    }
+
+    /// Pages of a job that take room which is not given back for them; on doubt they count as new.
     fn count_new_pages(&self, job: &Job) -> u64 {
         let mut new_pages = 0;
         for op in &job.ops {
             let Op::Write { first, pages, .. } = op else { continue };
             for page in *first..*first + *pages as u64 {
-                let found = loop {
-                    let found = self.shared.maps.read().lookup(page);
-                    let Lookup::Leaf(key) = found else { break found };
-                    if self.shared.load_leaf(key).is_err() {
-                        return u64::MAX;
+                let is_new = loop {
+                    let found = self.shared.maps.read().takes_room(page);
+                    match found {
+                        Ok(is_new) => break is_new,
+                        Err(leaf) if self.shared.load(leaf).is_err() => return u64::MAX,
+                        Err(_) => {}
                     }
                 };
-                new_pages += u64::from(!matches!(found, Lookup::Mapped(_)));
+                new_pages += u64::from(is_new);
             }
         }
         new_pages

@@ -467,7 +467,19 @@ impl BaseMap {
     ///
     /// # Panics
     /// If a leaf of the range is not loaded.
-    pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(Loc)) {
+    pub fn remove(&mut self, first: u64, count: u64, mut dropped: impl FnMut(u64, Mapping)) {
+        self.take(first, count, |page, entry| {
+            if let Entry::At(mapping) = entry {
+                dropped(page, mapping);
+            }
+        });
+    }
+
+    /// Takes the entries of a range out, telling of each.
+    ///
+    /// # Panics
+    /// If a leaf of the range is not loaded.
+    pub fn take(&mut self, first: u64, count: u64, mut taken: impl FnMut(u64, Entry)) {
         let end = first.saturating_add(count);
         let start = self.key_of(first).unwrap_or(first);
         let keys: Vec<u64> = self.slots.range(start..end.max(start)).map(|(&k, _)| k).collect();
@@ -491,17 +503,11 @@ impl BaseMap {
             // before, which the record being applied may not have loaded.
             self.edit(key, |body| match body {
                 Body::Page(leaf) => {
-                    leaf.pages().filter(within).for_each(|e| {
-                        if let Entry::At(mapping) = Entry::of(e) {
-                            dropped(mapping.loc);
-                        }
-                    });
+                    leaf.pages().filter(within).for_each(|e| taken(base + u64::from(e.rel), Entry::of(e)));
                     leaf.remove(from, to);
                 }
                 Body::Entry(e) => {
-                    if let Entry::At(mapping) = Entry::of(*e) {
-                        dropped(mapping.loc);
-                    }
+                    taken(base + u64::from(e.rel), Entry::of(*e));
                     *body = Body::Empty;
                 }
                 Body::Empty => {}
@@ -663,6 +669,15 @@ impl BaseMap {
             let all = slot.entry().into_iter().chain(pages.into_iter().flatten());
             all.map(move |e| (base + u64::from(e.rel), e))
         })
+    }
+
+    /// Calls `f` with each entry of a range of pages; leaves that are not loaded are passed over.
+    pub fn for_each_in(&self, first: u64, count: u64, mut f: impl FnMut(u64, Entry)) {
+        let pages = first..first.saturating_add(count);
+        let from = self.key_of(first).unwrap_or(first);
+        self.entries_in(from..pages.end.max(from))
+            .filter(|(page, _)| pages.contains(page))
+            .for_each(|(page, e)| f(page, Entry::of(e)));
     }
 
     /// The entries of a unit whose leaves are loaded.
@@ -899,7 +914,7 @@ mod tests {
                     if rng.random_ratio(1, 40) {
                         let count = rng.random_range(1..4000);
                         let mut dropped = 0;
-                        map.remove(page, count, |_| dropped += 1);
+                        map.remove(page, count, |_, _| dropped += 1);
                         assert_eq!(dropped, model.range(page..page + count).count());
                         model.retain(|p, _| !(page..page + count).contains(p));
                     } else {
@@ -987,7 +1002,7 @@ mod tests {
         assert_eq!(keys, [100]);
         map.load(100, at(8), &two(100));
         let mut dropped = 0;
-        map.remove(100, 3, |_| dropped += 1);
+        map.remove(100, 3, |_, _| dropped += 1);
         assert_eq!(dropped, 2);
         // The leaf of key 0 is not loaded: this used to panic.
         assert_eq!(map.set(120, at(9)), None);

@@ -2,9 +2,10 @@
 //!
 //! Two layers. The *base* is the committed map; it is what checkpoints hold. The *overlay* is the
 //! open epoch of a VexFS volume: a commit merges it into the base, a rollback drops it. A raw
-//! volume has no epochs and changes its base directly. One thread (the log's) changes the map.
+//! volume has no epochs and changes its base directly. What the base loses goes to the newest snapshot that needs it.
+//! One thread (the log's) changes the map.
 //!
-//! Both layers are of one kind, [`BaseMap`], and have an id, [`MapId`]; checkpoints take all that [`Maps::ids`] names.
+//! Both layers, and the deltas of snapshots, are of one kind, [`BaseMap`], and have an id, [`MapId`]; checkpoints take all that [`Maps::ids`] names.
 //! A map that ends (the open epoch at a commit or rollback) is given to [`Maps::retire`].
 
 pub mod base;
@@ -16,6 +17,7 @@ pub mod segments;
 use super::format::checkpoint::MapId;
 use super::format::record::{Entry, FLAG_COMMIT, FLAG_ROLLBACK, Record, SessionState};
 use super::format::{Loc, Mapping};
+use super::snapshot::{SnapshotId, Snapshots};
 use crate::device::VolumeKind;
 use base::BaseMap;
 use overlay::Overlay;
@@ -41,6 +43,8 @@ pub struct Maps {
     pub base: BaseMap,
     /// Open epoch.
     pub overlay: Overlay,
+    /// What snapshots keep of states before.
+    pub snapshots: Snapshots,
     /// Use of each segment.
     pub segments: SegmentTable,
     /// Commits so far.
@@ -60,6 +64,7 @@ impl Maps {
             kind,
             base: BaseMap::default(),
             overlay: Overlay::default(),
+            snapshots: Snapshots::default(),
             segments,
             epoch: 0,
             session: SessionState::default(),
@@ -70,7 +75,8 @@ impl Maps {
 
     /// All maps, in the order in which a checkpoint lists them.
     pub fn ids(&self) -> Vec<MapId> {
-        vec![MapId::Committed, MapId::Open]
+        let deltas = self.snapshots.all().iter().map(|s| MapId::Delta(s.id.0));
+        [MapId::Committed, MapId::Open].into_iter().chain(deltas).collect()
     }
 
     /// One of them.
@@ -78,7 +84,7 @@ impl Maps {
         match id {
             MapId::Committed => Some(&self.base),
             MapId::Open => Some(&self.overlay.map),
-            MapId::Delta(_) => None,
+            MapId::Delta(number) => self.snapshots.get(SnapshotId(number)).map(|s| &s.delta),
         }
     }
 
@@ -87,7 +93,7 @@ impl Maps {
         match id {
             MapId::Committed => Some(&mut self.base),
             MapId::Open => Some(&mut self.overlay.map),
-            MapId::Delta(_) => None,
+            MapId::Delta(number) => self.snapshots.get_mut(SnapshotId(number)).map(|s| &mut s.delta),
         }
     }
 
@@ -131,43 +137,6 @@ impl Maps {
         }
     }
 
-    /// Keys of the leaves that [`Maps::apply`] needs and that are not loaded.
-    pub fn leaves_missing(&self, record: &Record) -> Vec<u64> {
-        let mut keys = Vec::new();
-        for entry in &record.entries {
-            match entry {
-                Entry::Write { first, crcs } if self.kind == VolumeKind::Raw => {
-                    self.base.missing(*first, crcs.len() as u64, &mut keys);
-                }
-                Entry::Discard { first, count } if self.kind == VolumeKind::Raw => {
-                    self.base.missing(*first, *count, &mut keys);
-                }
-                Entry::Relocate { page, .. } => self.base.missing(*page, 1, &mut keys),
-                Entry::Write { .. } | Entry::Discard { .. } => {}
-            }
-        }
-        if record.flags & FLAG_COMMIT != 0 {
-            for (first, count) in self.overlay.discards() {
-                self.base.missing(first, count, &mut keys);
-            }
-            for page in self.overlay.pages() {
-                self.base.missing(page, 1, &mut keys);
-            }
-            for entry in &record.entries {
-                if let Entry::Write { first, .. } | Entry::Discard { first, .. } = entry {
-                    let count = match entry {
-                        Entry::Discard { count, .. } => *count,
-                        _ => u64::from(entry.pages()),
-                    };
-                    self.base.missing(*first, count, &mut keys);
-                }
-            }
-        }
-        keys.sort_unstable();
-        keys.dedup();
-        keys
-    }
-
     /// Carries out a record, at run time and at replay alike. Its leaves are loaded.
     pub fn apply(&mut self, record: &Record) {
         if record.flags & FLAG_ROLLBACK != 0 {
@@ -197,54 +166,48 @@ impl Maps {
     }
 
     fn set(&mut self, page: u64, mapping: Mapping) {
-        let segments = &mut self.segments;
         match self.kind {
-            VolumeKind::Raw => {
-                segments.add_base(mapping.loc);
-                if let Some(old) = self.base.set(page, mapping) {
-                    segments.drop_base(old.loc);
-                }
-            }
+            VolumeKind::Raw => self.set_base(page, mapping),
             VolumeKind::VexFs => {
-                segments.add_open(mapping.loc);
+                self.segments.add_open(mapping.loc);
                 if let Some(old) = self.overlay.set(page, mapping) {
-                    segments.drop_open(old.loc);
+                    self.segments.drop_open(old.loc);
                 }
             }
         }
+    }
+
+    fn set_base(&mut self, page: u64, mapping: Mapping) {
+        self.segments.add_base(mapping.loc);
+        let old = self.base.set(page, mapping);
+        self.replaced(page, old);
     }
 
     fn discard(&mut self, first: u64, count: u64) {
         let segments = &mut self.segments;
         match self.kind {
-            VolumeKind::Raw => self.base.remove(first, count, |old| segments.drop_base(old)),
+            VolumeKind::Raw => self.discard_base(first, count),
             VolumeKind::VexFs => self.overlay.discard(first, count, |old| segments.drop_open(old)),
         }
     }
 
-    /// Compare-and-swap on the old place and the crc, in both layers: only one of them can refer to it.
-    fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
-        if self.overlay.replace(page, old, new) {
-            self.segments.add_open(new.loc);
-            self.segments.drop_open(old);
-        } else if self.base.replace(page, old, new) {
-            self.segments.add_base(new.loc);
-            self.segments.drop_base(old);
-        }
+    fn discard_base(&mut self, first: u64, count: u64) {
+        let (segments, snapshots) = (&mut self.segments, &mut self.snapshots);
+        self.base.remove(first, count, |page, old| {
+            if let Some(dead) = snapshots.replaced(page, Some(old)) {
+                segments.drop_base(dead);
+            }
+        });
     }
 
     fn commit(&mut self) {
-        let segments = &mut self.segments;
         let overlay = std::mem::take(&mut self.overlay);
         for (first, count) in overlay.discards() {
-            self.base.remove(first, count, |old| segments.drop_base(old));
+            self.discard_base(first, count);
         }
         for (page, mapping) in overlay.mappings() {
-            segments.drop_open(mapping.loc);
-            segments.add_base(mapping.loc);
-            if let Some(old) = self.base.set(page, mapping) {
-                segments.drop_base(old.loc);
-            }
+            self.segments.drop_open(mapping.loc);
+            self.set_base(page, mapping);
         }
         self.epoch += 1;
         self.retire(MapId::Open, overlay.map);

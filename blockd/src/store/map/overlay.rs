@@ -40,8 +40,8 @@ impl Overlay {
     }
 
     /// Unmaps a range, telling of each page that this epoch had written.
-    pub fn discard(&mut self, first: u64, count: u64, dropped: impl FnMut(Loc)) {
-        self.map.remove(first, count, dropped);
+    pub fn discard(&mut self, first: u64, count: u64, mut dropped: impl FnMut(Loc)) {
+        self.map.remove(first, count, |_, mapping| dropped(mapping.loc));
         self.add_discard(first, first.saturating_add(count));
     }
 

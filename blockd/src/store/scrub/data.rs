@@ -8,10 +8,13 @@ use layout::addr::PAGE;
 
 use super::{CHUNK_PAGES, Damaged, Finding, Scrub, holds_records, read_again};
 use crate::store::Shared;
+use crate::store::format::checkpoint::MapId;
+use crate::store::format::leaf::NOWHERE;
 use crate::store::format::record::{Entry, Record};
 use crate::store::format::{Loc, Mapping, page_crc};
+use crate::store::map::base::BaseMap;
 use crate::store::map::segments::State;
-use crate::store::map::{Lookup, Maps};
+use crate::store::snapshot::Snapshot;
 
 /// Most pages looked for in one walk over the map (some 24 bytes each).
 const SOUGHT_PAGES_MAX: u64 = 1 << 20;
@@ -164,20 +167,11 @@ fn pages_of(record: &Record) -> impl Iterator<Item = (u64, u32)> {
 /// Its leaf cannot be read.
 fn mapped_there(shared: &Shared, page: u64, at: Loc) -> Result<Option<u32>, crate::device::IoError> {
     loop {
-        let missing = {
-            let maps = shared.maps.read();
-            if let Some(Some(m)) = maps.overlay.lookup(page)
-                && m.loc == at
-            {
-                return Ok(Some(m.crc));
-            }
-            match maps.base.lookup(page) {
-                Lookup::Mapped(m) if m.loc == at => return Ok(Some(m.crc)),
-                Lookup::Mapped(_) | Lookup::Unmapped => return Ok(None),
-                Lookup::Leaf(key) => key,
-            }
-        };
-        shared.load_leaf(missing)?;
+        let found = shared.maps.read().mapped_there(page, at);
+        match found {
+            Ok(mapping) => return Ok(mapping.map(|m| m.crc)),
+            Err(leaf) => shared.load(leaf)?,
+        }
     }
 }
 
@@ -190,17 +184,21 @@ fn mapped_pages(shared: &Shared, wanted: impl Fn(Loc) -> bool) -> Vec<(u64, Mapp
             found.push((page, mapping));
         }
     };
-    let mut from = 0;
-    loop {
-        let maps = shared.maps.read();
-        let Some((key, _, _)) = maps.base.leaves_from(from).next() else { break };
-        if add_leaf(&maps, key, &mut |page, mapping| keep(&mut found, page, mapping)) {
-            from = key + 1;
-            continue;
-        }
-        drop(maps);
-        if shared.load_leaf(key).is_err() {
-            from = key + 1;
+    let deltas: Vec<MapId> = shared.maps.read().snapshots.all().iter().map(Snapshot::map_id).collect();
+    for id in std::iter::once(MapId::Committed).chain(deltas) {
+        let mut from = 0;
+        loop {
+            let maps = shared.maps.read();
+            let Some(map) = maps.map(id) else { break };
+            let Some((key, _, _)) = map.leaves_from(from).next() else { break };
+            if add_leaf(map, key, &mut |page, mapping| keep(&mut found, page, mapping)) {
+                from = key + 1;
+                continue;
+            }
+            drop(maps);
+            if shared.load_leaf_of(id, key).is_err() {
+                from = key + 1;
+            }
         }
     }
     shared.maps.read().overlay.mappings().for_each(|(page, mapping)| keep(&mut found, page, mapping));
@@ -208,9 +206,11 @@ fn mapped_pages(shared: &Shared, wanted: impl Fn(Loc) -> bool) -> Vec<(u64, Mapp
 }
 
 /// The entries of a leaf; false if it is not loaded.
-fn add_leaf(maps: &Maps, key: u64, add: &mut impl FnMut(u64, Mapping)) -> bool {
-    let Some(entries) = maps.base.entries(key) else { return false };
+fn add_leaf(map: &BaseMap, key: u64, add: &mut impl FnMut(u64, Mapping)) -> bool {
+    let Some(entries) = map.entries(key) else { return false };
     let unit = key & !(layout::addr::MAP_UNIT_PAGES - 1);
-    entries.for_each(|e| add(unit + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc }));
+    entries
+        .filter(|e| e.segment != NOWHERE)
+        .for_each(|e| add(unit + u64::from(e.rel), Mapping { loc: e.loc(), crc: e.crc }));
     true
 }

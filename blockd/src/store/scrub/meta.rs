@@ -8,10 +8,11 @@ use layout::addr::PAGE;
 use super::report::BadPage;
 use super::{CHUNK_PAGES, Damaged, Finding, Scrub, read_again};
 use crate::buf::AlignedBuf;
-use crate::store::format::checkpoint::Root;
+use crate::store::format::checkpoint::{MapId, Root};
 use crate::store::format::superblock::{SLOTS, Superblock};
 use crate::store::format::{Loc, Mapping};
 use crate::store::recover::read_superblock;
+use crate::store::snapshot::Snapshot;
 
 /// How often something that a checkpoint may be changing just now is looked at before it counts as bad.
 const TRIES: u32 = 8;
@@ -114,13 +115,20 @@ impl Scrub<'_, '_> {
         findings
     }
 
-    /// The leaves of the committed map, as the last checkpoint has them.
+    /// The leaves of the committed map and of what snapshots keep, as the last checkpoint has them.
     pub(super) fn leaves(&mut self) -> ControlFlow<()> {
+        let deltas: Vec<MapId> =
+            self.shared.maps.read().snapshots.all().iter().map(Snapshot::map_id).collect();
+        std::iter::once(MapId::Committed).chain(deltas).try_for_each(|id| self.leaves_of(id))
+    }
+
+    fn leaves_of(&mut self, id: MapId) -> ControlFlow<()> {
         let mut from = 0;
         loop {
             let (mut leaves, next): (Vec<(u64, Mapping)>, _) = {
                 let maps = self.shared.maps.read();
-                let mut all = maps.base.leaves_from(from);
+                let Some(map) = maps.map(id) else { return ControlFlow::Continue(()) };
+                let mut all = map.leaves_from(from);
                 let some =
                     all.by_ref().take(LEAVES).filter_map(|(key, _, disk)| Some((key, disk?))).collect();
                 (some, all.next().map(|(key, _, _)| key))
@@ -135,7 +143,7 @@ impl Scrub<'_, '_> {
                 };
                 let count = rest.iter().take(CHUNK_PAGES).enumerate().take_while(follows).count();
                 let (run, later) = rest.split_at(count);
-                self.leaf_run(run)?;
+                self.leaf_run(id, run)?;
                 rest = later;
             }
             match next {
@@ -158,12 +166,16 @@ impl Scrub<'_, '_> {
                 self.report.meta_pages += 1;
                 let unread = !self.fill(at.loc, 1).is_empty();
                 let right = !unread && crc32c::crc32c(&self.buf[..PAGE]) == at.crc;
-                let finding =
-                    if right { None } else { read_again(shared, at.loc, at.crc, crc32c::crc32c).err() };
-                // A checkpoint may have moved it, and its place may have been used again.
-                let stays =
-                    || shared.maps.read().map(id).is_some_and(|map| map.directory.has(level, key, at.loc));
-                if let Some(finding) = finding.filter(|_| stays()) {
+                // A checkpoint under way may have moved it, or not have written it yet.
+                let stays = || {
+                    let maps = shared.maps.read();
+                    maps.map(id).is_some_and(|map| !map.is_frozen() && map.directory.has(level, key, at.loc))
+                };
+                if !right
+                    && stays()
+                    && let Err(finding) = read_again(shared, at.loc, at.crc, crc32c::crc32c)
+                    && stays()
+                {
                     self.bad(Damaged::Checkpoint, at.loc, finding);
                 }
                 self.advance(1)?;
@@ -173,7 +185,7 @@ impl Scrub<'_, '_> {
     }
 
     /// Leaves that stand one after another.
-    fn leaf_run(&mut self, run: &[(u64, Mapping)]) -> ControlFlow<()> {
+    fn leaf_run(&mut self, id: MapId, run: &[(u64, Mapping)]) -> ControlFlow<()> {
         let Some((_, first)) = run.first() else { return ControlFlow::Continue(()) };
         let failed = self.fill(first.loc, run.len());
         for (i, (key, at)) in run.iter().enumerate() {
@@ -186,8 +198,8 @@ impl Scrub<'_, '_> {
             let finding = read_again(self.shared, at.loc, at.crc, crc32c::crc32c).err();
             // A checkpoint may have moved it, and its place may have been used again.
             let maps = self.shared.maps.read();
-            let stays =
-                maps.base.leaves_from(*key).next().is_some_and(|(k, _, disk)| k == *key && disk == Some(*at));
+            let found = maps.map(id).and_then(|map| map.leaves_from(*key).next());
+            let stays = found.is_some_and(|(k, _, disk)| k == *key && disk == Some(*at));
             drop(maps);
             if stays && let Some(finding) = finding.or_else(|| self.undecodable(*key, *at)) {
                 self.bad(Damaged::MapLeaf { device_page: *key }, at.loc, finding);

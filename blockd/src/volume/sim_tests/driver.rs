@@ -1,7 +1,7 @@
 //! Drives a volume without threads: requests are queued, steps are taken one by one.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
@@ -14,15 +14,21 @@ use crate::store::clean::{Cleaner, Tuning};
 use crate::store::create::{NewStore, create};
 use crate::store::log::{Job, Op};
 use crate::store::recover::{self, RecoverOptions};
+use crate::store::snapshot::change::{Change, SnapshotError};
+use crate::store::snapshot::{SnapshotId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
 use crate::volume::inbox::{Inbox, Request};
 use crate::volume::reads::{self, ReadJob};
 use crate::volume::session::Sessions;
+use crate::volume::snapshot::{self, Round};
 use crate::volume::worker::Worker;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
+
+/// The outcome of a change of snapshots, once it is there.
+pub(super) type ChangeTicket = Arc<Mutex<Option<Result<SnapshotId, SnapshotError>>>>;
 
 /// A volume and its backing.
 pub(super) struct Driver {
@@ -60,6 +66,7 @@ impl Driver {
             incarnation: opened.incarnation,
             read_only: false,
             pending_pages: AtomicU64::new(0),
+            rolling_back: AtomicBool::new(false),
         });
         let log = opened.log.expect("a store open for writing has a log");
         let inbox = Inbox::new(log.waker());
@@ -113,6 +120,47 @@ impl Driver {
         let (ticket, done) = Self::ticket();
         self.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
         ticket
+    }
+
+    /// Wants a change of the snapshots.
+    pub(super) fn change(&mut self, change: Change) -> ChangeTicket {
+        let ticket: ChangeTicket = Arc::default();
+        let mine = Arc::clone(&ticket);
+        self.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
+        ticket
+    }
+
+    /// A portion of what deletions and rollbacks have to do, and what that needs.
+    pub(super) fn portion(&mut self) -> Round {
+        let store = Arc::clone(&self.core.store);
+        let round = snapshot::round(&store, |f| Ok(f(self.worker.log())));
+        let round = round.unwrap_or(Round::Idle);
+        if matches!(round, Round::Checkpoint | Round::Finished) {
+            self.checkpoint();
+            self.settle();
+        }
+        round
+    }
+
+    /// What a start does when the last run did not end a rollback.
+    pub(super) fn end_rollback(&mut self) {
+        while self.store().maps.read().snapshots.rollback().is_some() {
+            assert_ne!(self.portion(), Round::Idle, "a rollback goes on to its end");
+        }
+    }
+
+    /// Names of the snapshots that can be read, oldest first.
+    pub(super) fn snapshot_names(&self) -> Vec<String> {
+        let maps = self.store().maps.read();
+        let live = maps.snapshots.all().iter().filter(|s| s.state == crate::store::snapshot::State::Live);
+        live.map(|s| s.name.clone()).collect()
+    }
+
+    /// A page of a snapshot.
+    pub(super) fn read_snapshot(&self, name: &str, page: u64) -> Result<Vec<u8>, IoError> {
+        let id = self.store().maps.read().snapshots.find(name).map(|s| s.id).expect("it is there");
+        let mut buf = AlignedBuf::zeroed(4096);
+        self.store().read_run_at(View::Snapshot(id), page, &mut buf).map(|()| buf.to_vec())
     }
 
     /// Takes some steps.
@@ -238,7 +286,8 @@ impl Driver {
         let result: Arc<Mutex<Option<crate::device::IoResult>>> = Arc::default();
         let mine = Arc::clone(&result);
         let done = Box::new(move |outcome| *mine.lock() = Some(outcome));
-        reads::run(core, vec![ReadJob { client, offset, buf: AlignedBuf::zeroed(len), done }]);
+        let view = View::Live;
+        reads::run(core, vec![ReadJob { client, view, offset, buf: AlignedBuf::zeroed(len), done }]);
         let outcome = result.lock().take().expect("a read is finished when it returns");
         outcome.map(|buf| buf.expect("a read gives its buffer").to_vec())
     }
@@ -251,10 +300,13 @@ impl Driver {
     /// Segment counts of the map, counted anew: they must agree with the running ones.
     pub(super) fn check_usage(&self) {
         let store = self.store();
-        let keys: Vec<u64> = store.maps.read().base.keys().collect();
-        store.maps.write().base.hold(true);
-        for key in keys {
-            store.load_leaf(key).expect("every leaf can be read");
+        store.maps.write().hold(true);
+        let ids = store.maps.read().ids();
+        for id in ids {
+            let keys: Vec<u64> = store.maps.read().map(id).expect("it is named").keys().collect();
+            for key in keys {
+                store.load_leaf_of(id, key).expect("every leaf can be read");
+            }
         }
         let maps = store.maps.read();
         let segments = maps.segments.all();
@@ -264,6 +316,12 @@ impl Driver {
             base[mapping.loc.segment as usize] += 1;
         }
         assert_eq!(maps.base.mappings().count() as u64, maps.base.page_count());
+        for s in maps.snapshots.all() {
+            for (_, mapping) in s.delta.mappings() {
+                base[mapping.loc.segment as usize] += 1;
+            }
+            assert_eq!(s.delta.mappings().count() as u64, s.held_pages, "pages that {} holds", s.name);
+        }
         for (_, mapping) in maps.overlay.mappings() {
             open[mapping.loc.segment as usize] += 1;
         }
@@ -277,6 +335,6 @@ impl Driver {
             }
         }
         drop(maps);
-        store.maps.write().base.hold(false);
+        store.maps.write().hold(false);
     }
 }

@@ -1,0 +1,175 @@
+//! What the map's changes ask of the deltas: whoever loses a page in the committed map gives it to the newest snapshot that
+//! needs it, and a place is looked for with all owners it may have.
+
+use super::{LeafId, Snapshots, State};
+use crate::device::VolumeKind;
+use crate::store::format::record::{Entry as RecordEntry, FLAG_COMMIT, Record};
+use crate::store::format::{Loc, Mapping};
+use crate::store::map::base::Found;
+use crate::store::map::leaf::Entry;
+use crate::store::map::{Lookup, Maps};
+
+impl Snapshots {
+    /// The committed map had a page so and has it no longer. Gives the place back that nobody needs.
+    pub fn replaced(&mut self, page: u64, old: Option<Mapping>) -> Option<Loc> {
+        // No snapshot older than this one can see the committed map's page if it has an entry.
+        for snapshot in self.list.iter_mut().rev() {
+            match snapshot.delta.find(page) {
+                Found::Entry(_) => return old.map(|m| m.loc),
+                Found::Absent if snapshot.state == State::Deleting => {}
+                Found::Absent => {
+                    snapshot.keep(page, old.map_or(Entry::Nowhere, Entry::At));
+                    return None;
+                }
+                Found::Leaf(key) => panic!("leaf {key:#x} of {:?} is loaded before a change", snapshot.id),
+            }
+        }
+        old.map(|m| m.loc)
+    }
+
+    /// Whether a page that is mapped so would stay alive if it were replaced; `Err` names a leaf to load first.
+    pub fn would_keep(&self, page: u64) -> Result<bool, LeafId> {
+        for snapshot in self.list.iter().rev() {
+            match snapshot.delta.find(page) {
+                Found::Entry(_) => return Ok(false),
+                Found::Absent if snapshot.state == State::Deleting => {}
+                Found::Absent => return Ok(true),
+                Found::Leaf(key) => return Err(LeafId { map: snapshot.map_id(), key }),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether what is replaced from now on is kept for anybody.
+    pub fn any_keeps(&self) -> bool {
+        self.list.iter().any(|s| s.state != State::Deleting)
+    }
+
+    /// Adds the leaves that [`Snapshots::replaced`] needs for a range and that are not loaded.
+    fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+        let mut keys = Vec::new();
+        for snapshot in self.list.iter().rev() {
+            snapshot.delta.missing(first, count, &mut keys);
+            let map = snapshot.map_id();
+            out.extend(keys.drain(..).map(|key| LeafId { map, key }));
+            if snapshot.state != State::Deleting {
+                return;
+            }
+        }
+    }
+
+    /// As [`Maps::relocate`], in the deltas. A delta whose leaf is not loaded does not have the place: it was looked for
+    /// before the record was applied.
+    fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
+        self.list.iter_mut().rev().any(|snapshot| {
+            !matches!(snapshot.delta.lookup(page), Lookup::Leaf(_)) && snapshot.delta.replace(page, old, new)
+        })
+    }
+}
+
+impl Maps {
+    /// Leaves that [`Maps::apply`] needs and that are not loaded. Once they are, it may name more.
+    pub fn leaves_missing(&self, record: &Record) -> Vec<LeafId> {
+        let mut out = Vec::new();
+        let changes_now = self.kind == VolumeKind::Raw || record.flags & FLAG_COMMIT != 0;
+        for entry in &record.entries {
+            match entry {
+                RecordEntry::Write { first, crcs } if changes_now => {
+                    self.missing(*first, crcs.len() as u64, &mut out);
+                }
+                RecordEntry::Discard { first, count } if changes_now => {
+                    self.missing(*first, *count, &mut out)
+                }
+                RecordEntry::Relocate { page, old, crc } => {
+                    let old = Mapping { loc: *old, crc: *crc };
+                    if let Err(leaf) = self.find(*page, |m| m == old) {
+                        out.push(leaf);
+                    }
+                }
+                RecordEntry::Write { .. } | RecordEntry::Discard { .. } => {}
+            }
+        }
+        if record.flags & FLAG_COMMIT != 0 {
+            for (first, count) in self.overlay.discards() {
+                self.missing(first, count, &mut out);
+            }
+            for page in self.overlay.pages() {
+                self.missing(page, 1, &mut out);
+            }
+        }
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+        let mut keys = Vec::new();
+        self.base.missing(first, count, &mut keys);
+        out.extend(keys.into_iter().map(LeafId::committed));
+        self.snapshots.missing(first, count, out);
+    }
+
+    /// The page of the committed map is `old` no longer; whoever needs it gets it.
+    pub(in crate::store) fn replaced(&mut self, page: u64, old: Option<Mapping>) {
+        if let Some(dead) = self.snapshots.replaced(page, old) {
+            self.segments.drop_base(dead);
+        }
+    }
+
+    /// Compare-and-swap on the old place and the crc, in all layers: only one of them can refer to it.
+    pub(in crate::store) fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
+        if self.overlay.replace(page, old, new) {
+            self.segments.add_open(new.loc);
+            self.segments.drop_open(old);
+        } else if self.base.replace(page, old, new) || self.snapshots.replace(page, old, new) {
+            self.segments.add_base(new.loc);
+            self.segments.drop_base(old);
+        }
+    }
+
+    /// What a page is mapped to, by whichever layer has it at this place; `Err` names a leaf to load first.
+    pub fn mapped_there(&self, page: u64, loc: Loc) -> Result<Option<Mapping>, LeafId> {
+        self.find(page, |m| m.loc == loc)
+    }
+
+    fn find(&self, page: u64, is: impl Fn(Mapping) -> bool) -> Result<Option<Mapping>, LeafId> {
+        if let Some(Some(m)) = self.overlay.lookup(page)
+            && is(m)
+        {
+            return Ok(Some(m));
+        }
+        match self.base.lookup(page) {
+            Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
+            Lookup::Leaf(key) => return Err(LeafId::committed(key)),
+            Lookup::Mapped(_) | Lookup::Unmapped => {}
+        }
+        for snapshot in self.snapshots.all().iter().rev() {
+            match snapshot.delta.lookup(page) {
+                Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
+                Lookup::Leaf(key) => return Err(LeafId { map: snapshot.map_id(), key }),
+                Lookup::Mapped(_) | Lookup::Unmapped => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a write of a page takes room for good: nothing stands there, or what does is kept by a snapshot. `Err` names
+    /// a leaf to load first.
+    pub fn takes_room(&self, page: u64) -> Result<bool, LeafId> {
+        match self.overlay.lookup(page) {
+            Some(mapping) => return Ok(mapping.is_none()),
+            None => match self.base.lookup(page) {
+                Lookup::Unmapped => return Ok(true),
+                Lookup::Mapped(_) => {}
+                Lookup::Leaf(key) => return Err(LeafId::committed(key)),
+            },
+        }
+        self.snapshots.would_keep(page)
+    }
+
+    /// Keeps every leaf in memory until released: many are needed at once.
+    pub fn hold(&mut self, held: bool) {
+        self.base.hold(held);
+        self.snapshots.hold(held);
+    }
+}

@@ -1,0 +1,236 @@
+//! Taking, deleting and rolling back: the short part, done at the moment a checkpoint freezes its state.
+
+use super::{Phase, Rollback, SNAPSHOTS_MAX, Snapshot, SnapshotId, Snapshots, State, check_name};
+use crate::device::IoError;
+use crate::store::map::Maps;
+
+/// Why a snapshot can't be taken, deleted, read or gone back to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Not a name.
+    #[error("{0}")]
+    BadName(String),
+    /// The name is taken.
+    #[error("there is a snapshot {0:?} already: choose another name, or delete it first")]
+    Exists(String),
+    /// No such snapshot.
+    #[error("there is no snapshot {0:?} (vexctl snapshot list shows them)")]
+    Unknown(String),
+    /// The limit is reached.
+    #[error("the volume has {SNAPSHOTS_MAX} snapshots, the most it may have: delete some first")]
+    TooMany,
+    /// Somebody reads it.
+    #[error("snapshot {0:?} is open: end what reads it (an export, a mount, a send) first")]
+    Open(String),
+    /// A mounter would lose its ground.
+    #[error("session {0} is live: unmount the volume first, then roll it back")]
+    Session(u64),
+    /// Clients would see the volume change under them.
+    #[error("{0} clients are connected to the volume: disconnect them first, then roll it back")]
+    Connected(u64),
+    /// A rollback has not ended.
+    #[error("a rollback is under way; wait until it has ended")]
+    RollingBack,
+    /// No room for what has to be written.
+    #[error(
+        "no space left in the image: delete a snapshot, or data, or make the image larger, and try again"
+    )]
+    NoSpace,
+    /// The volume takes no changes.
+    #[error("the volume is open read-only: open it for writing")]
+    ReadOnly,
+    /// The volume is being closed.
+    #[error("the volume is being shut down")]
+    Shutdown,
+    /// The backing failed.
+    #[error("{0}")]
+    Io(String),
+}
+
+impl From<IoError> for SnapshotError {
+    fn from(e: IoError) -> Self {
+        match e {
+            IoError::NoSpace => SnapshotError::NoSpace,
+            IoError::ReadOnly => SnapshotError::ReadOnly,
+            IoError::Shutdown => SnapshotError::Shutdown,
+            other => SnapshotError::Io(other.to_string()),
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Take a snapshot of the committed state.
+    Create {
+        /// Its name.
+        name: String,
+        /// Nanoseconds since 1970.
+        time_ns: u64,
+    },
+    /// Delete one.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+    /// Go back to one; newer ones go.
+    Rollback {
+        /// Its name.
+        name: String,
+    },
+    /// From now on the map takes in a backup; if that is abandoned it goes back to this snapshot, or to nothing.
+    Receive {
+        /// The newest snapshot, from which the map differs in nothing; `None`: there is none, and nothing is mapped.
+        onto: Option<SnapshotId>,
+    },
+    /// The backup is whole: take a snapshot of it.
+    Received {
+        /// Its name.
+        name: String,
+        /// When it was taken where the backup was made.
+        time_ns: u64,
+    },
+}
+
+impl Maps {
+    /// Carries out the part of a change that the next checkpoint makes durable; gives the snapshot concerned.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; nothing was changed then.
+    pub fn begin_change(&mut self, change: &Change) -> Result<SnapshotId, SnapshotError> {
+        let received = matches!(change, Change::Received { .. });
+        let receiving = self.snapshots.rollback.is_some_and(|r| r.phase == Phase::Receiving);
+        if self.snapshots.rollback.is_some() && !(received && receiving) {
+            return Err(SnapshotError::RollingBack);
+        }
+        let epoch = self.epoch;
+        match change {
+            Change::Create { name, time_ns } => self.snapshots.create(name, *time_ns, epoch),
+            Change::Delete { name } => self.snapshots.doom(name),
+            Change::Rollback { name } => match self.session.session() {
+                0 => self.snapshots.begin_rollback(name),
+                session => Err(SnapshotError::Session(session)),
+            },
+            Change::Receive { onto } => match self.session.session() {
+                0 => {
+                    self.snapshots.rollback = Some(Rollback { to: *onto, phase: Phase::Begins });
+                    Ok(onto.unwrap_or(SnapshotId(0)))
+                }
+                session => Err(SnapshotError::Session(session)),
+            },
+            Change::Received { name, time_ns } => {
+                let id = self.snapshots.create(name, *time_ns, epoch)?;
+                // On disk the snapshot appears and the way back goes in one.
+                self.snapshots.set_phase(Phase::Ends);
+                Ok(id)
+            }
+        }
+    }
+
+    /// The checkpoint that was to make a change durable is, or could not be written.
+    pub fn end_change(&mut self, change: &Change, id: SnapshotId, durable: bool) {
+        let snapshots = &mut self.snapshots;
+        match change {
+            Change::Create { .. } if durable => {}
+            Change::Received { .. } if durable => snapshots.rollback = None,
+            // It keeps nothing from now on, and what it has kept is given back.
+            Change::Create { .. } | Change::Received { .. } => {
+                snapshots.set_state(id, State::Deleting);
+                snapshots.set_phase(Phase::Receiving);
+            }
+            Change::Delete { .. } => {
+                snapshots.set_state(id, if durable { State::Deleting } else { State::Live });
+            }
+            Change::Rollback { .. } => {
+                snapshots.rollback = durable.then_some(Rollback { to: Some(id), phase: Phase::Rolling });
+            }
+            Change::Receive { onto } => {
+                snapshots.rollback = durable.then_some(Rollback { to: *onto, phase: Phase::Receiving });
+            }
+        }
+    }
+}
+
+impl Snapshots {
+    fn create(&mut self, name: &str, time_ns: u64, epoch: u64) -> Result<SnapshotId, SnapshotError> {
+        check_name(name).map_err(SnapshotError::BadName)?;
+        if self.find(name).is_some() {
+            return Err(SnapshotError::Exists(name.to_owned()));
+        }
+        // Those being deleted count too: each is a table entry and a delta.
+        if self.list.len() >= SNAPSHOTS_MAX {
+            return Err(SnapshotError::TooMany);
+        }
+        self.last_id += 1;
+        let id = SnapshotId(self.last_id);
+        let mut snapshot = Snapshot::new(id, name.to_owned(), time_ns, epoch);
+        snapshot.delta.hold(self.held);
+        self.list.push(snapshot);
+        self.share_memory();
+        Ok(id)
+    }
+
+    fn doom(&mut self, name: &str) -> Result<SnapshotId, SnapshotError> {
+        let found = self.find(name).map(|s| (s.id, s.open_count));
+        match found {
+            None => Err(SnapshotError::Unknown(name.to_owned())),
+            Some((_, 1..)) => Err(SnapshotError::Open(name.to_owned())),
+            Some((id, 0)) => {
+                self.set_state(id, State::Doomed);
+                Ok(id)
+            }
+        }
+    }
+
+    fn begin_rollback(&mut self, name: &str) -> Result<SnapshotId, SnapshotError> {
+        let Some(to) = self.find(name).map(|s| s.id) else {
+            return Err(SnapshotError::Unknown(name.to_owned()));
+        };
+        if let Some(open) = self.list.iter().find(|s| s.id > to && s.open_count > 0) {
+            return Err(SnapshotError::Open(open.name.clone()));
+        }
+        self.rollback = Some(Rollback { to: Some(to), phase: Phase::Begins });
+        Ok(to)
+    }
+
+    /// A backup that was being received is abandoned: the map goes back.
+    pub fn abandon_receive(&mut self) {
+        self.set_phase(Phase::Rolling);
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(rollback) = &mut self.rollback {
+            rollback.phase = phase;
+        }
+    }
+
+    fn set_state(&mut self, id: SnapshotId, state: State) {
+        if let Some(snapshot) = self.get_mut(id) {
+            snapshot.state = state;
+        }
+    }
+
+    /// Holds a snapshot open.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unknown`]; [`SnapshotError::RollingBack`] if it is about to go.
+    pub fn open(&mut self, name: &str) -> Result<SnapshotId, SnapshotError> {
+        let Some(id) = self.find(name).map(|s| s.id) else {
+            return Err(SnapshotError::Unknown(name.to_owned()));
+        };
+        if self.rollback.is_some_and(|r| r.to < Some(id)) {
+            return Err(SnapshotError::RollingBack);
+        }
+        if let Some(snapshot) = self.get_mut(id) {
+            snapshot.open_count += 1;
+        }
+        Ok(id)
+    }
+
+    /// Releases what [`Snapshots::open`] gave.
+    pub fn close(&mut self, id: SnapshotId) {
+        if let Some(snapshot) = self.get_mut(id) {
+            snapshot.open_count = snapshot.open_count.saturating_sub(1);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! `vexctl snapshot`, `send` and `receive` on real images, alone and through a daemon.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+
+use blockd::buf::AlignedBuf;
+use blockd::device::{Device, IoOp, VolumeKind, blocking};
+use blockd::volume::{CreateOptions, OpenOptions, Volume};
+use layout::addr::PAGE;
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+type Plain = BTreeMap<u64, u8>;
+
+fn create(path: &Path) {
+    let options = CreateOptions {
+        kind: VolumeKind::Raw,
+        uuid: uuid::Uuid::new_v4(),
+        size_bytes: 64 * MIB,
+        raw_size_bytes: 32 * MIB,
+        segment_bytes: 0,
+        force: false,
+    };
+    Volume::create(path, &options).expect("a new volume");
+}
+
+fn open(path: &Path) -> Arc<Volume> {
+    Volume::open(path, &OpenOptions::default()).expect("it opens")
+}
+
+fn write(path: &Path, plain: &mut Plain, pages: std::ops::Range<u64>, value: u8) {
+    let volume = open(path);
+    let client = volume.connect();
+    for page in pages {
+        let mut buf = AlignedBuf::zeroed(PAGE);
+        buf.fill(value);
+        blocking(&*volume, client, IoOp::Write { offset: page * PAGE as u64, buf, fua: false })
+            .expect("a write");
+        plain.insert(page, value);
+    }
+    volume.disconnect(client);
+    volume.shutdown().expect("a clean end");
+}
+
+fn check(device: &dyn Device, plain: &Plain) {
+    let client = device.connect();
+    for page in 0..200 {
+        let op = IoOp::Read { offset: page * PAGE as u64, buf: AlignedBuf::zeroed(PAGE) };
+        let buf = blocking(device, client, op).expect("a read").expect("its buffer");
+        let expected = plain.get(&page).copied().unwrap_or(0);
+        assert!(buf.iter().all(|&b| b == expected), "page {page}: {} and not {expected}", buf[0]);
+    }
+    device.disconnect(client);
+}
+
+struct Vexctl {
+    run_dir: PathBuf,
+}
+
+impl Vexctl {
+    fn run(&self, args: &[&str], image: &Path, more: &[&str], stdin: &[u8]) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vexctl"))
+            .args(args)
+            .arg(image)
+            .args(more)
+            .env("VEXFS_RUN_DIR", &self.run_dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut input = child.stdin.take().expect("a pipe");
+        let stdin = stdin.to_vec();
+        // A command that refuses the stream does not read all of it.
+        let writer = std::thread::spawn(move || drop(std::io::Write::write_all(&mut input, &stdin)));
+        let output = child.wait_with_output().expect("it ends");
+        writer.join().expect("the writer ends");
+        output
+    }
+
+    fn ok(&self, args: &[&str], image: &Path, more: &[&str], stdin: &[u8]) -> Vec<u8> {
+        let output = self.run(args, image, more, stdin);
+        assert!(output.status.success(), "{args:?} {more:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    fn refused(&self, args: &[&str], image: &Path, more: &[&str], stdin: &[u8]) -> String {
+        let output = self.run(args, image, more, stdin);
+        assert_eq!(output.status.code(), Some(1), "{args:?} {more:?}: {output:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    }
+
+    fn names(&self, image: &Path) -> Vec<String> {
+        let list: Value =
+            serde_json::from_slice(&self.ok(&["snapshot", "list"], image, &["--json"], b"")).expect("JSON");
+        let all = list["snapshots"].as_array().expect("a list").iter();
+        all.map(|s| s["name"].as_str().expect("a name").to_owned()).collect()
+    }
+}
+
+#[test]
+fn snapshots_of_an_image_outlive_processes_and_go_to_another() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (image, copy) = (dir.path().join("image"), dir.path().join("copy"));
+    let vexctl = Vexctl { run_dir: dir.path().join("run") };
+    create(&image);
+    let mut plain = Plain::new();
+    write(&image, &mut plain, 0..100, 1);
+    vexctl.ok(&["snapshot", "create"], &image, &["monday"], b"");
+    let monday = plain.clone();
+    write(&image, &mut plain, 50..150, 2);
+    vexctl.ok(&["snapshot", "create"], &image, &["tuesday"], b"");
+    let tuesday = plain.clone();
+    write(&image, &mut plain, 0..10, 3);
+    assert_eq!(vexctl.names(&image), ["monday", "tuesday"]);
+    let text = String::from_utf8(vexctl.ok(&["snapshot", "list"], &image, &[], b"")).expect("UTF-8");
+    assert!(text.contains("monday") && text.contains("200.00 KiB"), "{text}");
+    for (name, why) in [("monday", "already"), ("a/b", "not allowed"), ("", "not empty")] {
+        let said = vexctl.refused(&["snapshot", "create"], &image, &[name], b"");
+        assert!(said.contains(why), "{said}");
+    }
+    // To another image, in two steps.
+    let full = vexctl.ok(&["send"], &image, &["--to", "monday"], b"");
+    let step = vexctl.ok(&["send"], &image, &["--from", "monday", "--to", "tuesday"], b"");
+    assert!(vexctl.refused(&["receive"], &copy, &[], &step).contains("does not exist"));
+    assert!(!copy.exists());
+    assert!(vexctl.refused(&["receive"], &copy, &[], &full[..full.len() / 2]).contains("before its trailer"));
+    assert!(!copy.exists(), "nothing half-made is left");
+    vexctl.ok(&["receive"], &copy, &[], &full);
+    let mut damaged = step.clone();
+    damaged[step.len() / 2] ^= 1;
+    assert!(vexctl.refused(&["receive"], &copy, &[], &damaged).contains("crc32c"));
+    vexctl.ok(&["receive"], &copy, &[], &step);
+    assert_eq!(vexctl.names(&copy), ["monday", "tuesday"]);
+    let volume = open(&copy);
+    check(&*volume, &tuesday);
+    check(&*volume.open_snapshot("monday").expect("it is there"), &monday);
+    volume.shutdown().expect("a clean end");
+    drop(volume);
+    // Back, and away.
+    vexctl.ok(&["snapshot", "rollback"], &image, &["tuesday"], b"");
+    check(&*open(&image), &tuesday);
+    vexctl.ok(&["snapshot", "delete"], &image, &["monday"], b"");
+    assert_eq!(vexctl.names(&image), ["tuesday"]);
+    assert!(vexctl.refused(&["snapshot", "rollback"], &image, &["monday"], b"").contains("no snapshot"));
+    let volume = open(&image);
+    check(&*volume, &tuesday);
+    check(&*volume.open_snapshot("tuesday").expect("it is there"), &tuesday);
+    assert_eq!(volume.snapshots().held_bytes, 0);
+}
+
+/// A daemon; killed when it is dropped.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn serve(image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"))
+        .arg("serve")
+        .arg(image)
+        .args(["--nbd", &format!("unix:{}", socket.display())])
+        .args(more)
+        .env("VEXFS_RUN_DIR", run_dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("a pipe");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("a line");
+    assert!(line.contains("serving"), "{line}");
+    Daemon(child)
+}
+
+#[test]
+fn a_daemon_is_asked_for_the_snapshots_of_its_image() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (image, copy) = (dir.path().join("image"), dir.path().join("copy"));
+    let vexctl = Vexctl { run_dir: dir.path().join("run") };
+    create(&image);
+    let mut plain = Plain::new();
+    write(&image, &mut plain, 0..100, 1);
+    let daemon = serve(&image, &vexctl.run_dir, &dir.path().join("nbd"), &[]);
+    vexctl.ok(&["snapshot", "create"], &image, &["a"], b"");
+    assert_eq!(vexctl.names(&image), ["a"]);
+    let full = vexctl.ok(&["send"], &image, &["--to", "a"], b"");
+    assert!(vexctl.refused(&["send"], &image, &["--to", "b"], b"").contains("no snapshot"));
+    vexctl.ok(&["snapshot", "create"], &image, &["b"], b"");
+    vexctl.ok(&["snapshot", "rollback"], &image, &["a"], b"");
+    assert_eq!(vexctl.names(&image), ["a"]);
+    vexctl.ok(&["snapshot", "delete"], &image, &["a"], b"");
+    assert!(vexctl.names(&image).is_empty());
+    drop(daemon);
+    vexctl.ok(&["receive"], &copy, &[], &full);
+    check(&*open(&copy), &plain);
+    // The snapshot alone, read-only.
+    let mut later = plain.clone();
+    write(&copy, &mut later, 0..50, 9);
+    let socket = dir.path().join("nbd-snapshot");
+    let _daemon = serve(&copy, &vexctl.run_dir, &socket, &["--snapshot", "a"]);
+    let target = blockd::nbd::client::Target { socket, export: String::new() };
+    let client = blockd::nbd::client::NbdClient::connect(&target, Default::default()).expect("it connects");
+    assert!(client.info().read_only);
+    check(&client, &plain);
+}
