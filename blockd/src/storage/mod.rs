@@ -119,7 +119,7 @@ pub trait WriteQueue: Send {
     /// Waits while others may use the queue.
     fn waiter(&self) -> Waiter;
     /// While it is set, requests are carried out whole by the thread that makes them: it costs least when that
-    /// thread has nothing else to do.
+    /// thread has nothing else to do. A queue may start with it set; the thread that will wait for it unsets it first.
     fn set_inline(&mut self, inline: bool);
     /// It is always inline.
     fn is_synchronous(&self) -> bool;

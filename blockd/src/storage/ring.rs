@@ -142,7 +142,9 @@ unsafe impl Send for Slot {}
 /// The log's writes over one ring.
 ///
 /// The ring is used by one thread alone: by the methods below, and by its [`Waiter`], which only waits in the kernel.
-/// Other threads use the queue inline, and then it leaves the ring alone.
+/// Other threads use the queue inline, and then it leaves the ring alone: the kernel finishes a request, the poll on the
+/// wake descriptor too, in the thread that submitted it, and not while that one sleeps uninterruptibly.
+/// So a new queue is inline until the thread that will wait for it says otherwise.
 pub(super) struct RingQueue {
     ring: Arc<IoUring>,
     file: Arc<File>,
@@ -166,7 +168,7 @@ impl RingQueue {
             done: Vec::new(),
             wake: Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?),
             wake_armed: false,
-            inline: false,
+            inline: true,
         })
     }
 
@@ -306,6 +308,9 @@ impl WriteQueue for RingQueue {
     }
 
     fn wait(&mut self) {
+        if self.inline {
+            return;
+        }
         self.arm();
         self.harvest();
         while self.done.is_empty() && self.wake_armed {

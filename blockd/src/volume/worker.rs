@@ -66,6 +66,11 @@ impl Worker {
         &mut self.log
     }
 
+    /// From now on the calling thread waits for the log's writes and syncs.
+    pub(super) fn begin(&mut self) {
+        self.log.set_inline(false);
+    }
+
     /// Takes in what waits and does what can be done without waiting; tells whether anything came in.
     pub(super) fn step(&mut self) -> bool {
         self.step_at(Place::Thread)

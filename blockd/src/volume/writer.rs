@@ -138,6 +138,9 @@ impl Writer {
 
     /// The thread's work.
     fn run(&self, waiter: &Waiter) {
+        if let Some(worker) = self.worker.lock().as_mut() {
+            worker.begin();
+        }
         loop {
             // Replies leave at the scope's end, when others may have the log again.
             let rest = completion::scope(|| match self.worker.lock().as_mut() {
