@@ -355,7 +355,9 @@ impl Run {
         let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
         let work = self.driver.read_live(segment);
         self.create();
-        self.write();
+        if !self.crashed() {
+            self.write();
+        }
         if !self.crashed() {
             self.driver.move_pages(work);
         }
