@@ -2,17 +2,17 @@
 # Random writes by fio while the daemon is killed (-9) every few seconds, on raw images of several sizes: after each
 # restart fio verifies every write that had been acknowledged. At the end everything is read, and written once more.
 #
-# usage: tests/scripts/soak.sh [SECONDS]     VEXFS_TEST_SEED=n repeats the choices (not the moments), BIN=target/debug
+# usage: tests/scripts/soak.sh [SECONDS]     VEXFS_TEST_SEED=n repeats the choices (not the moments), BIN=target/debug,
+#        WORK=target/soak is where the images are (1 GB)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 seconds=${1:-600}
-bin=$PWD/${BIN:-target/release}
+bin=$(realpath "${BIN:-target/release}")
 seed=${VEXFS_TEST_SEED:-$RANDOM}
 RANDOM=$seed
-mkdir -p target/soak
-dir=$(mktemp -d target/soak/XXXXXX)
-dir=$PWD/$dir
+mkdir -p "${WORK:=target/soak}"
+dir=$(realpath "$(mktemp -d "$WORK/XXXXXX")")
 cd "$dir"
 export VEXFS_RUN_DIR=$dir/run
 echo "soak: $seconds s, VEXFS_TEST_SEED=$seed, in $dir"

@@ -31,6 +31,12 @@ use crate::storage::Storage;
 
 /// Part of the map's memory that the deltas of snapshots may take beside it.
 const DELTAS_SHARE: usize = 4;
+/// Segments in which witnesses are looked for where the log ends without a link.
+const LOOK_AHEAD_SEGMENTS: usize = 64;
+/// In so many of them not only at the first record.
+const LOOK_AHEAD_DEEP: usize = 4;
+/// But in so many pages: a stretch of damage as long as a record, and the longest record behind it.
+const LOOK_AHEAD_PAGES: u32 = 2 * 258;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -82,15 +88,26 @@ fn read(
 /// The newer of the two superblock slots that are intact.
 ///
 /// # Errors
-/// [`StoreError::NotAStore`] if neither is; `Unusable` if it is of an unknown version or feature.
+/// [`StoreError::NotAStore`] if neither is; `Io` if one cannot be read and the other is bad; `Unusable` if it is of an
+/// unknown version or feature.
 pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> {
     let mut best: Option<Superblock> = None;
     let mut first_error = None;
+    let mut unreadable = None;
     for slot in SLOTS {
         if slot + PAGE as u64 > storage.len_bytes() {
             continue;
         }
-        match Superblock::decode(&read(storage, "reading the superblock", slot, PAGE)?) {
+        let page = match read(storage, "reading the superblock", slot, PAGE) {
+            Ok(page) => page,
+            // As bad as one whose crc is wrong: the other slot may be good.
+            Err(e) => {
+                tracing::error!("the superblock's slot at image byte {slot} cannot be read: {e}");
+                unreadable.get_or_insert(e);
+                continue;
+            }
+        };
+        match Superblock::decode(&page) {
             Ok(found) if best.as_ref().is_none_or(|b| b.generation < found.generation) => best = Some(found),
             Ok(_) => {}
             Err(e) if e.what.contains("magic") || e.what.contains("crc") => {
@@ -100,7 +117,11 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> 
         }
     }
     let empty = Malformed { what: "bytes of the image", expected: 2 << 20, found: storage.len_bytes() };
-    best.ok_or_else(|| StoreError::NotAStore(first_error.unwrap_or(empty)))
+    match (best, unreadable) {
+        (Some(found), _) => Ok(found),
+        (None, Some(e)) => Err(e),
+        (None, None) => Err(StoreError::NotAStore(first_error.unwrap_or(empty))),
+    }
 }
 
 /// Opens the store in a backing.
@@ -430,6 +451,7 @@ fn scan_stream(
     let mut next = VecDeque::from([(position.at, position.use_seq)]);
     let mut seq_min = first_seq;
     let mut in_order = true;
+    let mut looked_ahead = false;
     let mut segments_left = shared.geometry.segments;
     while let Some((start, use_seq)) = next.pop_front() {
         // A damaged (or hostile) chain must not lead round in circles.
@@ -441,17 +463,13 @@ fn scan_stream(
         let bytes =
             read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
         let mut i = 0usize;
-        while i < pages as usize {
+        let mut linked = false;
+        while i < pages as usize && !linked {
             let at = Loc { offset: start.offset + i as u16, ..start };
             let Some(record) = parse(shared, sb, &bytes[i * PAGE..], at, use_seq, seq_min) else {
                 // The end of the log, or damage: from here on records are only witnesses.
                 if in_order {
                     scan.end = Some(at);
-                    // Links stand in the last two pages only. If it is a link that is bad, the
-                    // witnesses are in segments that nothing names any more.
-                    if u32::from(at.offset) + 2 >= shared.geometry.segment_pages {
-                        next.extend(later_segments(shared, sb, use_seq)?);
-                    }
                 }
                 in_order = false;
                 i += 1;
@@ -462,37 +480,43 @@ fn scan_stream(
             }
             let bad_page = bad_data(&record, &bytes[(i + 1) * PAGE..]);
             i += 1 + record.page_count() as usize;
-            if record.flags & FLAG_LINK != 0 {
+            linked = record.flags & FLAG_LINK != 0;
+            if linked {
                 next.extend(record.next.map(|(segment, use_seq)| (Loc { segment, offset: 1 }, use_seq)));
             }
-            let ends = record.flags & FLAG_LINK != 0;
             if in_order {
                 scan.records.push(Found { record, stream, bad_page });
             } else {
                 scan.stray.push(record);
             }
-            if ends {
-                break;
-            }
+        }
+        // Was it the end, or did damage take the link too? Then the witnesses are in segments that nothing names any more.
+        if !in_order && !linked && !looked_ahead {
+            looked_ahead = true;
+            next.extend(later_segments(shared, sb, use_seq)?);
         }
     }
     Ok(scan)
 }
 
-/// Segments that this start of the store opened later than `use_seq`, by their first records.
+/// Records in segments that this start of the store opened later than `use_seq`, one of each: of those that were free at the
+/// checkpoint the first, since the log takes the lowest.
 fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, u64)>, StoreError> {
+    let likely: Vec<u32> = shared.maps.read().segments.free().take(LOOK_AHEAD_SEGMENTS).collect();
     let mut found = Vec::new();
-    for segment in 0..shared.geometry.segments {
-        let at = Loc { segment, offset: 1 };
-        let page = read(&*shared.storage, "reading the log", shared.geometry.byte(at), PAGE)?;
-        if !page.starts_with(&MAGIC) {
-            continue;
-        }
-        let Ok(record) = Record::decode(&page) else { continue };
-        let ours = record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation;
-        if ours && record.use_seq > use_seq {
-            found.push((at, record.use_seq));
-        }
+    for (i, segment) in likely.into_iter().enumerate() {
+        // The same damage may have taken the first records there.
+        let most = if i < LOOK_AHEAD_DEEP { LOOK_AHEAD_PAGES } else { 1 };
+        let pages = most.min(shared.geometry.segment_pages - 1);
+        let start = Loc { segment, offset: 1 };
+        let bytes =
+            read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
+        found.extend(bytes.chunks_exact(PAGE).zip(1..).find_map(|(page, offset)| {
+            let record = page.starts_with(&MAGIC).then(|| Record::decode(page).ok())??;
+            let at = Loc { segment, offset };
+            let ours = record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation;
+            (ours && record.use_seq > use_seq).then_some((at, record.use_seq))
+        }));
     }
     Ok(found)
 }
