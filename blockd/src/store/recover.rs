@@ -4,7 +4,7 @@
 //! is missing or torn. Whether that is the end of the log, or damage in its midst, is told by what the
 //! records say of one another: each carries how far the log was durable, and written, before it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -31,12 +31,12 @@ use crate::storage::Storage;
 
 /// Part of the map's memory that the deltas of snapshots may take beside it.
 const DELTAS_SHARE: usize = 4;
-/// Segments in which witnesses are looked for where the log ends without a link.
-const LOOK_AHEAD_SEGMENTS: usize = 64;
-/// In so many of them not only at the first record.
-const LOOK_AHEAD_DEEP: usize = 4;
-/// But in so many pages: a stretch of damage as long as a record, and the longest record behind it.
-const LOOK_AHEAD_PAGES: u32 = 2 * 258;
+/// Segments in which witnesses are looked for when damage may have taken a link.
+const WITNESS_SEGMENTS_MAX: usize = 4096;
+/// In so many of them behind their first record too, when that is damaged.
+const WITNESS_SEGMENTS_DEEP: usize = 4;
+/// And so far: a stretch of damage as long as a record, and the longest record behind it.
+const WITNESS_PAGES_DEEP: u32 = 2 * 258;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -463,13 +463,14 @@ fn scan_stream(
         let bytes =
             read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
         let mut i = 0usize;
-        let mut linked = false;
+        let (mut linked, mut link_lost) = (false, false);
         while i < pages as usize && !linked {
             let at = Loc { offset: start.offset + i as u16, ..start };
             let Some(record) = parse(shared, sb, &bytes[i * PAGE..], at, use_seq, seq_min) else {
                 // The end of the log, or damage: from here on records are only witnesses.
                 if in_order {
                     scan.end = Some(at);
+                    link_lost = u32::from(at.offset) + 2 >= shared.geometry.segment_pages;
                 }
                 in_order = false;
                 i += 1;
@@ -490,8 +491,10 @@ fn scan_stream(
                 scan.stray.push(record);
             }
         }
-        // Was it the end, or did damage take the link too? Then the witnesses are in segments that nothing names any more.
-        if !in_order && !linked && !looked_ahead {
+        // If damage took the link, the witnesses are in segments that nothing names any more.
+        let tail = &bytes[bytes.len().saturating_sub(2 * PAGE)..];
+        link_lost |= !in_order && !linked && !tail_is_intact(shared, start.segment, tail);
+        if link_lost && !linked && !looked_ahead {
             looked_ahead = true;
             next.extend(later_segments(shared, sb, use_seq)?);
         }
@@ -499,24 +502,51 @@ fn scan_stream(
     Ok(scan)
 }
 
-/// Records in segments that this start of the store opened later than `use_seq`, one of each: of those that were free at the
-/// checkpoint the first, since the log takes the lowest.
+/// Whether damage may have taken the end of a segment whose log ends before it: a link stands in one of the last two pages, of
+/// this use, or still of the last one.
+fn tail_is_intact(shared: &Shared, segment: u32, tail: &[u8]) -> bool {
+    let first = shared.geometry.segment_pages - (tail.len() / PAGE) as u32;
+    let untouched = tail.iter().all(|byte| *byte == tail[0]);
+    untouched
+        || (first..).zip(tail.chunks_exact(PAGE)).any(|(offset, page)| {
+            page.starts_with(&MAGIC)
+                && Record::decode(page).is_ok_and(|r| r.at == Loc { segment, offset: offset as u16 })
+        })
+}
+
+/// Records in segments that this start of the store opened later than `use_seq`, one of each segment.
 fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, u64)>, StoreError> {
-    let likely: Vec<u32> = shared.maps.read().segments.free().take(LOOK_AHEAD_SEGMENTS).collect();
+    let likely: Vec<u32> = {
+        let maps = shared.maps.read();
+        let unused: BTreeSet<u32> = maps.segments.free().chain(maps.segments.empty()).collect();
+        // The log takes the lowest that is free.
+        let used = (0..shared.geometry.segments).filter(|segment| !unused.contains(segment));
+        unused.iter().copied().chain(used).take(WITNESS_SEGMENTS_MAX).collect()
+    };
+    let ours = |page: &[u8], at: Loc| {
+        let record = page.starts_with(&MAGIC).then(|| Record::decode(page).ok())??;
+        (record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation)
+            .then_some(record.use_seq)
+            .filter(|found| *found > use_seq)
+    };
     let mut found = Vec::new();
-    for (i, segment) in likely.into_iter().enumerate() {
-        // The same damage may have taken the first records there.
-        let most = if i < LOOK_AHEAD_DEEP { LOOK_AHEAD_PAGES } else { 1 };
-        let pages = most.min(shared.geometry.segment_pages - 1);
+    let mut deep_left = WITNESS_SEGMENTS_DEEP;
+    for segment in likely {
         let start = Loc { segment, offset: 1 };
-        let bytes =
-            read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
-        found.extend(bytes.chunks_exact(PAGE).zip(1..).find_map(|(page, offset)| {
-            let record = page.starts_with(&MAGIC).then(|| Record::decode(page).ok())??;
-            let at = Loc { segment, offset };
-            let ours = record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation;
-            (ours && record.use_seq > use_seq).then_some((at, record.use_seq))
-        }));
+        let byte = shared.geometry.byte(start);
+        let page = read(&*shared.storage, "reading the log", byte, PAGE)?;
+        if let Some(use_seq) = ours(&page, start) {
+            found.push((start, use_seq));
+        } else if deep_left > 0 && Record::decode(&page).is_err() && page.iter().any(|b| *b != page[0]) {
+            // The same damage may have taken the first records there.
+            deep_left -= 1;
+            let pages = WITNESS_PAGES_DEEP.min(shared.geometry.segment_pages - 1);
+            let bytes = read(&*shared.storage, "reading the log", byte, pages as usize * PAGE)?;
+            found.extend(bytes.chunks_exact(PAGE).zip(1..).find_map(|(page, offset)| {
+                let at = Loc { segment, offset };
+                ours(page, at).map(|use_seq| (at, use_seq))
+            }));
+        }
     }
     Ok(found)
 }

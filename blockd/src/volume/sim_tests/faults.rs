@@ -138,13 +138,15 @@ fn a_stretch_of_damage_wherever_it_is_loses_nothing_silently() {
         driver.settle();
     }
     let image = driver.disk.image_after(Crash::PowerCut);
+    let mut garbage = vec![0; STRETCH];
+    StdRng::seed_from_u64(1).fill(&mut garbage[..]);
     let mut refused = 0;
     // The superblocks apart; and what ends the log, which nothing knows of.
     let last =
         image.chunks(4096).rposition(|page| page.starts_with(&record::MAGIC)).expect("a record") * 4096;
     for start in (64 << 10..last - STRETCH).step_by(4096) {
         let mut bad = image.clone();
-        bad[start..start + STRETCH].fill(0x33);
+        bad[start..start + STRETCH].copy_from_slice(&garbage);
         let Ok(driver) = Driver::open(SimStorage::new(bad, 0), 2) else {
             refused += 1;
             continue;
