@@ -189,7 +189,14 @@ pub(super) fn open_with(
     })?;
     let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options);
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
-    log.checkpoint_now().map_err(start_error)?;
+    let mut written = log.checkpoint_now();
+    if matches!(written, Err(IoError::NoSpace)) {
+        // The last start took segments too, and died before it used them. They are its own only as long as it may
+        // have writes under way, and the lock of the image rules that out.
+        shared.maps.write().segments.release(&replayed.unused_heads);
+        written = log.checkpoint_now();
+    }
+    written.map_err(start_error)?;
     Ok(Opened { shared, log: Some(log), incarnation, lost_session })
 }
 
@@ -371,6 +378,8 @@ struct Replayed {
     next_seq: u64,
     next_use_seq: u64,
     head_lost: bool,
+    /// Segments at which the log was to go on, and in which nothing was ever written.
+    unused_heads: Vec<u32>,
 }
 
 fn replay(
@@ -382,8 +391,12 @@ fn replay(
     let mut found = Vec::new();
     let mut stray = Vec::new();
     let mut ends = Vec::new();
+    let mut unused_heads = Vec::new();
     for (stream, position) in Stream::LOGGED.into_iter().zip(root.positions) {
         let scan = scan_stream(shared, sb, stream, position, root.next_seq)?;
+        if position.at.offset == 1 && scan.records.is_empty() && scan.stray.is_empty() {
+            unused_heads.push(position.at.segment);
+        }
         found.extend(scan.records);
         stray.extend(scan.stray);
         ends.extend(scan.end);
@@ -436,7 +449,11 @@ fn replay(
             "record {next_seq} near {place} is damaged: acknowledged writes that were never flushed are lost"
         );
     }
-    Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost })
+    {
+        let maps = shared.maps.read();
+        unused_heads.retain(|segment| maps.segments.empty().any(|empty| empty == *segment));
+    }
+    Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost, unused_heads })
 }
 
 /// Reads a stream's records from a position on, following links.

@@ -93,6 +93,13 @@ impl Wounds {
         }
     }
 
+    /// What lay beyond is gone.
+    pub(super) fn cut(&mut self, len_bytes: usize) {
+        let end = (len_bytes / BLOCK) as u64;
+        self.damaged.retain(|block, _| *block < end);
+        self.unreadable.retain(|block| *block < end);
+    }
+
     /// Whether an error that names this byte has a cause, within a page or within so many bytes.
     pub(super) fn explain(&self, byte: u64, within_bytes: u64) -> bool {
         let unit = within_bytes.max(BLOCK as u64);

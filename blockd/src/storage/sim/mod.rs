@@ -96,6 +96,8 @@ struct State {
     plan: Plan,
     wounds: Wounds,
     off: bool,
+    /// Of the engine.
+    synchronous: bool,
 }
 
 /// Holds a read up, so that things happen between its lookup and the bytes.
@@ -144,6 +146,31 @@ impl SimStorage {
     fn from_state(state: State) -> Self {
         let len = state.visible.len() as u64;
         SimStorage { state: Arc::new(Mutex::new(state)), barrier: Arc::default(), len }
+    }
+
+    /// A number of the backing's own choices, for those who use it.
+    pub fn draw(&self) -> u64 {
+        self.state.lock().rng.random()
+    }
+
+    /// The engine of queues made from now on: requests are finished when they were made.
+    pub fn set_synchronous(&self, synchronous: bool) {
+        self.state.lock().synchronous = synchronous;
+    }
+
+    /// The backing gets another length, everything on it being durable.
+    pub fn set_len_bytes(&mut self, len_bytes: u64) {
+        let mut s = self.state.lock();
+        let all = s.completed;
+        s.make_durable(all);
+        let len = len_bytes as usize;
+        s.visible.resize(len, 0);
+        s.durable.resize(len, 0);
+        s.late.retain(|write| write.offset + write.bytes.len() <= len);
+        s.wounds.cut(len);
+        s.timeline.note(format!("the backing has {len_bytes} bytes now"));
+        drop(s);
+        self.len = len_bytes;
     }
 
     /// Power goes in the midst of the `n`th write from now (the first is 1).
@@ -367,6 +394,7 @@ impl State {
             plan: Plan::default(),
             wounds: Wounds::default(),
             off: false,
+            synchronous: false,
         }
     }
 
@@ -374,10 +402,14 @@ impl State {
         if self.off { Err(io::Error::other("simulated: the power is off")) } else { Ok(()) }
     }
 
-    /// Usually some dozens of microseconds; now and then very long.
+    /// Usually some dozens of microseconds; now and then very long, as when a disk tries again.
     fn latency_us(&mut self, typical_us: u64) -> u64 {
         let us = self.rng.random_range(typical_us / 4..typical_us * 2);
-        if self.rng.random_ratio(1, 16) { us * 30 } else { us }
+        match self.rng.random_range(0..1024) {
+            0 => us * 30_000,
+            1..64 => us * 30,
+            _ => us,
+        }
     }
 
     /// Counts a write, and says what becomes of it; a lie changes where it goes.

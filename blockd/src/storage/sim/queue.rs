@@ -15,11 +15,14 @@ pub(super) struct SimQueue {
     /// Given and not told of yet.
     under_way: Vec<u64>,
     inline: bool,
+    synchronous: bool,
 }
 
 impl SimQueue {
+    /// Inline until the thread that will wait for it says otherwise, as the real ones.
     pub(super) fn new(state: Arc<Mutex<State>>) -> Self {
-        SimQueue { state, done: Vec::new(), under_way: Vec::new(), inline: false }
+        let synchronous = state.lock().synchronous;
+        SimQueue { state, done: Vec::new(), under_way: Vec::new(), inline: true, synchronous }
     }
 
     fn push(&mut self, token: u64, typical_us: u64, what: Queued) {
@@ -137,10 +140,10 @@ impl WriteQueue for SimQueue {
     }
 
     fn set_inline(&mut self, inline: bool) {
-        self.inline = inline;
+        self.inline = inline || self.synchronous;
     }
 
     fn is_synchronous(&self) -> bool {
-        false
+        self.synchronous
     }
 }

@@ -84,7 +84,7 @@ impl Run {
             }
             self.driver.steps(0);
             if ticket.lock().is_none() && self.driver.is_stalled() {
-                self.driver.clean(true);
+                self.driver.clean();
             } else if ticket.lock().is_none() {
                 self.driver.steps(1);
             }

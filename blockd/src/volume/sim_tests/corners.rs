@@ -261,7 +261,7 @@ fn a_segment_whose_live_pages_are_a_lie_is_not_chosen_for_ever() {
     });
     let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("its parts are well-formed");
     for _ in 0..200 {
-        if !driver.clean(true) {
+        if !driver.clean() {
             return;
         }
     }

@@ -7,16 +7,17 @@
 
 use rand::Rng;
 
-use super::machine::{Machine, pick};
+use super::machine::pick;
+use super::past::{self, Historic};
 use crate::storage::sim::Crash;
 use crate::storage::sim::faults::{Lie, Rot};
 use crate::store::format::superblock::SLOTS;
 
 /// What an episode of damage needs of a life.
-pub(super) trait Mortal {
-    type Model: Clone;
-    fn machine(&mut self) -> &mut Machine;
-    fn model(&mut self) -> &mut Self::Model;
+pub(super) trait Mortal: Historic {
+    type Model;
+    fn model(&self) -> Self::Model;
+    fn set_model(&mut self, model: Self::Model);
     /// Makes all durable, and has records written that say so; false if the store stopped before.
     fn witness(&mut self) -> bool;
     /// Some requests, checkpoints, cleaning; errors that a fault explains are taken.
@@ -34,15 +35,21 @@ pub(super) trait Mortal {
 
 pub(super) fn episode<L: Mortal>(life: &mut L) {
     life.keep_history();
-    if !life.witness() {
-        panic!("a sound volume stopped writing");
-    }
+    witness_in_room(life);
     let copy = life.machine().disk().image();
-    let model = life.model().clone();
+    let model = life.model();
     branch(life);
-    *life.model() = model;
+    life.set_model(model);
     life.machine().open_good(copy);
     life.take_up();
+}
+
+/// A sound volume is written; if it is full, its snapshots go first.
+pub(super) fn witness_in_room<L: Mortal>(life: &mut L) {
+    if !life.witness() {
+        past::forget(life);
+        assert!(life.witness(), "a sound volume stopped writing");
+    }
 }
 
 /// What happens with the damage, until the store is given up.

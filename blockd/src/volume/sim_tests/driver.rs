@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
+use super::once_in;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
@@ -36,7 +39,8 @@ pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     worker: Worker,
     inbox: Arc<Inbox>,
-    submitted: u64,
+    /// Who carries out which request.
+    rng: StdRng,
 }
 
 /// An image with an empty store.
@@ -70,8 +74,10 @@ impl Driver {
         });
         let log = opened.log.expect("a store open for writing has a log");
         let inbox = Inbox::new(log.waker());
-        let worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
-        Ok(Driver { disk, core, worker, inbox, submitted: 0 })
+        let mut worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
+        worker.begin();
+        let rng = StdRng::seed_from_u64(disk.draw());
+        Ok(Driver { disk, core, worker, inbox, rng })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -84,15 +90,14 @@ impl Driver {
         (ticket, Box::new(move |result| *mine.lock() = Some(result.map(|_| ()))))
     }
 
-    /// Every third request is carried out by who brings it, if the log is at rest; after every fifth, a thread that brought
-    /// one drives the log.
+    /// Now and then a request is carried out by who brings it, if the log is at rest, or a thread that brought one drives
+    /// the log.
     fn submit(&mut self, request: Request) {
-        self.submitted += 1;
-        if self.submitted.is_multiple_of(3) && self.worker.is_at_rest() {
+        if once_in(&mut self.rng, 3) && self.worker.is_at_rest() {
             return self.worker.carry_out(request);
         }
         self.inbox.push(request);
-        if self.submitted.is_multiple_of(5) {
+        if once_in(&mut self.rng, 5) {
             self.worker.step_here();
         }
     }
@@ -142,11 +147,19 @@ impl Driver {
         round
     }
 
-    /// What a start does when the last run did not end a rollback.
-    pub(super) fn end_rollback(&mut self) {
-        while self.store().maps.read().snapshots.rollback().is_some() {
-            assert_ne!(self.portion(), Round::Idle, "a rollback goes on to its end");
+    /// What a start does when the last run did not end a rollback; false if it can't be ended.
+    pub(super) fn end_rollback(&mut self) -> bool {
+        if self.store().maps.read().snapshots.rollback().is_none() {
+            return true;
         }
+        while self.store().maps.read().snapshots.rollback().is_some() {
+            if self.portion() == Round::Idle || self.worker.log().failure().is_some() {
+                return false;
+            }
+        }
+        let ticket = self.checkpoint();
+        self.settle();
+        Self::outcome(&ticket).is_ok()
     }
 
     /// Names of the snapshots that can be read, oldest first.
@@ -177,7 +190,7 @@ impl Driver {
         for _ in 0..100_000 {
             let took = self.worker.step();
             if self.worker.log().is_stalled() {
-                match self.clean(true) {
+                match self.clean() {
                     true => continue,
                     false => self.worker.log().refuse_stalled(),
                 }
@@ -196,56 +209,39 @@ impl Driver {
         self.worker.log().is_stalled()
     }
 
-    /// One round of cleaning; false if there is nothing to gain.
-    pub(super) fn clean(&mut self, urgent: bool) -> bool {
+    /// One round of cleaning, as if writers waited; false if there is nothing to gain.
+    pub(super) fn clean(&mut self) -> bool {
         let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        let choice = cleaner.choose(urgent, true);
-        self.carry_out(&cleaner, choice)
+        let choice = cleaner.choose(true, true);
+        self.finish(cleaner.carry_out(choice))
     }
 
-    /// Reads the live pages of a segment, if it is one that could be cleaned, for
-    /// [`Driver::move_pages`]: things may happen in between.
-    pub(super) fn read_live(&mut self, segment: u32) -> Work {
+    /// Reads the live pages of a segment, if it is one that could be cleaned, for [`Driver::relocate`]: things may
+    /// happen in between.
+    pub(super) fn copies_of(&self, segment: u32) -> Vec<Vec<Op>> {
         use crate::store::format::segment::Stream;
         use crate::store::map::segments::State;
-        let closed = self
-            .store()
-            .maps
-            .read()
-            .segments
-            .get(segment)
-            .is_some_and(|s| s.state == State::Closed && s.stream != Stream::Meta);
-        if !closed {
-            return Work::Skip;
+        let found = self.store().maps.read().segments.get(segment).copied();
+        if !found.is_some_and(|s| s.state == State::Closed && s.stream != Stream::Meta) {
+            return Vec::new();
         }
-        Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment))
-    }
-
-    /// Moves what [`Driver::read_live`] read, where it still stands.
-    pub(super) fn move_pages(&mut self, work: Work) {
-        self.finish(work);
-    }
-
-    /// The copies that would empty a segment, read but not given to the log yet.
-    pub(super) fn copies_of(&self, segment: u32) -> Vec<Vec<Op>> {
         match Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment)) {
             Work::Jobs(jobs) => jobs.into_iter().map(|(ops, _)| ops).collect(),
             _ => Vec::new(),
         }
     }
 
-    /// Gives copies to the log and waits.
+    /// Gives copies to the log and waits; they are put where the old places still stand.
     pub(super) fn relocate(&mut self, copies: Vec<Vec<Op>>) {
         for ops in copies {
             let (ticket, done) = Self::ticket();
             self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
             self.settle();
-            Self::outcome(&ticket).expect("a relocation");
+            match Self::outcome(&ticket) {
+                Ok(()) | Err(IoError::NoSpace) => {}
+                Err(e) => assert!(self.disk.crashed() || self.disk.fault_fired(), "a relocation: {e}"),
+            }
         }
-    }
-
-    fn carry_out(&mut self, cleaner: &Cleaner, choice: Choice) -> bool {
-        self.finish(cleaner.carry_out(choice))
     }
 
     fn finish(&mut self, work: Work) -> bool {

@@ -242,6 +242,48 @@ fn a_full_image_refuses_new_pages_and_goes_on() {
 }
 
 #[test]
+fn a_full_image_starts_again_and_again() {
+    // Of all sizes, so that some have just as many segments free as they must.
+    for pages in 0..30 {
+        let raw_pages = 1000;
+        let image = new_image(VolumeKind::Raw, 2 << 20, raw_pages * 4096);
+        let mut driver = Driver::open(SimStorage::new(image, pages), 1).expect("a new store opens");
+        let mut tags = Vec::new();
+        let mut rng = StdRng::seed_from_u64(pages);
+        loop {
+            let ticket =
+                driver.write(CLIENT, tags.len() as u64 * 4096, &content(tags.len() as u64, 1), false);
+            driver.settle();
+            if Driver::outcome(&ticket).is_err() {
+                break;
+            }
+            tags.push(1);
+        }
+        for tag in 2..100 + pages {
+            let page = rng.random_range(0..tags.len());
+            let ticket = driver.write(CLIENT, page as u64 * 4096, &content(page as u64, tag), false);
+            driver.settle();
+            Driver::outcome(&ticket).expect("an overwrite");
+            tags[page] = tag;
+        }
+        for start in 0..12 {
+            // Nothing is written in between.
+            let image = driver.disk.image_after(Crash::ProcessDeath);
+            let opened = Driver::open(SimStorage::new(image, start), 1);
+            driver = opened.unwrap_or_else(|e| panic!("start {start} of {pages}: {e}"));
+        }
+        for (page, tag) in (0..).zip(&mut tags) {
+            let bytes = driver.read(CLIENT, page * 4096, 4096).expect("a page");
+            assert_eq!(tag_of(page, &bytes), Some(*tag), "page {page}");
+            let ticket = driver.write(CLIENT, page * 4096, &content(page, 200), false);
+            driver.settle();
+            Driver::outcome(&ticket).unwrap_or_else(|e| panic!("page {page} after starts: {e}"));
+        }
+        driver.check_usage();
+    }
+}
+
+#[test]
 fn a_full_raw_volume_takes_random_overwrites_in_flight_for_ever() {
     for_seeds(6, |seed| {
         let pages = 800u64;

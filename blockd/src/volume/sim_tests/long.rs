@@ -27,6 +27,8 @@ const WEIGHTS: Weights = [
     (Op::WriteError, 3),
     (Op::SyncError, 3),
     (Op::Damage, 2),
+    (Op::Snapshot, 100),
+    (Op::Resize, 1),
 ];
 
 const HOUR_US: u64 = 3600 * 1_000_000;

@@ -10,16 +10,22 @@ use rand::{Rng, SeedableRng};
 use super::driver::{Driver, new_image, options};
 use super::once_in;
 use crate::device::{ClientId, IoError, VolumeKind};
+use crate::storage::Storage;
 use crate::storage::sim::faults::ReadFault;
 use crate::storage::sim::timeline::Timeline;
 use crate::storage::sim::{Crash, Gate, SimStorage};
 use crate::store::StoreError;
 use crate::store::clean::Tuning;
 use crate::store::recover::RecoverOptions;
+use crate::store::resize::{Sizes, resize};
 use crate::store::scrub::Control;
+use crate::store::space::volume_capacity_pages;
 
 /// Bytes of a segment of [`new_image`]: a refusal to open names a place that near to the damage.
 pub(super) const SEGMENT_BYTES: u64 = 64 << 10;
+
+/// The store may say that it is full when so much of its capacity is used.
+const FULL_PERCENT: u64 = 70;
 
 pub(super) struct Machine {
     /// Of the current step.
@@ -43,6 +49,7 @@ impl Machine {
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let disk = SimStorage::with_timeline(new_image(kind, image_bytes, raw_bytes), seed, timeline.clone());
+        disk.set_synchronous(once_in(&mut rng, 4));
         let options = RecoverOptions {
             tuning: Tuning { checkpoint_bytes: 4096 * pick(&mut rng, &[30, 200, 1000]), ..Tuning::default() },
             map_bytes_max: *pick(&mut rng, &[0, 2 << 10, 16 << 10]),
@@ -100,10 +107,16 @@ impl Machine {
             }
             self.timeline.note(format!("start, boot {}", self.boots));
             match Driver::open_with(disk.clone(), &self.options) {
-                Ok(driver) => {
-                    disk.disarm();
-                    self.driver = driver;
-                    return worst;
+                Ok(mut driver) => {
+                    // Nobody is served before that.
+                    let ended = driver.end_rollback();
+                    if ended && !disk.crashed() {
+                        disk.disarm();
+                        self.driver = driver;
+                        return worst;
+                    }
+                    assert!(disk.crashed() || disk.fault_fired(), "a rollback comes to no end");
+                    crash = if disk.crashed() { self.some_crash() } else { Crash::ProcessDeath };
                 }
                 Err(_) if disk.crashed() => crash = self.some_crash(),
                 Err(e) => {
@@ -143,6 +156,47 @@ impl Machine {
         self.driver = opened.unwrap_or_else(|e| panic!("a good image is refused: {e}"));
     }
 
+    /// Gives the closed store other sizes, maybe dying in the midst; gives the worst of its deaths. A size that does
+    /// not fit is refused.
+    pub(super) fn resize(&mut self, backing_bytes: u64, raw_bytes: u64) -> Crash {
+        let mut worst = Crash::ProcessDeath;
+        let mut disk = self.driver.disk.restart(worst);
+        disk.set_len_bytes(backing_bytes.max(disk.len_bytes()));
+        loop {
+            if self.once_in(2) {
+                disk.crash_at(self.rng.random_range(1..60));
+            }
+            self.timeline.note(format!("  resize to {backing_bytes}, {raw_bytes}"));
+            let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+            let sizes = Sizes { backing_bytes, raw_bytes };
+            let result = resize(&storage, &self.options, sizes, &mut |_| {});
+            drop(storage);
+            match result {
+                Err(_) if disk.crashed() => {
+                    let crash = self.some_crash();
+                    if crash == Crash::PowerCut {
+                        worst = crash;
+                    }
+                    self.reboot(crash);
+                    disk = disk.restart(crash);
+                }
+                Ok(()) => {
+                    disk = disk.restart(Crash::ProcessDeath);
+                    disk.set_len_bytes(backing_bytes);
+                    break;
+                }
+                Err(StoreError::BadSize(why) | StoreError::NoSpace(why)) => {
+                    self.timeline.note(format!("  refused: {why}"));
+                    break;
+                }
+                Err(e) => panic!("a resize: {}", chain(&e)),
+            }
+        }
+        // The next start is a restart of this one.
+        self.driver.disk = disk;
+        worst
+    }
+
     fn assert_refusal_explained(&self, disk: &SimStorage, e: &StoreError) {
         let text = chain(e);
         let places = bytes_named(&text);
@@ -164,9 +218,20 @@ impl Machine {
         );
     }
 
-    /// A request failed: a fault or crash must have come to pass; the store must be started anew.
+    /// A request failed: a fault or crash must have come to pass, and then the store must be started anew; or the image
+    /// must be full.
     pub(super) fn assert_failure_explained(&mut self, what: &str, e: &IoError) {
         let disk = &self.driver.disk;
+        if matches!(e, IoError::NoSpace) {
+            let store = self.driver.store();
+            let used = store.used_pages(&store.maps.read());
+            let capacity = volume_capacity_pages(store.kind, store.geometry);
+            assert!(
+                used * 100 >= capacity * FULL_PERCENT,
+                "{what}: {e}, with {used} of {capacity} pages used"
+            );
+            return;
+        }
         assert!(disk.crashed() || disk.fault_fired(), "{what}: {e}");
         if matches!(e, IoError::Io(_)) {
             self.stopped = true;

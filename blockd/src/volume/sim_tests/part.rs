@@ -44,7 +44,7 @@ fn requests_in_flight_take_effect_in_the_order_they_came() {
                 }
             }
             if once_in(&mut rng, 10) {
-                driver.clean(true);
+                driver.clean();
             }
             driver.settle();
             tickets.iter().for_each(|t| Driver::outcome(t).expect("a request"));

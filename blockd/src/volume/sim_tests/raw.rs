@@ -1,12 +1,15 @@
 //! Raw volumes: each page is a version not older than the last flush; nothing acknowledged is lost
 //! when only the process dies.
 
+use std::collections::{BTreeMap, HashMap};
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::damage::{self, Mortal};
 use super::driver::{Driver, Ticket};
 use super::machine::Machine;
+use super::past::{self, Historic, Past, State};
 use super::script::{self, Life, Op, Step};
 use super::{content, seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
@@ -56,6 +59,9 @@ impl Versions {
 pub(super) struct RawLife {
     machine: Machine,
     model: Vec<Versions>,
+    past: Past,
+    /// Of contents that came about by writing parts of pages: page, crc32c -> version.
+    mixed: HashMap<(u64, u32), u64>,
     /// All versions are remembered.
     history: bool,
 }
@@ -65,10 +71,10 @@ type Batch = Vec<(Ticket, Vec<(u64, u64)>, bool)>;
 
 impl RawLife {
     fn send_batch(&mut self) -> Batch {
-        let m = &mut self.machine;
         let mut batch: Batch = Vec::new();
         let mut taken = std::collections::HashSet::new();
-        for _ in 0..m.rng.random_range(1..12) {
+        for _ in 0..self.machine.rng.random_range(1..12) {
+            let m = &mut self.machine;
             let first = m.rng.random_range(0..PAGES);
             let count = m.rng.random_range(1..=16u64).min(PAGES - first);
             // Requests in flight at once do not overlap: their order would be open.
@@ -77,6 +83,13 @@ impl RawLife {
             }
             let fua = m.once_in(6);
             let zero = m.once_in(5);
+            if m.once_in(8)
+                && let Some((ticket, pages)) = self.send_part(first, count, zero, fua)
+            {
+                batch.push((ticket, pages, fua));
+                continue;
+            }
+            let m = &mut self.machine;
             let pages: Vec<(u64, u64)> =
                 (first..first + count).map(|page| (page, if zero { 0 } else { m.new_tag() })).collect();
             let bytes: Vec<u8> = pages.iter().flat_map(|&(page, tag)| content(page, tag)).collect();
@@ -93,6 +106,51 @@ impl RawLife {
             batch.push((ticket, pages, fua));
         }
         batch
+    }
+
+    /// Sends a request that leaves out some bytes of the first and of the last page. None if these cannot be read.
+    fn send_part(
+        &mut self,
+        first: u64,
+        count: u64,
+        zero: bool,
+        fua: bool,
+    ) -> Option<(Ticket, Vec<(u64, u64)>)> {
+        let range = (first * 4096, count * 4096);
+        let mut bytes = self.machine.driver.read(CLIENT, range.0, range.1 as usize).ok()?;
+        for (page, bytes) in (first..).zip(bytes.chunks(4096)) {
+            // What a failed request left may still change.
+            let versions = &self.model[page as usize];
+            if !versions.unknown.is_empty() || self.version(page, bytes) != Some(versions.current()) {
+                return None;
+            }
+        }
+        let m = &mut self.machine;
+        let from = m.rng.random_range(1..4096usize);
+        let to = m.rng.random_range(bytes.len() - 4095..bytes.len()).max(from + 1);
+        if zero {
+            bytes[from..to].fill(0);
+        } else {
+            m.rng.fill(&mut bytes[from..to]);
+        }
+        let mut pages = Vec::new();
+        for (page, bytes) in (first..).zip(bytes.chunks(4096)) {
+            let tag = self.version(page, bytes).unwrap_or_else(|| {
+                let tag = self.machine.new_tag();
+                self.mixed.insert((page, crc32c::crc32c(bytes)), tag);
+                tag
+            });
+            pages.push((page, tag));
+        }
+        let m = &mut self.machine;
+        let offset = range.0 + from as u64;
+        m.timeline.note(format!("  {} of bytes {offset}+{}", if zero { "zero" } else { "write" }, to - from));
+        let ticket = if zero {
+            m.driver.zero(CLIENT, offset, (to - from) as u64, fua)
+        } else {
+            m.driver.write(CLIENT, offset, &bytes[from..to], fua)
+        };
+        Some((ticket, pages))
     }
 
     /// Notes outcomes in the model.
@@ -151,25 +209,64 @@ impl RawLife {
 
     fn page(&self, page: u64) -> Result<Option<u64>, IoError> {
         let bytes = self.machine.driver.read(CLIENT, page * 4096, 4096)?;
-        Ok(tag_of(page, &bytes))
+        Ok(self.version(page, &bytes))
     }
 
-    /// Each page must be its newest version.
-    fn compare(&mut self) {
+    /// Each page must be its newest version, or what a request left that was refused for want of room.
+    fn compare_pages(&mut self) {
         for page in 0..PAGES {
             let found = self.page(page).unwrap_or_else(|e| panic!("page {page}: {e}"));
-            assert_eq!(found, Some(self.model[page as usize].current()), "page {page}");
+            let versions = &mut self.model[page as usize];
+            let Some(found) = found.filter(|&f| versions.allowed(versions.acked.len() - 1, f)) else {
+                panic!("page {page}: found {found:?}, it should be {versions:?}");
+            };
+            if found != versions.current() {
+                versions.acked.push(found);
+            }
+            versions.unknown.clear();
         }
+    }
+
+    fn compare(&mut self) {
+        self.compare_pages();
+        past::compare(self, false);
         self.machine.driver.check_usage();
+    }
+
+    /// A snapshot taken while requests are under way: each page of these is the old one or the new one.
+    fn snapshot_amid_writes(&mut self) {
+        let mut states = self.states();
+        let batch = self.send_batch();
+        for (page, tag) in batch.iter().flat_map(|(_, pages, _)| pages) {
+            states[0].entry(*page).or_insert_with(|| vec![0]).push(*tag);
+        }
+        let steps = self.machine.rng.random_range(0..4);
+        self.machine.driver.steps(steps);
+        let ticket = past::ask_for(self, states);
+        self.machine.driver.settle();
+        self.account(batch);
+        if let Some(ticket) = ticket {
+            past::conclude(self, &ticket);
+        }
+    }
+
+    /// The image grows by a half, or gets its first size again.
+    fn resize(&mut self) {
+        let backing_bytes = IMAGE_BYTES as u64 * self.machine.rng.random_range(2..=3) / 2;
+        let raw_bytes = self.machine.driver.store().raw_bytes;
+        let crash = self.machine.resize(backing_bytes, raw_bytes);
+        self.crash(crash, false);
     }
 
     /// Dies, comes back, and is what it may be.
     fn crash(&mut self, crash: Crash, deaths_on_the_way: bool) {
         let crash = self.machine.restart(crash, deaths_on_the_way);
+        past::resolve(self);
         for page in 0..PAGES {
             let found = self.page(page).unwrap_or_else(|e| panic!("page {page} after {crash:?}: {e}"));
             self.found(page, found, crash, true);
         }
+        past::compare(self, false);
         self.machine.driver.check_usage();
     }
 
@@ -199,12 +296,12 @@ impl RawLife {
 
     fn late_copies(&mut self) {
         let segment = self.machine.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-        let work = self.machine.driver.read_live(segment);
+        let copies = self.machine.driver.copies_of(segment);
         // Pages that are overwritten meanwhile must not come back.
         for _ in 0..self.machine.rng.random_range(0..4) {
             self.batch();
         }
-        self.machine.driver.move_pages(work);
+        self.machine.driver.relocate(copies);
     }
 
     /// What a read finds is a version that was the newest at some time while it was under way.
@@ -221,7 +318,7 @@ impl RawLife {
         let bytes = read.finish().unwrap_or_else(|e| panic!("a slow read of page {first}: {e}"));
         self.history = false;
         for (page, bytes) in (first..).zip(bytes.chunks(4096)) {
-            let (found, versions) = (tag_of(page, bytes), &self.model[page as usize]);
+            let (found, versions) = (self.version(page, bytes), &self.model[page as usize]);
             assert!(
                 found.is_some_and(|f| versions.allowed(from[page as usize], f)),
                 "a slow read of page {page}: found {found:?}, it may be {versions:?} from {} on",
@@ -230,35 +327,14 @@ impl RawLife {
         }
     }
 
-    /// Changes bytes in the midst of pages; the rest of the pages stays.
-    fn unaligned(&mut self) {
-        let m = &mut self.machine;
-        let page = m.rng.random_range(0..PAGES - 1);
-        let mut expected = m.driver.read(CLIENT, page * 4096, 8192).expect("two pages");
-        let from = m.rng.random_range(1..4096usize);
-        let len = m.rng.random_range(1..=8192 - from);
-        let zero = m.once_in(3);
-        let bytes: Vec<u8> = (0..len).map(|_| if zero { 0 } else { m.rng.random() }).collect();
-        expected[from..from + len].copy_from_slice(&bytes);
-        let offset = page * 4096 + from as u64;
-        let ticket = if zero {
-            m.driver.zero(CLIENT, offset, len as u64, false)
-        } else {
-            m.driver.write(CLIENT, offset, &bytes, false)
-        };
-        m.driver.settle();
-        Driver::outcome(&ticket).expect("an unaligned write");
-        let found = m.driver.read(CLIENT, offset - 1, len + 1).expect("an unaligned read");
-        assert!(found == expected[from - 1..from + len]);
-        assert!(m.driver.read(CLIENT, page * 4096, 8192).expect("two pages") == expected);
-        // Back to versions the model knows.
-        for page in [page, page + 1] {
-            let tag = m.new_tag();
-            let ticket = m.driver.write(CLIENT, page * 4096, &content(page, tag), true);
-            m.driver.settle();
-            Driver::outcome(&ticket).expect("a write");
-            self.model[page as usize] = Versions::only(tag);
-        }
+    /// Many pages are given back at once.
+    fn discard_many(&mut self) {
+        let first = self.machine.rng.random_range(0..PAGES - 100);
+        let count = self.machine.rng.random_range(50..=100);
+        self.machine.timeline.note(format!("  discard {first}+{count}"));
+        let ticket = self.machine.driver.zero(CLIENT, first * 4096, count * 4096, false);
+        self.machine.driver.settle();
+        self.account(vec![(ticket, (first..first + count).map(|page| (page, 0)).collect(), false)]);
     }
 
     fn read_error(&mut self) {
@@ -274,23 +350,56 @@ impl RawLife {
         disk.disarm();
         if !self.machine.stopped {
             // It was the wire, not the disk: all is there.
-            for page in 0..PAGES {
-                let found = self.page(page).unwrap_or_else(|e| panic!("page {page} read once more: {e}"));
-                assert_eq!(found, Some(self.model[page as usize].current()), "page {page} read once more");
-            }
+            self.compare_pages();
+        }
+    }
+}
+
+impl Historic for RawLife {
+    fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    fn past(&mut self) -> &mut Past {
+        &mut self.past
+    }
+
+    fn states(&self) -> Vec<State> {
+        let versions = |v: &Versions| [&v.acked[v.acked.len() - 1..], &v.unknown[..]].concat();
+        vec![(0..).zip(&self.model).map(|(page, v)| (page, versions(v))).collect()]
+    }
+
+    fn places(&self) -> Vec<u64> {
+        (0..PAGES).collect()
+    }
+
+    fn version(&self, page: u64, bytes: &[u8]) -> Option<u64> {
+        let mixed = || self.mixed.get(&(page, crc32c::crc32c(bytes))).copied();
+        tag_of(page, bytes).or_else(mixed)
+    }
+
+    fn leave(&mut self) -> bool {
+        true
+    }
+
+    fn come_back(&mut self) {}
+
+    fn gone_back(&mut self, pages: BTreeMap<u64, u64>) {
+        for (page, versions) in (0..).zip(&mut self.model) {
+            *versions = Versions::only(pages.get(&page).copied().unwrap_or(0));
         }
     }
 }
 
 impl Mortal for RawLife {
-    type Model = Vec<Versions>;
+    type Model = (Vec<Versions>, Past);
 
-    fn machine(&mut self) -> &mut Machine {
-        &mut self.machine
+    fn model(&self) -> Self::Model {
+        (self.model.clone(), self.past.clone())
     }
 
-    fn model(&mut self) -> &mut Vec<Versions> {
-        &mut self.model
+    fn set_model(&mut self, (model, past): Self::Model) {
+        (self.model, self.past) = (model, past);
     }
 
     fn witness(&mut self) -> bool {
@@ -315,9 +424,10 @@ impl Mortal for RawLife {
             }
             1 => self.checkpoint(),
             2 => {
-                self.machine.driver.clean(true);
+                self.machine.driver.clean();
             }
             3 => self.late_copies(),
+            4 => past::something_small(self),
             _ => self.batch(),
         }
     }
@@ -336,12 +446,16 @@ impl Mortal for RawLife {
                 Err(e) => self.machine.assert_read_error_explained(&format!("page {page}"), &e),
             }
         }
+        if !self.machine.stopped {
+            past::compare(self, true);
+        }
     }
 
     fn compare_restarted(&mut self, crash: Crash, witnessed: bool) {
         // It says so when it had to cut the log above the last flush.
         let cut = self.machine.timeline.says("acknowledged writes that were never flushed are lost");
         let crash = if cut { Crash::PowerCut } else { crash };
+        past::resolve(self);
         for page in 0..PAGES {
             match self.page(page) {
                 Ok(found) => self.found(page, found, crash, witnessed),
@@ -368,7 +482,16 @@ impl Life for RawLife {
     fn begin(seed: u64, timeline: Timeline) -> Self {
         let machine =
             Machine::new(VolumeKind::Raw, IMAGE_BYTES, (PAGES + 1) * 4096, seed ^ 0x7261_7700, timeline);
-        RawLife { machine, model: vec![Versions::only(0); PAGES as usize], history: false }
+        let mut life = RawLife {
+            machine,
+            model: vec![Versions::only(0); PAGES as usize],
+            past: Past::default(),
+            mixed: HashMap::new(),
+            history: false,
+        };
+        // Its page is there even when the image is full.
+        assert!(life.witness(), "a new volume is written");
+        life
     }
 
     fn step(&mut self, step: Step) {
@@ -381,7 +504,7 @@ impl Life for RawLife {
             }
             Op::Checkpoint => self.checkpoint(),
             Op::Clean => {
-                self.machine.driver.clean(true);
+                self.machine.driver.clean();
             }
             Op::LateCopies => self.late_copies(),
             Op::SlowRead => self.slow_read(),
@@ -389,7 +512,10 @@ impl Life for RawLife {
                 self.compare();
                 self.machine.scrub();
             }
-            Op::Special => self.unaligned(),
+            Op::Special => self.discard_many(),
+            Op::Snapshot if self.machine.once_in(4) => self.snapshot_amid_writes(),
+            Op::Snapshot => past::something(self),
+            Op::Resize => self.resize(),
             Op::Crash | Op::CrashAtStart => {
                 let batch = self.send_batch();
                 let steps = self.machine.rng.random_range(0..12);
@@ -427,8 +553,9 @@ impl Life for RawLife {
     }
 
     fn end(&mut self) {
+        past::finish_portions(self);
         self.compare();
-        assert!(self.witness(), "the volume can still be written");
+        damage::witness_in_room(self);
     }
 }
 

@@ -46,10 +46,14 @@ pub(super) enum Op {
     Special,
     /// VexFS: another mounter comes, or this one goes.
     Session,
+    /// Something with snapshots.
+    Snapshot,
+    /// The image is made larger or smaller.
+    Resize,
 }
 
 /// How often each comes, by relative weights.
-pub(super) type Weights = [(Op, u32); 16];
+pub(super) type Weights = [(Op, u32); 18];
 
 const WEIGHTS: Weights = [
     (Op::Batch, 40),
@@ -68,6 +72,8 @@ const WEIGHTS: Weights = [
     (Op::Damage, 3),
     (Op::Special, 8),
     (Op::Session, 4),
+    (Op::Snapshot, 16),
+    (Op::Resize, 1),
 ];
 
 /// One step.

@@ -40,7 +40,7 @@ fn lived_in(seed: u64) -> Driver {
         match tag {
             40 => drop(driver.checkpoint()),
             60 => {
-                driver.clean(true);
+                driver.clean();
             }
             80 => {
                 let image = driver.disk.image_after(crate::storage::sim::Crash::ProcessDeath);

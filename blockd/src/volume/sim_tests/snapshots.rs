@@ -297,7 +297,7 @@ impl Run {
         self.boot += 1;
         let disk = SimStorage::new(image, self.rng.random());
         self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
-        self.driver.end_rollback();
+        assert!(self.driver.end_rollback(), "a rollback goes on to its end");
         if let Some(change) = self.pending.take() {
             let names = self.driver.snapshot_names();
             let happened = match &change {
@@ -343,7 +343,7 @@ impl Run {
                 self.driver.settle();
             }
             10..13 => {
-                self.driver.clean(true);
+                self.driver.clean();
             }
             13 => self.relocate_late(),
             _ => self.write(),
@@ -353,13 +353,13 @@ impl Run {
     /// Copies made before the pages changed hands.
     fn relocate_late(&mut self) {
         let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-        let work = self.driver.read_live(segment);
+        let copies = self.driver.copies_of(segment);
         self.create();
         if !self.crashed() {
             self.write();
         }
         if !self.crashed() {
-            self.driver.move_pages(work);
+            self.driver.relocate(copies);
         }
     }
 }
@@ -415,7 +415,7 @@ fn snapshots_survive_a_crash_at_every_write() {
                 Run::write,
                 Run::create,
                 |run| {
-                    run.driver.clean(true);
+                    run.driver.clean();
                 },
                 Run::write,
                 Run::delete,

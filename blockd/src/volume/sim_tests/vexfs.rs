@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::damage::{self, Mortal};
 use super::driver::{Driver, Ticket};
 use super::machine::Machine;
+use super::past::{self, Historic, Past, State};
 use super::script::{self, Life, Op, Step};
 use super::{content, seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
@@ -75,8 +76,11 @@ impl Model {
 pub(super) struct VexFsLife {
     machine: Machine,
     model: Model,
+    past: Past,
     client: ClientId,
     history: bool,
+    /// Nobody has a session.
+    closed: bool,
 }
 
 /// Requests in flight: ticket, page, version.
@@ -175,6 +179,9 @@ impl VexFsLife {
             }
             if matches!(outcome, Some(Ok(()))) {
                 set(&mut self.model.open, page, tag);
+            } else if matches!(outcome, Some(Err(IoError::NoSpace))) {
+                // One page: nothing of it was written.
+                self.machine.timeline.note(format!("  no room for page {page:#x}"));
             } else {
                 self.model.unknown.entry(page).or_default().push(tag);
             }
@@ -190,15 +197,31 @@ impl VexFsLife {
 
     /// Writes the superblock, with FUA or followed by a flush; true if the commit is durable.
     fn commit(&mut self) -> bool {
+        self.commit_amid(false)
+    }
+
+    /// A snapshot may be asked for while it is under way: then that has this commit or the last one.
+    fn commit_amid(&mut self, snapshot: bool) -> bool {
         let tag = self.machine.new_tag();
         let mut next = self.model.open.clone();
         set(&mut next, 0, tag);
         let fua = self.machine.once_in(2);
         self.machine.timeline.note(format!("  commit {tag}{}", if fua { " fua" } else { "" }));
+        let mut states = self.states();
         let ticket = self.machine.driver.write(self.client, 0, &content(0, tag), fua);
+        let change = snapshot.then(|| {
+            states.push(state(&next));
+            let steps = self.machine.rng.random_range(0..3);
+            self.machine.driver.steps(steps);
+            past::ask_for(self, states)
+        });
         self.machine.driver.settle();
         self.model.commits.push(next.clone());
+        if let Some(change) = change.flatten() {
+            past::conclude(self, &change);
+        }
         if let Err(e) = Driver::outcome(&ticket) {
+            assert!(!matches!(e, IoError::NoSpace), "there is always room for a commit");
             self.machine.assert_failure_explained("commit", &e);
             self.model.unknown.entry(0).or_default().push(tag);
             return false;
@@ -238,7 +261,11 @@ impl VexFsLife {
         let (ticket, command) =
             self.send_command(CMD_FREE_RANGES, self.model.session, self.model.command_id, &[(first, count)]);
         self.machine.driver.settle();
-        Driver::outcome(&ticket).expect("FREE_RANGES is carried out");
+        match Driver::outcome(&ticket) {
+            // What a snapshot keeps needs leaves.
+            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("FREE_RANGES", &e),
+            outcome => outcome.expect("FREE_RANGES is carried out"),
+        }
         assert_eq!(self.reply().errno.get(), 0);
         self.model.open.retain(|page, _| *page < first || *page >= end);
         if self.machine.once_in(2) {
@@ -249,7 +276,10 @@ impl VexFsLife {
         let tag = self.machine.new_tag();
         let write = self.machine.driver.write(self.client, page << 12, &content(page, tag), false);
         self.machine.driver.settle();
-        Driver::outcome(&write).expect("a write");
+        match Driver::outcome(&write) {
+            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("a write", &e),
+            outcome => outcome.expect("a write"),
+        }
         set(&mut self.model.open, page, tag);
         if !self.model.places.contains(&page) {
             self.model.places.push(page);
@@ -286,6 +316,7 @@ impl VexFsLife {
 
     fn compare(&mut self) {
         assert_eq!(self.find_all(), self.model.open);
+        past::compare(self, false);
         self.machine.driver.check_usage();
         self.compare_map();
     }
@@ -335,8 +366,11 @@ impl VexFsLife {
     /// Dies, comes back, and goes on as a mounter would; whether the session is still the same.
     fn crash(&mut self, crash: Crash, same_mounter: bool, deaths_on_the_way: bool) -> bool {
         let crash = self.machine.restart(crash, deaths_on_the_way);
+        past::resolve(self);
         self.reconnect();
-        let goes_on = crash == Crash::ProcessDeath && same_mounter;
+        // A rollback needs the session closed: then there is none to go on with.
+        let goes_on = crash == Crash::ProcessDeath && same_mounter && !std::mem::take(&mut self.closed);
+        self.closed = false;
         if goes_on {
             assert_eq!(self.attach(), 0, "the session goes on");
             let found = self.find_all();
@@ -409,7 +443,7 @@ impl VexFsLife {
 
     fn late_copies(&mut self) {
         let segment = self.machine.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-        let work = self.machine.driver.read_live(segment);
+        let copies = self.machine.driver.copies_of(segment);
         // Pages that are overwritten meanwhile must not come back.
         for _ in 0..self.machine.rng.random_range(0..4) {
             self.batch();
@@ -417,7 +451,7 @@ impl VexFsLife {
         if self.machine.once_in(2) {
             self.commit();
         }
-        self.machine.driver.move_pages(work);
+        self.machine.driver.relocate(copies);
     }
 
     /// Each page that a read finds was the newest at some time while it was under way.
@@ -461,17 +495,30 @@ impl VexFsLife {
     }
 
     fn close(&mut self) {
-        self.model.command_id += 1;
-        assert!(self.command(CMD_CLOSE, self.model.session, self.model.command_id, &[]));
-        assert_eq!(self.reply().errno.get(), 0);
+        self.close_session();
         assert_eq!(self.status().session.get(), 0);
         let late = self.machine.driver.write(self.client, 0, &content(0, 1), false);
         self.machine.driver.settle();
         assert!(matches!(Driver::outcome(&late), Err(IoError::Fenced(_))));
-        let committed = self.model.commits.last().cloned().unwrap_or_default();
-        assert!(self.open_session());
-        self.model.settled_at(committed);
+        self.come_back();
         self.compare();
+    }
+
+    /// The image grows by a half, or gets its first size again.
+    fn resize(&mut self) {
+        let backing_bytes = IMAGE_BYTES as u64 * self.machine.rng.random_range(2..=3) / 2;
+        let crash = self.machine.resize(backing_bytes, 0);
+        let same_mounter = !self.machine.once_in(3);
+        self.crash(crash, same_mounter, false);
+    }
+
+    fn close_session(&mut self) {
+        self.model.command_id += 1;
+        assert!(self.command(CMD_CLOSE, self.model.session, self.model.command_id, &[]));
+        assert_eq!(self.reply().errno.get(), 0);
+        // What was open is gone.
+        let committed = self.model.commits.last().cloned().unwrap_or_default();
+        self.model.settled_at(committed);
     }
 
     fn read_error(&mut self) {
@@ -492,15 +539,52 @@ impl VexFsLife {
     }
 }
 
-impl Mortal for VexFsLife {
-    type Model = Model;
-
+impl Historic for VexFsLife {
     fn machine(&mut self) -> &mut Machine {
         &mut self.machine
     }
 
-    fn model(&mut self) -> &mut Model {
-        &mut self.model
+    fn past(&mut self) -> &mut Past {
+        &mut self.past
+    }
+
+    fn states(&self) -> Vec<State> {
+        self.model.commits.last().map(state).into_iter().collect()
+    }
+
+    fn places(&self) -> Vec<u64> {
+        self.model.places.clone()
+    }
+
+    fn version(&self, page: u64, bytes: &[u8]) -> Option<u64> {
+        tag_of(page, bytes)
+    }
+
+    fn leave(&mut self) -> bool {
+        self.close_session();
+        self.closed = true;
+        true
+    }
+
+    fn come_back(&mut self) {
+        assert!(self.open_session(), "a volume without a session takes one");
+        self.closed = false;
+    }
+
+    fn gone_back(&mut self, pages: BTreeMap<u64, u64>) {
+        self.model.settled_at(pages);
+    }
+}
+
+impl Mortal for VexFsLife {
+    type Model = (Model, Past);
+
+    fn model(&self) -> Self::Model {
+        (self.model.clone(), self.past.clone())
+    }
+
+    fn set_model(&mut self, (model, past): Self::Model) {
+        (self.model, self.past) = (model, past);
     }
 
     fn witness(&mut self) -> bool {
@@ -518,9 +602,10 @@ impl Mortal for VexFsLife {
             }
             3 => self.checkpoint(),
             4 => {
-                self.machine.driver.clean(true);
+                self.machine.driver.clean();
             }
             5 => self.late_copies(),
+            6 => past::something_small(self),
             _ => self.batch(),
         }
     }
@@ -536,9 +621,13 @@ impl Mortal for VexFsLife {
                 Err(e) => self.machine.assert_read_error_explained(&format!("page {page:#x}"), &e),
             }
         }
+        if !self.machine.stopped {
+            past::compare(self, true);
+        }
     }
 
     fn compare_restarted(&mut self, crash: Crash, witnessed: bool) {
+        past::resolve(self);
         self.reconnect();
         if crash == Crash::ProcessDeath {
             let errno = self.attach();
@@ -608,7 +697,8 @@ impl Life for VexFsLife {
             session: 0,
             command_id: 0,
         };
-        let mut life = VexFsLife { machine, model, client: ClientId(1), history: false };
+        let past = Past::default();
+        let mut life = VexFsLife { machine, model, past, client: ClientId(1), history: false, closed: false };
         assert!(life.open_session(), "a new volume takes a session");
         life
     }
@@ -623,7 +713,7 @@ impl Life for VexFsLife {
             }
             Op::Checkpoint => self.checkpoint(),
             Op::Clean => {
-                self.machine.driver.clean(true);
+                self.machine.driver.clean();
             }
             Op::LateCopies => self.late_copies(),
             Op::SlowRead => self.slow_read(),
@@ -634,6 +724,11 @@ impl Life for VexFsLife {
             Op::Special => self.free_ranges(),
             Op::Session if self.machine.rng.random() => self.another_mounter(),
             Op::Session => self.close(),
+            Op::Snapshot if self.machine.once_in(4) => {
+                self.commit_amid(true);
+            }
+            Op::Snapshot => past::something(self),
+            Op::Resize => self.resize(),
             Op::Crash | Op::CrashAtStart => {
                 let batch = self.send_batch();
                 let steps = self.machine.rng.random_range(0..10);
@@ -668,8 +763,9 @@ impl Life for VexFsLife {
     }
 
     fn end(&mut self) {
+        past::finish_portions(self);
         self.compare();
-        assert!(self.witness(), "the volume can still be written");
+        damage::witness_in_room(self);
     }
 }
 
@@ -679,6 +775,11 @@ fn set(pages: &mut Pages, page: u64, tag: u64) {
     } else {
         pages.insert(page, tag);
     }
+}
+
+/// As the state of a snapshot.
+fn state(pages: &Pages) -> State {
+    pages.iter().map(|(&page, &tag)| (page, vec![tag])).collect()
 }
 
 fn get(pages: &Pages, page: u64) -> u64 {
