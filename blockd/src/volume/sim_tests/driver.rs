@@ -41,7 +41,12 @@ pub(super) struct Driver {
     inbox: Arc<Inbox>,
     /// Who carries out which request.
     rng: StdRng,
+    /// Segments free and taken before the last round of cleaning, if that was a checkpoint.
+    before_checkpoint: Option<u64>,
 }
+
+/// Rounds of cleaning after which a writer is refused who waits for room.
+const CLEANING_ROUNDS_MAX: usize = 500;
 
 /// An image with an empty store.
 pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) -> Vec<u8> {
@@ -77,7 +82,7 @@ impl Driver {
         let mut worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
         worker.begin();
         let rng = StdRng::seed_from_u64(disk.draw());
-        Ok(Driver { disk, core, worker, inbox, rng })
+        Ok(Driver { disk, core, worker, inbox, rng, before_checkpoint: None })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -187,10 +192,12 @@ impl Driver {
 
     /// Steps until everything given has its outcome, cleaning when the log waits for space.
     pub(super) fn settle(&mut self) {
+        let mut rounds = 0;
         for _ in 0..100_000 {
             let took = self.worker.step();
             if self.worker.log().is_stalled() {
-                match self.clean() {
+                rounds += 1;
+                match rounds < CLEANING_ROUNDS_MAX && self.clean() {
                     true => continue,
                     false => self.worker.log().refuse_stalled(),
                 }
@@ -212,7 +219,16 @@ impl Driver {
     /// One round of cleaning, as if writers waited; false if there is nothing to gain.
     pub(super) fn clean(&mut self) -> bool {
         let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        let choice = cleaner.choose(true, true);
+        let standing = |driver: &Self| {
+            let maps = driver.store().maps.read();
+            u64::from(maps.segments.free_count()) + maps.segments.data_uses()
+        };
+        let mut choice = cleaner.choose(true, true);
+        if choice == Choice::Checkpoint && self.before_checkpoint.is_some_and(|b| standing(self) <= b) {
+            // As the cleaner's thread: the last one took all that it freed.
+            choice = cleaner.choose(true, false);
+        }
+        self.before_checkpoint = (choice == Choice::Checkpoint).then(|| standing(self));
         self.finish(cleaner.carry_out(choice))
     }
 
