@@ -157,6 +157,7 @@ pub(super) fn open_with(
         maps.snapshots.set_bytes_max(options.map_bytes_max / DELTAS_SHARE);
     }
     let replayed = replay(&shared, &superblock, &root, options)?;
+    let unneeded = unneeded_segments(&shared, &root, &replayed);
     let lost_session = settle_session(&shared, options, replayed.head_lost);
     if options.read_only {
         let incarnation = superblock.incarnation;
@@ -191,13 +192,27 @@ pub(super) fn open_with(
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
     let mut written = log.checkpoint_now();
     if matches!(written, Err(IoError::NoSpace)) {
-        // The last start took segments too, and died before it used them. They are its own only as long as it may
-        // have writes under way, and the lock of the image rules that out.
-        shared.maps.write().segments.release(&replayed.unused_heads);
+        shared.maps.write().segments.release(&unneeded);
         written = log.checkpoint_now();
     }
     written.map_err(start_error)?;
     Ok(Opened { shared, log: Some(log), incarnation, lost_session })
+}
+
+/// Segments that a start without room may take before its checkpoint: nothing refers to them after the replay, and another
+/// replay would not read them. All that was replayed is durable as soon as the slots are written. Those that the last start took
+/// and died before it used are its own only as long as it may have writes under way, which the lock of the image
+/// rules out.
+fn unneeded_segments(shared: &Shared, root: &Root, replayed: &Replayed) -> Vec<u32> {
+    let maps = shared.maps.read();
+    let unneeded = |segment: &u32| {
+        let Some(found) = maps.segments.get(*segment) else { return false };
+        let mut positions = Stream::LOGGED.into_iter().zip(root.positions);
+        let left_behind =
+            positions.all(|(s, position)| found.stream != s || found.use_seq < position.use_seq);
+        left_behind || replayed.unused_heads.contains(segment)
+    };
+    maps.segments.empty().filter(unneeded).collect()
 }
 
 fn start_error(e: IoError) -> StoreError {
@@ -448,10 +463,6 @@ fn replay(
         tracing::error!(
             "record {next_seq} near {place} is damaged: acknowledged writes that were never flushed are lost"
         );
-    }
-    {
-        let maps = shared.maps.read();
-        unused_heads.retain(|segment| maps.segments.empty().any(|empty| empty == *segment));
     }
     Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost, unused_heads })
 }
