@@ -202,6 +202,89 @@ fn a_raw_volume_is_rewritten_many_times_in_a_small_image() {
     verify(&volume, client);
 }
 
+/// Pages that are taken until the image is full, each written as a page of its number and `round`.
+fn fill(volume: &Volume, client: ClientId, base: u64, pages: std::ops::Range<u64>) -> Vec<u64> {
+    let mut live = Vec::new();
+    for page in pages.step_by(4) {
+        let bytes: Vec<u8> = (page..page + 4).flat_map(|p| pattern(p, 4096)).collect();
+        match write(volume, client, (base + page) * 4096, &bytes, false) {
+            Ok(()) => live.extend(page..page + 4),
+            Err(IoError::NoSpace) => break,
+            Err(e) => panic!("page {page}: {e}"),
+        }
+    }
+    live
+}
+
+#[test]
+fn a_full_raw_volume_refuses_new_pages_and_takes_overwrites_for_ever() {
+    let image = Image::raw(16 << 20, 8 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let full: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4u64)
+            .map(|i| {
+                let volume = &volume;
+                scope.spawn(move || {
+                    let client = volume.connect();
+                    let live = fill(volume, client, 0, i * 1024..(i + 1) * 1024);
+                    for round in 0..400 {
+                        let page = live[(round * 379) % live.len()];
+                        write(volume, client, page * 4096, &pattern(page + round as u64, 4096), false)
+                            .expect("an overwrite");
+                    }
+                    live
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().expect("a writer")).collect()
+    });
+    let client = volume.connect();
+    let live: usize = full.iter().map(Vec::len).sum();
+    assert!(live > 1024 && live < 2048, "{live} pages of the image's 2048");
+    let refused = (0..4096u64).find_map(|p| write(&volume, client, p * 4096, &pattern(p, 4096), false).err());
+    assert!(matches!(refused, Some(IoError::NoSpace)), "{refused:?}");
+    blocking(&*volume, client, IoOp::Trim { offset: 0, len_bytes: 16 << 20, fua: false }).expect("a discard");
+    assert!(fill(&volume, client, 0, 0..4096).len() + 200 > live, "what was discarded can be used again");
+}
+
+#[test]
+fn a_full_vexfs_volume_takes_overwrites_after_each_commit() {
+    use layout::command::{CMD_OPEN, COMMAND_MAGIC, Command};
+    use zerocopy::{FromZeros, IntoBytes};
+    let image = Image::make(VolumeKind::VexFs, 0, 8 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let client = volume.connect();
+    let mut command = Command::new_zeroed();
+    command.magic = COMMAND_MAGIC;
+    command.op = CMD_OPEN.into();
+    command.id = 1.into();
+    command.boot_id = blockd::volume::boot_id();
+    let at = layout::addr::COMMAND_PAGE.byte();
+    write(&volume, client, at, command.as_bytes(), false).expect("a session");
+    let base = layout::addr::CLASS0_BASE / 4096;
+    let commit = |n: u64| write(&volume, client, 0, &pattern(n, 4096), false).expect("a commit");
+    let mut live = Vec::new();
+    while let more = fill(&volume, client, base, live.len() as u64..4096)
+        && !more.is_empty()
+    {
+        live.extend(more);
+        commit(live.len() as u64);
+    }
+    assert!(live.len() > 1000, "{} pages", live.len());
+    let mut commits = 0;
+    for round in 0..1000 {
+        let page = live[(round * 379) % live.len()];
+        let bytes = pattern(page + round as u64, 4096);
+        let overwrite = || write(&volume, client, (base + page) * 4096, &bytes, false);
+        if matches!(overwrite(), Err(IoError::NoSpace)) {
+            commits += 1;
+            commit(round as u64);
+            overwrite().expect("what the last epoch replaced is free");
+        }
+    }
+    assert!((1..500).contains(&commits), "{commits} commits were needed");
+}
+
 #[test]
 fn partial_pages_and_whole_ones_in_flight_together_all_come_back() {
     let image = Image::raw(16 << 20, 64 << 20);
@@ -428,7 +511,7 @@ fn requests_of_many_threads_are_all_carried_out_whoever_drives_the_log() {
 #[test]
 fn reads_through_the_page_cache_see_every_write() {
     let image = Image::raw(8 << 20, 16 << 20);
-    let options = OpenOptions { read_cache: blockd::storage::ReadCache::Buffered, ..OpenOptions::default() };
+    let options = OpenOptions { cache: blockd::storage::Cache::Writeback, ..OpenOptions::default() };
     let volume = Volume::open(&image.path(), &options).expect("the volume opens");
     let client = volume.connect();
     // Segments are cleaned and used again, so places that are in the page cache change.

@@ -3,6 +3,7 @@
 //! A workload has cases and contenders, ours first; [`rounds`] runs them, [`report`] prints. Every later figure of
 //! the project comes from this tool, so that all are taken the same way and can be repeated by the printed command.
 
+mod amplification;
 mod bars;
 mod cgroup;
 mod contender;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde_json::json;
 
 use crate::env::Env;
@@ -32,7 +33,7 @@ use crate::rounds::Effort;
 /// "server" is the CPU time of the serving process with all its threads, "client" that of the load generator;
 /// neither holds what kernel threads do for them later (writeback, for instance).
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Options {
     /// Rounds to count, after one to warm up.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
@@ -55,6 +56,15 @@ struct Options {
     /// List the cases.
     #[arg(long)]
     list: bool,
+    #[command(subcommand)]
+    tool: Option<Tool>,
+}
+
+/// Measurements of ours alone.
+#[derive(Debug, Subcommand)]
+enum Tool {
+    /// Bytes that the store writes for each byte of a user, in three patterns (in memory, deterministic by seed).
+    Amplification(amplification::Options),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +78,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    if let Some(Tool::Amplification(options)) = &options.tool {
+        return amplification::run(options);
+    }
     anyhow::ensure!(
         options.seconds.is_finite() && (0.1..=3600.0).contains(&options.seconds),
         "--seconds must be between 0.1 and 3600, not {}",

@@ -17,6 +17,8 @@ pub struct StoreCounters {
     pub user_pages: Counter,
     /// Pages that the cleaner moved, as logged.
     pub moved_pages: Counter,
+    /// Pages of headers in front of those.
+    pub moved_header_pages: Counter,
     /// All bytes of records and segment headers.
     pub log_bytes: Counter,
     /// Bytes of checkpoints.
@@ -45,7 +47,12 @@ impl StoreCounters {
     pub(crate) fn record(&self, stream: Stream, data_pages: u32, header_pages: usize) {
         let data_pages = u64::from(data_pages);
         self.records.inc();
-        if stream == Stream::User { &self.user_pages } else { &self.moved_pages }.add(data_pages);
+        if stream == Stream::User {
+            self.user_pages.add(data_pages);
+        } else {
+            self.moved_pages.add(data_pages);
+            self.moved_header_pages.add(header_pages as u64);
+        }
         self.log_bytes.add((data_pages + header_pages as u64) * PAGE as u64);
     }
 
@@ -66,6 +73,7 @@ impl StoreCounters {
             records: self.records.get(),
             user_bytes: self.user_pages.get() * PAGE as u64,
             moved_bytes: self.moved_pages.get() * PAGE as u64,
+            moved_header_bytes: self.moved_header_pages.get() * PAGE as u64,
             log_bytes: self.log_bytes.get(),
             checkpoint_bytes: self.checkpoint_bytes.get(),
             checkpoints: self.checkpoints.stats(),
@@ -87,6 +95,7 @@ pub struct StoreStats {
     pub records: u64,
     pub user_bytes: u64,
     pub moved_bytes: u64,
+    pub moved_header_bytes: u64,
     pub log_bytes: u64,
     pub checkpoint_bytes: u64,
     pub checkpoints: HistogramStats,

@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::plain::{PlainQueue, read_rest};
 use super::ring::{ReadRings, RingQueue};
-use super::{IoEngine, Read, ReadCache, Storage, WriteQueue};
+use super::{Cache, IoEngine, Read, ScatteredRead, Storage, WriteQueue};
 use crate::buf::AlignedBuf;
 
 /// How long a lock is waited for. Its holder may be about to end: umount(8) returns before a mount has written its
@@ -68,19 +67,30 @@ pub enum OpenError {
 /// finished every request of this process, killed or not: a successor never overlaps them.
 pub struct FileStorage {
     file: Arc<File>,
-    /// For reads through the page cache.
-    cached: Option<File>,
     len_bytes: u64,
     is_device: bool,
     rings: Option<ReadRings>,
 }
 
 impl FileStorage {
-    /// Opens and locks `path`: exclusively, or shared when `read_only`.
+    /// Opens and locks `path`, past the page cache: exclusively, or shared when `read_only`.
     ///
     /// # Errors
     /// [`OpenError`]; `InUse` if another process has it.
     pub fn open(path: &Path, read_only: bool, engine: IoEngine) -> Result<Self, OpenError> {
+        Self::open_cached(path, read_only, engine, Cache::Direct)
+    }
+
+    /// As [`FileStorage::open`], with a cache.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`].
+    pub fn open_cached(
+        path: &Path,
+        read_only: bool,
+        engine: IoEngine,
+        cache: Cache,
+    ) -> Result<Self, OpenError> {
         let fail = |action| {
             let path = path.to_owned();
             move |source: io::Error| match source.kind() {
@@ -97,19 +107,19 @@ impl FileStorage {
             return Err(OpenError::WrongType { path: path.to_owned() });
         }
         // The lock must stand on the descriptor that is used, so O_DIRECT is settled before.
-        let direct = options.custom_flags(libc::O_DIRECT).open(path);
-        let mut is_direct = true;
-        let file = match direct {
-            Ok(direct) if takes_direct(&direct, meta.len(), is_device) => direct,
-            _ => {
-                is_direct = false;
-                tracing::info!(
-                    "{}: no O_DIRECT here, reading and writing through the page cache",
-                    path.display()
-                );
-                file
-            }
+        let direct = match cache {
+            Cache::Direct => options.custom_flags(libc::O_DIRECT).open(path).ok(),
+            Cache::Writeback => None,
         };
+        let direct = direct.filter(|direct| takes_direct(direct, meta.len(), is_device));
+        let is_direct = direct.is_some();
+        if !is_direct && cache == Cache::Direct {
+            tracing::info!(
+                "{}: no O_DIRECT here, reading and writing through the page cache",
+                path.display()
+            );
+        }
+        let file = direct.unwrap_or(file);
         let mode = if read_only {
             FlockOperation::NonBlockingLockShared
         } else {
@@ -147,20 +157,7 @@ impl FileStorage {
                 }
             },
         };
-        Ok(FileStorage { file: Arc::new(file), cached: None, len_bytes, is_device, rings })
-    }
-
-    /// Has [`Storage::read_cached`] read as `cache` says, if the system lets it.
-    pub fn set_read_cache(&mut self, cache: ReadCache) {
-        self.cached = None;
-        if cache == ReadCache::Direct {
-            return;
-        }
-        // The same inode in any case, whatever has become of the path.
-        match File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) {
-            Ok(file) => self.cached = Some(file),
-            Err(e) => tracing::warn!("reads go past the page cache, since /proc is not to be had: {e}"),
-        }
+        Ok(FileStorage { file: Arc::new(file), len_bytes, is_device, rings })
     }
 
     /// Sets the length of a regular file, durably; the new part reads as zeros.
@@ -228,23 +225,6 @@ fn read_each(file: &File, reads: &mut [Read<'_>]) {
     }
 }
 
-/// Copies what the page cache has; what it lacks is read in one batch.
-fn read_from_cache(file: &File, rings: &ReadRings, reads: &mut [Read<'_>]) {
-    let mut missed = Vec::new();
-    for read in reads {
-        let whole = read.buf.len();
-        match preadv2(file, &mut [IoSliceMut::new(read.buf)], read.offset, ReadWriteFlags::NOWAIT) {
-            Ok(got) if got == whole => {}
-            _ => missed.push(read),
-        }
-    }
-    match missed.as_mut_slice() {
-        [] => {}
-        [one] => one.result = read_rest(file, one.offset, one.buf, 0),
-        several => rings.read_batch(file, several),
-    }
-}
-
 impl Storage for FileStorage {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
@@ -257,11 +237,17 @@ impl Storage for FileStorage {
         }
     }
 
-    fn read_cached(&self, reads: &mut [Read<'_>]) {
-        match (&self.cached, &self.rings) {
-            (None, _) => self.read_batch(reads),
-            (Some(cached), None) => read_each(cached, reads),
-            (Some(cached), Some(rings)) => read_from_cache(cached, rings, reads),
+    fn read_each(&self, reads: Vec<ScatteredRead>, finished: &mut dyn FnMut(ScatteredRead)) {
+        match &self.rings {
+            Some(rings) if reads.iter().map(|read| read.parts.len()).sum::<usize>() > 1 => {
+                rings.read_each(&self.file, reads, finished);
+            }
+            _ => {
+                for mut read in reads {
+                    read_each(&self.file, &mut read.split());
+                    finished(read);
+                }
+            }
         }
     }
 
@@ -292,5 +278,68 @@ impl Storage for FileStorage {
             return Ok(Box::new(RingQueue::new(Arc::clone(&self.file))?));
         }
         Ok(Box::new(PlainQueue::new(Arc::clone(&self.file))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::ReadPart;
+    use super::*;
+
+    const PAGE: usize = 4096;
+    const PAGES: usize = 300;
+
+    /// Read `tag`: every second page of the buffer, from all over the file; 0 has nothing to read.
+    fn scattered(tag: usize) -> ScatteredRead {
+        let parts = (0..tag % 7)
+            .map(|i| ReadPart {
+                offset: ((tag * 37 + i * 11) % PAGES * PAGE) as u64,
+                start: 2 * i * PAGE,
+                len: PAGE,
+            })
+            .collect();
+        ScatteredRead { tag, buf: AlignedBuf::zeroed(14 * PAGE), parts }
+    }
+
+    #[test]
+    fn scattered_reads_come_back_whole_and_once_with_every_engine() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        for page in 0..PAGES {
+            file.write_all(&[page as u8 ^ 0x5a; PAGE]).expect("room for it");
+        }
+        for (engine, cache) in [
+            (IoEngine::Uring, Cache::Direct),
+            (IoEngine::Sync, Cache::Direct),
+            (IoEngine::Auto, Cache::Writeback),
+        ] {
+            let storage = FileStorage::open_cached(file.path(), true, engine, cache).expect("it opens");
+            let mut reads: Vec<_> = (0..100).map(scattered).collect();
+            // Past the end: anything may be in it, and the others are whole all the same.
+            reads[50].parts[0].offset = (2 * PAGES * PAGE) as u64;
+            let mut seen = vec![0; reads.len()];
+            storage.read_each(reads, &mut |read| {
+                seen[read.tag] += 1;
+                for part in read.parts.iter().skip(usize::from(read.tag == 50)) {
+                    let wanted = (part.offset / PAGE as u64) as u8 ^ 0x5a;
+                    let bytes = &read.buf[part.start..part.start + part.len];
+                    assert!(bytes.iter().all(|&b| b == wanted), "{engine:?}: read {}", read.tag);
+                }
+                assert!(read.buf[13 * PAGE..].iter().all(|&b| b == 0), "what is between the parts is left");
+            });
+            assert!(seen.iter().all(|&n| n == 1), "{engine:?}: {seen:?}");
+
+            // A completion that panics leaves nothing in flight: the ring is whole for the next reads.
+            let reads = (0..100).map(scattered).collect();
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                storage.read_each(reads, &mut |read| assert!(read.tag < 3, "enough"));
+            }));
+            assert!(panicked.is_err());
+            let mut count = 0;
+            storage.read_each((0..20).map(scattered).collect(), &mut |_| count += 1);
+            assert_eq!(count, 20);
+        }
     }
 }

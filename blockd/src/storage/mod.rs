@@ -1,11 +1,13 @@
 //! The seam below the store: all I/O on the backing goes through [`Storage`].
 //!
 //! Implementations: [`file::FileStorage`] over a file or block device, with io_uring or plain
-//! pread/pwrite ([`IoEngine`]), and a simulated one in the tests, with crashes and faults.
+//! pread/pwrite ([`IoEngine`]), [`memory::MemoryStorage`], and a simulated one in the tests,
+//! with crashes and faults.
 //!
 //! Alignment: every offset and every buffer is a multiple of 4096, so that O_DIRECT is possible.
 
 pub mod file;
+pub mod memory;
 mod plain;
 mod ring;
 #[cfg(test)]
@@ -29,14 +31,14 @@ pub enum IoEngine {
     Sync,
 }
 
-/// What reads of a volume's pages may be answered from. Each is checked against its crc all the same.
+/// What stands between a volume and its backing. Every page read is checked against its crc all the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ReadCache {
-    /// The backing itself (O_DIRECT): memory is left to the clients.
+pub enum Cache {
+    /// Nothing, where the backing takes O_DIRECT: memory is left to the clients.
     #[default]
     Direct,
-    /// The kernel's page cache.
-    Buffered,
+    /// The kernel's page cache, for reads and for writes until they are made durable.
+    Writeback,
 }
 
 /// One read of a batch; `result` is set by [`Storage::read_batch`].
@@ -55,6 +57,49 @@ impl<'a> Read<'a> {
     pub fn new(offset: u64, buf: &'a mut [u8]) -> Self {
         Read { offset, buf, result: Ok(()) }
     }
+}
+
+/// A read into a buffer of its own, from as many places of the backing as it is scattered over.
+#[derive(Debug)]
+pub struct ScatteredRead {
+    /// Of the caller's.
+    pub tag: usize,
+    /// What is read into.
+    pub buf: AlignedBuf,
+    /// Which bytes of it, ascending and apart from each other, and where each comes from.
+    pub parts: Vec<ReadPart>,
+}
+
+/// A part of a [`ScatteredRead`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadPart {
+    /// Byte offset in the backing.
+    pub offset: u64,
+    /// First byte in the buffer.
+    pub start: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl ScatteredRead {
+    /// Its parts as borrowed reads.
+    fn split(&mut self) -> Vec<Read<'_>> {
+        split(&mut self.buf, &self.parts)
+    }
+}
+
+/// Parts of a buffer as reads into it; ascending, and apart from each other.
+pub fn split<'a>(buf: &'a mut [u8], parts: &[ReadPart]) -> Vec<Read<'a>> {
+    let mut rest = buf;
+    let mut skipped = 0;
+    let mut reads = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (_, from) = rest.split_at_mut(part.start - skipped);
+        let (bytes, behind) = from.split_at_mut(part.len);
+        reads.push(Read::new(part.offset, bytes));
+        (rest, skipped) = (behind, part.start + part.len);
+    }
+    reads
 }
 
 /// A shared piece of a buffer, kept alive until its write completed.
@@ -131,10 +176,13 @@ pub trait Storage: Send + Sync {
     fn len_bytes(&self) -> u64;
     /// Carries out all reads, several at once where it can, and sets their results.
     fn read_batch(&self, reads: &mut [Read<'_>]);
-    /// As [`Storage::read_batch`], but they may come from a cache that is behind the backing: what does not look right is
-    /// to be read again past it.
-    fn read_cached(&self, reads: &mut [Read<'_>]) {
-        self.read_batch(reads);
+    /// Carries out all reads, several at once where it can, and hands each one over as soon as it is finished. Where a
+    /// part failed its bytes are anything: this is for those who check what they read, and ask again.
+    fn read_each(&self, reads: Vec<ScatteredRead>, finished: &mut dyn FnMut(ScatteredRead)) {
+        for mut read in reads {
+            self.read_batch(&mut read.split());
+            finished(read);
+        }
     }
     /// Writes all of `bytes` at `offset`.
     ///

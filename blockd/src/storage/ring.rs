@@ -3,7 +3,6 @@
 //! Every buffer given to the kernel is owned or borrowed by this module until its completion was
 //! reaped: reads block until the whole batch is finished, writes keep their chunks in a slot.
 
-use std::borrow::BorrowMut;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
@@ -14,12 +13,14 @@ use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::plain::{read_rest, write_chunks};
-use super::{Chunk, Completion, Read, Waiter, Waker, WriteQueue};
+use super::{Chunk, Completion, Read, ScatteredRead, Waiter, Waker, WriteQueue};
 
 /// Entries of a ring for reads; larger batches go in parts.
 const READ_ENTRIES: u32 = 64;
 /// Entries of the log's ring.
 const WRITE_ENTRIES: u32 = 64;
+/// Reads that go on are waited for until about so many bytes are there: fewer system calls for small ones.
+const READ_WAIT_BYTES: usize = 64 << 10;
 /// `user_data` of the poll on the wake descriptor.
 const WAKE: u64 = u64::MAX;
 
@@ -78,28 +79,158 @@ impl ReadRings {
     }
 
     /// Carries out all reads; falls back to pread when this thread can have no ring.
-    pub(super) fn read_batch<'a, R: BorrowMut<Read<'a>>>(&self, file: &File, reads: &mut [R]) {
-        // A thread that is ending has no ring any more.
-        let ring = READ_RING.try_with(|ring| ring.borrow_mut().take()).unwrap_or_default();
-        let Ok(mut ring) = ring.map_or_else(|| lone_ring(READ_ENTRIES), Ok) else {
-            for read in reads {
-                let read = read.borrow_mut();
-                read.result = read_rest(file, read.offset, read.buf, 0);
+    pub(super) fn read_batch(&self, file: &File, reads: &mut [Read<'_>]) {
+        with_ring(|ring| match ring {
+            Some(ring) => {
+                for part in reads.chunks_mut(READ_ENTRIES as usize) {
+                    read_part(ring, file, part);
+                }
             }
-            return;
-        };
-        for part in reads.chunks_mut(READ_ENTRIES as usize) {
-            read_part(&mut ring, file, part);
+            None => {
+                for read in reads {
+                    read.result = read_rest(file, read.offset, read.buf, 0);
+                }
+            }
+        });
+    }
+
+    /// As [`super::Storage::read_each`]; falls back to pread when this thread can have no ring.
+    pub(super) fn read_each(
+        &self,
+        file: &File,
+        reads: Vec<ScatteredRead>,
+        finished: &mut dyn FnMut(ScatteredRead),
+    ) {
+        with_ring(|ring| match ring {
+            Some(ring) => Scattered::new(ring, file, reads).run(finished),
+            None => {
+                for mut read in reads {
+                    for part in read.split() {
+                        // Whoever gets it checks it.
+                        let _ = read_rest(file, part.offset, part.buf, 0);
+                    }
+                    finished(read);
+                }
+            }
+        });
+    }
+}
+
+/// Lends this thread's ring, if it can have one; idle, and left so.
+fn with_ring(f: impl FnOnce(Option<&mut IoUring>)) {
+    // A thread that is ending has no ring any more.
+    let ring = READ_RING.try_with(|ring| ring.borrow_mut().take()).unwrap_or_default();
+    let mut ring = ring.map_or_else(|| lone_ring(READ_ENTRIES), Ok).ok();
+    f(ring.as_mut());
+    let _ = READ_RING.try_with(|mine| mine.replace(ring));
+}
+
+/// Reads that are handed over one by one, as they are finished.
+struct Scattered<'a> {
+    ring: &'a mut IoUring,
+    file: &'a File,
+    /// `None` once handed over. The kernel writes to the buffers of the others until `in_flight` is 0.
+    reads: Vec<Option<ScatteredRead>>,
+    /// Parts of each that are not finished.
+    missing: Vec<usize>,
+    /// Read and part of each entry of the ring.
+    slots: Vec<(usize, usize)>,
+    free: Vec<usize>,
+    in_flight: usize,
+}
+
+impl<'a> Scattered<'a> {
+    /// On an idle ring.
+    fn new(ring: &'a mut IoUring, file: &'a File, reads: Vec<ScatteredRead>) -> Self {
+        let missing = reads.iter().map(|read| read.parts.len()).collect();
+        let reads = reads.into_iter().map(Some).collect();
+        Scattered { ring, file, reads, missing, slots: Vec::new(), free: Vec::new(), in_flight: 0 }
+    }
+
+    fn run(mut self, finished: &mut dyn FnMut(ScatteredRead)) {
+        let (mut bytes, mut parts) = (0, 0);
+        for index in 0..self.reads.len() {
+            if self.missing[index] == 0 {
+                self.reads[index].take().into_iter().for_each(&mut *finished);
+                continue;
+            }
+            for part in 0..self.missing[index] {
+                if self.in_flight == READ_ENTRIES as usize {
+                    self.wait(1, finished);
+                }
+                bytes += self.start(index, part);
+                parts += 1;
+            }
         }
-        let _ = READ_RING.try_with(|mine| mine.replace(Some(ring)));
+        // About `READ_WAIT_BYTES`, going by what one has on average.
+        let each = bytes.checked_div(parts).unwrap_or(0).max(1);
+        while self.in_flight > 0 {
+            self.wait((READ_WAIT_BYTES / each).clamp(1, self.in_flight), finished);
+        }
+    }
+
+    /// Starts a part; gives its bytes.
+    fn start(&mut self, index: usize, part: usize) -> usize {
+        let Some(read) = &mut self.reads[index] else { unreachable!("it has parts that are not finished") };
+        let place = read.parts[part];
+        let bytes = &mut read.buf[place.start..place.start + place.len];
+        let len = u32::try_from(bytes.len()).unwrap_or(!4095);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, 0));
+            self.slots.len() - 1
+        });
+        self.slots[slot] = (index, part);
+        let entry = opcode::Read::new(types::Fd(self.file.as_raw_fd()), bytes.as_mut_ptr(), len)
+            .offset(place.offset)
+            .build()
+            .user_data(slot as u64);
+        // SAFETY: the buffer is owned by `self.reads` until all of its parts have completed, and nobody looks at it
+        // before; dropping `self` waits for what is in flight.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "the ring has room for {READ_ENTRIES} entries in flight");
+        self.in_flight += 1;
+        place.len
+    }
+
+    /// Waits for `want` parts, and hands over what is whole.
+    fn wait(&mut self, want: usize, finished: &mut dyn FnMut(ScatteredRead)) {
+        enter(self.ring, want);
+        let mut whole = Vec::new();
+        for entry in self.ring.completion() {
+            self.in_flight -= 1;
+            let slot = entry.user_data() as usize;
+            let (index, part) = self.slots[slot];
+            self.free.push(slot);
+            self.missing[index] -= 1;
+            let Some(read) = &mut self.reads[index] else { continue };
+            let place = read.parts[part];
+            let got = usize::try_from(entry.result()).unwrap_or(0);
+            if got < place.len && entry.result() != -libc::EIO {
+                // Whoever gets it checks it.
+                let bytes = &mut read.buf[place.start..place.start + place.len];
+                let _ = read_rest(self.file, place.offset, bytes, got);
+            }
+            if self.missing[index] == 0 {
+                whole.extend(self.reads[index].take());
+            }
+        }
+        whole.into_iter().for_each(finished);
+    }
+}
+
+impl Drop for Scattered<'_> {
+    fn drop(&mut self) {
+        while self.in_flight > 0 {
+            enter(self.ring, self.in_flight);
+            self.in_flight -= self.ring.completion().count();
+        }
     }
 }
 
 /// At most [`READ_ENTRIES`] reads, on an idle ring.
-fn read_part<'a, R: BorrowMut<Read<'a>>>(ring: &mut IoUring, file: &File, reads: &mut [R]) {
+fn read_part(ring: &mut IoUring, file: &File, reads: &mut [Read<'_>]) {
     let fd = types::Fd(file.as_raw_fd());
     for (i, read) in reads.iter_mut().enumerate() {
-        let read = read.borrow_mut();
         let len = u32::try_from(read.buf.len()).unwrap_or(!4095);
         let entry =
             opcode::Read::new(fd, read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(i as u64);
@@ -113,7 +244,7 @@ fn read_part<'a, R: BorrowMut<Read<'a>>>(ring: &mut IoUring, file: &File, reads:
         enter(ring, pending);
         for entry in ring.completion() {
             pending -= 1;
-            let read = reads[entry.user_data() as usize].borrow_mut();
+            let read = &mut reads[entry.user_data() as usize];
             read.result = match entry.result() {
                 n if n < 0 && matches!(-n, libc::EAGAIN | libc::EINTR) => Ok(0),
                 n if n < 0 => Err(io::Error::from_raw_os_error(-n)),

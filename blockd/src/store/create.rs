@@ -18,10 +18,15 @@ use crate::device::VolumeKind;
 use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
-/// Default size of a segment, in bytes.
+/// Largest size of a segment that is chosen unasked, in bytes: beyond it nothing is gained.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 16 << 20;
+/// Segments a store should have: heads, free segments and reserves are counted in segments, and what they take is missing
+/// where it keeps the cleaner's work low. At 80 % full each percent of the image costs about 4 % more writes.
+const SEGMENTS_WANTED: u64 = 1024;
+/// Below this size the pages at both ends of a segment, and records cut short there, cost more than that.
+const SEGMENT_BYTES_WANTED: u64 = 1 << 20;
 /// Segments a store should have at least: below that, reserves eat too much.
-const SEGMENTS_WANTED: u64 = 64;
+const SEGMENTS_LEAST: u64 = 64;
 /// Segments it must have.
 const SEGMENTS_MIN: u64 = 16;
 
@@ -50,8 +55,11 @@ pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, Stor
     }
     let segment_bytes = match segment_bytes {
         0 => {
-            let fitting = (backing_bytes - SEGMENTS_START) / SEGMENTS_WANTED;
-            (1u64 << fitting.max(1).ilog2()).clamp(64 << 10, SEGMENT_BYTES_DEFAULT)
+            let part = |count: u64| 1u64 << ((backing_bytes - SEGMENTS_START) / count).max(1).ilog2();
+            part(SEGMENTS_WANTED)
+                .clamp(SEGMENT_BYTES_WANTED, SEGMENT_BYTES_DEFAULT)
+                .min(part(SEGMENTS_LEAST))
+                .max(64 << 10)
         }
         given => given,
     };

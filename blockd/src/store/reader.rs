@@ -13,7 +13,7 @@ use super::map::{Lookup, Maps};
 use super::snapshot::{LeafId, View};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
-use crate::storage::Read;
+use crate::storage::{ReadPart, ScatteredRead, split};
 
 /// Longest single read of the backing, in pages.
 const RUN_PAGES_MAX: usize = 256;
@@ -21,45 +21,42 @@ const RUN_PAGES_MAX: usize = 256;
 /// Leaves looked at under one hold of the map's lock.
 const LEAVES_MAX: usize = 4096;
 
-/// Fills `buf` with whole device pages from `first` on.
-pub struct PageRead<'a> {
+/// A read of whole device pages.
+pub struct PageRead {
     /// First device page.
     pub first: u64,
-    /// Whole pages, aligned.
-    pub buf: &'a mut [u8],
-    /// The outcome.
-    pub result: Result<(), IoError>,
+    /// Whole pages, to be filled.
+    pub buf: AlignedBuf,
 }
 
 impl Shared {
-    /// Carries out all reads, those that miss the zeros in one batch.
-    pub fn read_pages(&self, reads: &mut [PageRead<'_>]) {
-        self.read_pages_at(View::Live, reads);
-    }
-
-    /// As [`Shared::read_pages`], in any state of the volume.
-    pub fn read_pages_at(&self, view: View, reads: &mut [PageRead<'_>]) {
-        let plan = self.lookup_all(view, reads);
-        let mut batch = Vec::new();
-        let mut at = 0;
-        for read in reads.iter_mut() {
-            let pages = read.buf.len() / PAGE;
-            if read.result.is_ok() {
-                plan_reads(self, &plan[at..at + pages], read.buf, &mut batch);
+    /// Carries out reads of the live volume, several at once, and tells the outcome of each with its number as soon as it
+    /// is there.
+    pub fn read_each(
+        &self,
+        reads: Vec<PageRead>,
+        finished: &mut dyn FnMut(usize, Result<AlignedBuf, IoError>),
+    ) {
+        let (plan, starts) = self.lookup_all(&reads);
+        let firsts: Vec<u64> = reads.iter().map(|read| read.first).collect();
+        let mut scattered = Vec::with_capacity(reads.len());
+        for (tag, (read, start)) in reads.into_iter().zip(&starts).enumerate() {
+            match start {
+                Ok(start) => {
+                    let parts = parts(self.geometry, &plan[*start..*start + read.buf.len() / PAGE]);
+                    scattered.push(ScatteredRead { tag, buf: read.buf, parts });
+                }
+                Err(e) => finished(tag, Err(e.clone())),
             }
-            at += pages;
         }
-        self.counters.read_bytes.add(batch.iter().map(|read| read.buf.len() as u64).sum());
-        self.storage.read_cached(&mut batch);
-        drop(batch);
-        let mut at = 0;
-        for read in reads.iter_mut() {
-            let pages = read.buf.len() / PAGE;
-            if read.result.is_ok() {
-                read.result = self.verify(view, read.first, read.buf, &plan[at..at + pages]);
-            }
-            at += pages;
-        }
+        let bytes = scattered.iter().flat_map(|read| &read.parts).map(|part| part.len as u64).sum();
+        self.counters.read_bytes.add(bytes);
+        self.storage.read_each(scattered, &mut |mut read| {
+            let start = *starts[read.tag].as_ref().unwrap_or(&0);
+            let plan = &plan[start..start + read.buf.len() / PAGE];
+            let result = self.verify(View::Live, firsts[read.tag], &mut read.buf, plan);
+            finished(read.tag, result.map(|()| read.buf));
+        });
     }
 
     /// One read.
@@ -75,32 +72,36 @@ impl Shared {
     /// # Errors
     /// As [`Shared::read_run`].
     pub fn read_run_at(&self, view: View, first: u64, buf: &mut [u8]) -> Result<(), IoError> {
-        let mut one = [PageRead { first, buf, result: Ok(()) }];
-        self.read_pages_at(view, &mut one);
-        let [read] = one;
-        read.result
+        let plan = self.lookup_run(view, first, buf.len() / PAGE)?;
+        let mut reads = split(buf, &parts(self.geometry, &plan));
+        self.counters.read_bytes.add(reads.iter().map(|read| read.buf.len() as u64).sum());
+        self.storage.read_batch(&mut reads);
+        self.verify(view, first, buf, &plan)
     }
 
-    /// Looks all pages of all reads up, one after another; a read whose leaf is bad gets its error.
-    fn lookup_all(&self, view: View, reads: &mut [PageRead<'_>]) -> Vec<Lookup> {
-        let mut plan = Vec::with_capacity(reads.iter().map(|r| r.buf.len() / PAGE).sum());
+    /// Looks all pages of all reads up, one after another, with where each read's begin, or why its leaf cannot be read.
+    fn lookup_all(&self, reads: &[PageRead]) -> (Vec<Lookup>, Vec<Result<usize, IoError>>) {
+        let mut plan = Vec::with_capacity(reads.iter().map(|read| read.buf.len() / PAGE).sum());
+        let mut starts = Vec::with_capacity(reads.len());
         let mut maps = self.maps.read();
         for read in reads {
-            let (start, count) = (plan.len(), read.buf.len() / PAGE);
-            read.result = Ok(());
-            while let Some(leaf) = lookup_onto(&maps, view, read.first, count, &mut plan) {
+            let start = plan.len();
+            let mut outcome = Ok(start);
+            while let Some(leaf) =
+                lookup_onto(&maps, View::Live, read.first, read.buf.len() / PAGE, &mut plan)
+            {
                 plan.truncate(start);
                 drop(maps);
                 let loaded = self.load(leaf);
                 maps = self.maps.read();
                 if let Err(e) = loaded {
-                    plan.resize(start + count, Lookup::Unmapped);
-                    read.result = Err(e);
+                    outcome = Err(e);
                     break;
                 }
             }
+            starts.push(outcome);
         }
-        plan
+        (plan, starts)
     }
 
     /// Looks pages up, loading leaves as needed.
@@ -287,30 +288,24 @@ fn lookup_onto(maps: &Maps, view: View, first: u64, count: usize, plan: &mut Vec
     })
 }
 
-/// Adds the reads of one request: runs that are contiguous in the log are read at once.
-fn plan_reads<'a>(shared: &Shared, plan: &[Lookup], buf: &'a mut [u8], batch: &mut Vec<Read<'a>>) {
-    let mut rest = buf;
+/// What has to be read for a request: runs that are contiguous in the log at once.
+fn parts(geometry: Geometry, plan: &[Lookup]) -> Vec<ReadPart> {
+    let mut parts = Vec::new();
     let mut i = 0;
     while i < plan.len() {
         let mut count = 1;
-        let start = match plan[i] {
-            Lookup::Mapped(mapping) => {
-                while count < RUN_PAGES_MAX
-                    && plan.get(i + count).is_some_and(|l| follows(mapping, count, *l))
-                {
-                    count += 1;
-                }
-                Some(mapping.loc)
+        if let Lookup::Mapped(mapping) = plan[i] {
+            while count < RUN_PAGES_MAX
+                && plan.get(i + count).is_some_and(|next| follows(mapping, count, *next))
+            {
+                count += 1;
             }
-            _ => None,
-        };
-        let (head, tail) = std::mem::take(&mut rest).split_at_mut(count * PAGE);
-        rest = tail;
-        if let Some(loc) = start {
-            batch.push(Read::new(shared.geometry.byte(loc), head));
+            let offset = geometry.byte(mapping.loc);
+            parts.push(ReadPart { offset, start: i * PAGE, len: count * PAGE });
         }
         i += count;
     }
+    parts
 }
 
 fn follows(first: Mapping, count: usize, next: Lookup) -> bool {

@@ -169,6 +169,8 @@ pub(super) fn open_with(
         let mut maps = shared.maps.write();
         let empty: Vec<u32> = maps.segments.empty_meta().collect();
         maps.segments.release(&empty);
+        // And whatever was replayed is durable since the slots are.
+        maps.segments.release_durable(replayed.next_seq);
     }
     let mut superblock =
         Superblock { incarnation: superblock.incarnation + 1, boot_id: options.boot_id, ..superblock };
@@ -192,7 +194,11 @@ pub(super) fn open_with(
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
     let mut written = log.checkpoint_now();
     if matches!(written, Err(IoError::NoSpace)) {
-        shared.maps.write().segments.release(&unneeded);
+        let mut maps = shared.maps.write();
+        // Some are free by now, and maybe taken again.
+        let empty: Vec<u32> = maps.segments.empty().filter(|segment| unneeded.contains(segment)).collect();
+        maps.segments.release(&empty);
+        drop(maps);
         written = log.checkpoint_now();
     }
     written.map_err(start_error)?;
@@ -328,6 +334,7 @@ fn build_shared(
             MapId::Delta(number) => drop(deltas.insert(number, loaded)),
         }
     }
+    maps.segments.checkpoint_is_durable(0, root.positions.map(|p| p.use_seq));
     maps.snapshots = Snapshots::load(root, payload, deltas).map_err(corrupt(sb.geometry, sb.root.loc))?;
     for loc in own_pages(root, sb.root.loc) {
         maps.segments.add_meta(loc);

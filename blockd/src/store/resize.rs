@@ -11,9 +11,8 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 use layout::addr::PAGE;
 
-use super::clean::Cleaner;
-use super::clean::policy::Choice;
-use super::clean::worker::Work;
+use super::clean::copy::copies_of;
+use super::clean::meta::empty_meta;
 use super::create::geometry;
 use super::format::Geometry;
 use super::format::segment::Stream;
@@ -196,7 +195,7 @@ impl Mover {
             if let Ok(result) = outcome.try_recv() {
                 return result;
             }
-            if self.log.is_stalled() {
+            if self.log.stall().is_some() {
                 self.log.refuse_stalled();
             } else {
                 self.log.wait();
@@ -232,20 +231,18 @@ impl Mover {
     fn empty(&mut self, segments: &[u32]) -> Result<bool, StoreError> {
         let mut outcomes = Vec::new();
         for &segment in segments {
-            match Cleaner::new(Arc::clone(&self.shared)).carry_out(Choice::Data(segment)) {
-                Work::Jobs(jobs) => {
-                    for (ops, _) in jobs {
-                        let (send, recv) = crossbeam_channel::bounded(1);
-                        let done = Box::new(move |result| {
-                            let _ = send.send(result);
-                        });
-                        // All at once, so that pages of several segments share a record.
-                        self.log.submit_cold(Job::new(ops, done));
-                        outcomes.push(recv);
-                    }
-                }
-                Work::Checkpoint | Work::Nothing => {}
-                Work::Skip => self.check_empty(segment)?,
+            let copies = copies_of(&self.shared, segment);
+            if copies.is_empty() {
+                self.check_empty(segment)?;
+            }
+            for ops in copies {
+                let (send, recv) = crossbeam_channel::bounded(1);
+                let done = Box::new(move |result| {
+                    let _ = send.send(result);
+                });
+                // All at once, so that pages of several segments share a record.
+                self.log.submit_cold(Job::new(ops, done));
+                outcomes.push(recv);
             }
         }
         let mut all = true;
@@ -346,7 +343,7 @@ impl Mover {
                 continue;
             }
             for (segment, _) in meta {
-                if let Work::Skip = Cleaner::new(Arc::clone(&self.shared)).carry_out(Choice::Meta(segment)) {
+                if !empty_meta(&self.shared, segment) {
                     self.check_empty(segment)?;
                 }
             }

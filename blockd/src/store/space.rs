@@ -2,7 +2,7 @@
 //!
 //! The log needs room beyond live data to move in: heads of the streams, the cleaner's output,
 //! a checkpoint beside the last one. What is left is the capacity. While live data stays within
-//! it, cleaning always gains space, so a writer waits for the cleaner but is never refused.
+//! it, some segment is empty enough to be worth cleaning, so a writer waits for the cleaner but is never refused.
 
 use super::Shared;
 use super::format::Geometry;
@@ -16,8 +16,8 @@ use crate::device::VolumeKind;
 const CLEANER_SEGMENTS: u32 = 1;
 /// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
 const START_SEGMENTS: u32 = 3;
-/// Data pages a record of the cleaner holds, about; each costs one header page.
-const PAGES_PER_HEADER: u64 = 128;
+/// Data pages that the cleaner gives the log at once: as many relocations as fit one record's header page.
+pub const COPY_PAGES: u32 = 185;
 /// Pages kept for commits when all else is refused.
 const COMMIT_RESERVE_PAGES: u64 = 4;
 
@@ -46,12 +46,28 @@ pub enum Taker {
     Freeing,
 }
 
-/// Pages that live data and metadata of the store may fill together.
+/// Pages that the copies of so many live pages take, about: with the headers of their records, of which one is cut in two where
+/// a segment ends.
+pub fn copied_pages(live: u32) -> u32 {
+    live + live.div_ceil(COPY_PAGES) + 1
+}
+
+/// Whether emptying a segment of so many pages gives more than its copies take elsewhere, and a little for the work.
+pub fn is_worth_moving(live: u32, segment_pages: u32) -> bool {
+    copied_pages(live) + live / 100 < segment_pages.saturating_sub(2)
+}
+
+/// Most live pages of a segment that is worth cleaning.
+fn worth_moving_max(segment_pages: u32) -> u32 {
+    (0..segment_pages).rev().find(|&live| is_worth_moving(live, segment_pages)).unwrap_or(0)
+}
+
+/// Pages that live data and metadata of the store may fill together: were more alive, the emptiest segment could be too full to
+/// be worth cleaning.
 pub fn capacity_pages(geometry: Geometry) -> u64 {
     let segments = u64::from(geometry.segments);
     let reserve = (segments / 25).max(12);
-    let usable = u64::from(geometry.segment_pages) - 2;
-    segments.saturating_sub(reserve) * (usable - usable.div_ceil(PAGES_PER_HEADER + 1))
+    segments.saturating_sub(reserve) * u64::from(worth_moving_max(geometry.segment_pages))
 }
 
 /// Pages that a volume of this kind may fill.
@@ -168,7 +184,7 @@ impl Shared {
         let in_head = head.map_or(0, |s| usable.saturating_sub(s.used_pages));
         let more = maps.segments.free_count().saturating_sub(self.keep_segments(maps, Taker::Cleaner));
         let pages = u64::from(in_head) + u64::from(more) * u64::from(usable);
-        pages - pages.div_ceil(PAGES_PER_HEADER + 1)
+        pages - pages.div_ceil(u64::from(COPY_PAGES) + 1)
     }
 
     /// How things stand, for the log line of a refusal.

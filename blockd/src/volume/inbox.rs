@@ -55,8 +55,10 @@ pub(crate) enum Internal {
     Relocate(Box<Job>),
     /// A checkpoint now.
     Checkpoint(JobDone),
-    /// There is nothing to clean: who waits for space can't have it.
-    NothingToClean,
+    /// There is enough free space for who waited.
+    Cleaned,
+    /// There is nothing to clean: who waits for space since this stall can't have it.
+    NothingToClean(u64),
     /// Something to do with the log, in its order.
     WithLog(LogTask),
     /// Finish, checkpoint, end.
@@ -68,8 +70,8 @@ impl Internal {
         match self {
             Internal::Relocate(job) => (job.done)(Err(IoError::Shutdown)),
             Internal::Checkpoint(done) | Internal::Shutdown(done) => done(Err(IoError::Shutdown)),
+            Internal::NothingToClean(_) | Internal::Cleaned => {}
             Internal::WithLog(task) => task(Err(IoError::Shutdown)),
-            Internal::NothingToClean => {}
         }
     }
 }
@@ -247,7 +249,7 @@ mod tests {
         push(3);
         assert_eq!(woken(), 1, "once");
         assert!(inbox.fall_asleep(u64::MAX));
-        inbox.send_internal(Internal::NothingToClean);
+        inbox.send_internal(Internal::Cleaned);
         assert_eq!(woken(), 2, "such a message always counts");
         assert!(!inbox.fall_asleep(u64::MAX), "it is not taken yet");
         assert!(inbox.next_internal().is_some());

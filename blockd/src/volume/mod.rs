@@ -21,6 +21,7 @@ pub mod session;
 mod sim_tests;
 pub mod snapshot;
 pub mod status;
+pub mod stepped;
 mod synth;
 mod tuning;
 pub(crate) mod worker;
@@ -107,8 +108,7 @@ impl Volume {
     /// # Errors
     /// [`StoreError`] with cause and remedy.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<Self>, StoreError> {
-        let mut storage = FileStorage::open(path, options.read_only, options.io)?;
-        storage.set_read_cache(options.read_cache);
+        let storage = FileStorage::open_cached(path, options.read_only, options.io, options.cache)?;
         Self::open_storage(Arc::new(storage), options)
     }
 

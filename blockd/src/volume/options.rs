@@ -10,7 +10,7 @@ use layout::addr::PAGE;
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
 use crate::storage::file::{FileStorage, OpenError};
-use crate::storage::{IoEngine, ReadCache, Storage};
+use crate::storage::{Cache, IoEngine, Storage};
 use crate::store::create::{self, NewStore};
 use crate::store::{StoreError, format};
 
@@ -41,8 +41,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// How the backing is read and written.
     pub io: IoEngine,
-    /// What reads are answered from.
-    pub read_cache: ReadCache,
+    /// What stands between the volume and its backing.
+    pub cache: Cache,
     /// This machine's boot id; see [`boot_id`].
     pub boot_id: [u8; 16],
     /// Bytes of log between checkpoints: bounds the time of recovery.
@@ -62,7 +62,7 @@ impl Default for OpenOptions {
         OpenOptions {
             read_only: false,
             io: IoEngine::Auto,
-            read_cache: ReadCache::Direct,
+            cache: Cache::Direct,
             boot_id: boot_id(),
             checkpoint_bytes: 256 << 20,
             map_bytes_max: 1 << 30,

@@ -78,35 +78,32 @@ fn serve(core: &Core, recv: &Receiver<ReadJob>, threads: usize) -> bool {
     true
 }
 
-/// Carries out reads and calls their completions.
-pub(super) fn run(core: &Core, mut jobs: Vec<ReadJob>) {
-    let mut results: Vec<Result<(), IoError>> = vec![Ok(()); jobs.len()];
-    let mut batch = Vec::new();
-    let mut batched = Vec::new();
-    for (i, (job, result)) in jobs.iter_mut().zip(&mut results).enumerate() {
+/// Carries out reads and calls their completions, each as soon as it is finished.
+pub(super) fn run(core: &Core, jobs: Vec<ReadJob>) {
+    let mut reads = Vec::with_capacity(jobs.len());
+    let mut dones = Vec::with_capacity(jobs.len());
+    for mut job in jobs {
         let (offset, len) = (job.offset, job.buf.len() as u64);
-        if len == 0 {
-            continue;
-        }
-        if let View::Snapshot(id) = job.view {
-            *result = snapshot::read(core, id, offset, &mut job.buf);
+        let result = if len == 0 {
+            Ok(())
+        } else if let View::Snapshot(id) = job.view {
+            snapshot::read(core, id, offset, &mut job.buf)
         } else if (offset | len) % PAGE as u64 != 0 {
-            *result = read_unaligned(core, offset, &mut job.buf);
+            read_unaligned(core, offset, &mut job.buf)
         } else if core.store.kind == VolumeKind::VexFs && touches_synthesised(offset, len) {
-            *result = read_mixed(core, job.client, offset, &mut job.buf);
+            read_mixed(core, job.client, offset, &mut job.buf)
         } else {
-            batch.push(PageRead { first: offset / PAGE as u64, buf: &mut job.buf, result: Ok(()) });
-            batched.push(i);
-        }
-    }
-    core.store.read_pages(&mut batch);
-    let outcomes: Vec<_> = batch.into_iter().map(|read| read.result).collect();
-    for (i, outcome) in batched.into_iter().zip(outcomes) {
-        results[i] = outcome;
-    }
-    for (job, result) in jobs.into_iter().zip(results) {
+            reads.push(PageRead { first: offset / PAGE as u64, buf: job.buf });
+            dones.push(Some(job.done));
+            continue;
+        };
         (job.done)(result.map(|()| Some(job.buf)));
     }
+    core.store.read_each(reads, &mut |i, result| {
+        if let Some(done) = dones[i].take() {
+            done(result.map(Some));
+        }
+    });
 }
 
 pub(super) fn touches_synthesised(offset: u64, len: u64) -> bool {

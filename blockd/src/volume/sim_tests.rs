@@ -7,7 +7,6 @@
 //! `VEXFS_SIM_SEED=n` runs that seed alone, `VEXFS_SIM_RUNS=n` so many (from there on, if both are given);
 //! `VEXFS_SIM_TRACE=n` prints so many events of a failure. `make sim` sets them.
 
-mod cache;
 mod checkpoints;
 mod corners;
 mod damage;
@@ -22,6 +21,8 @@ mod resize;
 mod script;
 mod scrub;
 mod snapshots;
+mod space;
+mod stale;
 mod vexfs;
 
 use rand::Rng;

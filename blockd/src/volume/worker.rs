@@ -61,7 +61,6 @@ impl Worker {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn log(&mut self) -> &mut Log {
         &mut self.log
     }
@@ -115,7 +114,7 @@ impl Worker {
     }
 
     fn look_for_space(&self) {
-        if !self.log.is_stalled()
+        if self.log.stall().is_none()
             && let Some(cleaner) = &self.cleaner
         {
             cleaner.look();
@@ -125,9 +124,9 @@ impl Worker {
     /// A turn of the log's thread.
     pub(super) fn turn(&mut self) -> Rest {
         let took = self.step();
-        if self.log.is_stalled() {
+        if let Some(stall) = self.log.stall() {
             match &self.cleaner {
-                Some(cleaner) => cleaner.want_space(),
+                Some(cleaner) => cleaner.want_space(stall),
                 None => self.log.refuse_stalled(),
             }
         }
@@ -173,7 +172,11 @@ impl Worker {
             match message {
                 Internal::Relocate(job) => self.log.submit_cold(*job),
                 Internal::Checkpoint(done) => self.log.submit_checkpoint(done),
-                Internal::NothingToClean => self.log.refuse_stalled(),
+                // Whoever stalls since then waits for what the cleaner finds now.
+                Internal::NothingToClean(stall) if self.log.stall() == Some(stall) => {
+                    self.log.refuse_stalled()
+                }
+                Internal::NothingToClean(_) | Internal::Cleaned => {}
                 Internal::WithLog(task) => task(Ok(&mut self.log)),
                 Internal::Shutdown(done) => self.shutdown = Some(done),
             }

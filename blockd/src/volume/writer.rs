@@ -19,7 +19,7 @@ use super::worker::{Rest, Worker};
 use super::{Core, OpenOptions};
 use crate::completion;
 use crate::storage::Waiter;
-use crate::store::clean::Cleaner;
+use crate::store::clean::CleanerLink;
 use crate::store::log::{JobDone, Log};
 
 /// How often a thread goes on with requests that others left it, before the log's thread has to.
@@ -45,7 +45,7 @@ impl Writer {
         let (waiter, synchronous) = (log.waiter(), log.is_synchronous());
         let cleaner = options.cleaner.then(|| {
             let sender = InternalSender(Arc::clone(&inbox));
-            Cleaner::start(Arc::clone(&core.store), sender, threads)
+            CleanerLink::start(Arc::clone(&core.store), sender, threads)
         });
         let worker = Worker::new(core, log, Arc::clone(&inbox), cleaner);
         let writer = Arc::new(Writer { inbox, worker: Mutex::new(Some(worker)), synchronous });

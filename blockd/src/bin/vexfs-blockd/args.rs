@@ -61,11 +61,10 @@ pub struct Serve {
     #[arg(long, value_enum, value_name = "ENGINE", requires = "image")]
     pub io: Option<Io>,
 
-    /// What reads are answered from
+    /// What stands between the volume and its image
     ///
-    /// Every page is checked against its crc either way; one that does not fit is read again from
-    /// the image itself. Clients that cache on their own (a file system, a virtual machine) gain
-    /// nothing from a second copy here.
+    /// Every page read is checked against its crc either way. Clients that cache on their own (a file
+    /// system, a virtual machine) gain nothing from a second copy here.
     #[arg(long, value_enum, value_name = "WHAT", requires = "image")]
     pub cache: Option<Cache>,
 
@@ -133,11 +132,11 @@ pub enum Io {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Default, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// The image, past the page cache (O_DIRECT)
+    /// Nothing (O_DIRECT)
     #[default]
     Direct,
-    /// The kernel's page cache
-    Buffered,
+    /// The kernel's page cache: a write is acknowledged when it is there, and durable after a flush
+    Writeback,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Debug)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use blockd::nbd::server::{Address, MODE};
-use blockd::storage::{IoEngine, ReadCache};
+use blockd::storage::IoEngine;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
@@ -88,7 +88,7 @@ pub struct Export {
     /// How the image is read and written.
     #[serde(default)]
     pub io: Io,
-    /// What reads are answered from.
+    /// What stands between the volume and its image.
     #[serde(default)]
     pub cache: Cache,
     /// Log between checkpoints.
@@ -114,9 +114,9 @@ impl Export {
                 Io::Uring => IoEngine::Uring,
                 Io::Sync => IoEngine::Sync,
             },
-            read_cache: match self.cache {
-                Cache::Direct => ReadCache::Direct,
-                Cache::Buffered => ReadCache::Buffered,
+            cache: match self.cache {
+                Cache::Direct => blockd::storage::Cache::Direct,
+                Cache::Writeback => blockd::storage::Cache::Writeback,
             },
             boot_id,
             checkpoint_bytes: bytes(self.checkpoint_mib, default.checkpoint_bytes),

@@ -28,7 +28,7 @@ use crate::stats::RequestCounters;
 const HERE_BYTES_MAX: usize = 128 << 10;
 /// Requests are given to the device together up to so many, and so many payload bytes.
 const BATCH_REQUESTS_MAX: usize = 64;
-const BATCH_BYTES_MAX: usize = 512 << 10;
+const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Requests given to the device's threads after the client was seen to send more than one at a time.
 const REQUESTS_DEEP: u32 = 256;
 /// After so many writes that were each followed by a flush, the next one is expected.

@@ -21,6 +21,8 @@ use parking_lot::{Condvar, Mutex};
 use super::send::send_some;
 use crate::completion::Deferred;
 
+/// Frames are held back up to so many bytes: what a unix socket takes, about.
+const HELD_BYTES_MAX: usize = 128 << 10;
 /// Most slices of one sendmsg (two a frame).
 const SLICES_MAX: usize = 128;
 
@@ -39,7 +41,7 @@ pub enum Push {
     Now,
     /// The outbox's thread: frames that follow soon share its system call.
     Thread,
-    /// Nobody until the pusher calls [`Outbox::flush`], as it promises to do soon.
+    /// Nobody until the pusher calls [`Outbox::flush`], as it promises to do soon, or much has gathered.
     Hold,
 }
 
@@ -52,6 +54,8 @@ enum Driver {
 
 struct State<F> {
     queue: VecDeque<F>,
+    /// Bytes of frames pushed since somebody last began to send.
+    held_bytes: usize,
     /// Bytes of the queue's first frame that are sent already.
     front_sent: usize,
     driver: Driver,
@@ -78,6 +82,7 @@ impl<F: Frame> Outbox<F> {
             stream,
             state: Mutex::new(State {
                 queue: VecDeque::new(),
+                held_bytes: 0,
                 front_sent: 0,
                 driver: Driver::Nobody,
                 finishing: false,
@@ -100,9 +105,12 @@ impl<F: Frame> Outbox<F> {
                 drop(frame);
                 return;
             }
+            state.held_bytes += frame.head().len() + frame.payload().len();
+            let much = state.held_bytes >= HELD_BYTES_MAX;
             state.queue.push_back(frame);
             match (state.driver, push) {
                 (Driver::Nobody, Push::Now) => state.driver = Driver::Pusher,
+                (Driver::Nobody, Push::Hold) if much => state.driver = Driver::Pusher,
                 (Driver::Nobody, Push::Thread) => {
                     state.driver = Driver::Thread;
                     self.changed.notify_all();
@@ -160,6 +168,7 @@ impl<F: Frame> Outbox<F> {
         let (mut batch, mut front_sent) = {
             let mut state = self.state.lock();
             let front_sent = std::mem::take(&mut state.front_sent);
+            state.held_bytes = 0;
             (std::mem::take(&mut state.queue), front_sent)
         };
         let mut failed = None;
@@ -215,6 +224,7 @@ impl<F: Frame> Outbox<F> {
                     self.changed.wait(&mut state);
                 }
                 std::mem::swap(&mut batch, &mut state.queue);
+                state.held_bytes = 0;
                 front_sent = std::mem::take(&mut state.front_sent);
             }
             if let Err(e) = send_batch(&self.stream, &mut batch, &mut front_sent, true) {

@@ -22,6 +22,8 @@ pub(super) struct FrozenMap {
 
 /// The state of the store behind the last record applied.
 pub(super) struct Frozen {
+    /// Its number since the start of the store.
+    pub(super) number: u64,
     /// Sequence of the first record behind it.
     pub(super) next_seq: u64,
     pub(super) epoch: u64,
@@ -52,6 +54,7 @@ impl Frozen {
         ensure_heads(log)?;
         let shared = Arc::clone(&log.shared);
         let maps = freeze(&shared, log.meta_head)?;
+        let number = shared.maps.write().segments.begin_checkpoint();
         // Nobody else changes what counts here: the log's thread is this one.
         let guard = shared.maps.read();
         let positions = positions(log, &guard);
@@ -74,6 +77,7 @@ impl Frozen {
             .filter_map(|i| guard.segments.get(i).filter(|s| is_free(i, s)).map(|s| (i, s.use_seq)))
             .collect();
         let frozen = Frozen {
+            number,
             next_seq: log.applied_seq + 1,
             epoch: guard.epoch,
             session: guard.session.clone(),

@@ -12,6 +12,9 @@ const PORTION: usize = 4096;
 /// What is still to be given back.
 pub(super) struct Settling {
     thawed: bool,
+    /// The checkpoint's number, and the uses of segments that replay begins in.
+    number: u64,
+    from: [u64; 2],
     dropped: Vec<Loc>,
     /// Data segments with their use.
     freeable: Vec<(u32, u64)>,
@@ -22,6 +25,8 @@ impl Settling {
     pub(super) fn new(frozen: &mut Frozen) -> Self {
         Settling {
             thawed: false,
+            number: frozen.number,
+            from: frozen.positions.map(|p| p.use_seq),
             dropped: std::mem::take(&mut frozen.dropped),
             freeable: std::mem::take(&mut frozen.freeable),
             freed: 0,
@@ -88,6 +93,7 @@ impl Settling {
                 }
             }
             maps.segments.meta_is_durable();
+            maps.segments.checkpoint_is_durable(self.number, self.from);
             retired
         };
         // Maps that ended meanwhile are in this checkpoint, but not in the next.

@@ -1,11 +1,18 @@
 //! Space back: moves what is alive out of segments that are mostly dead.
 //!
-//! [`policy`] chooses, [`worker`] carries out. Pages are copied through the log as relocations, which
-//! count only if the page still stands where it was found; a segment is free after the next checkpoint.
+//! [`policy`] chooses, [`machine`] carries out, step by step; [`thread`] is who steps it. [`view`]: the store as the policy sees it.
+//! [`rounds`]: whether it gains anything. [`copy`]: the live pages of a segment. [`tuning`]: what can be changed meanwhile. Pages are copied through the log as
+//! relocations, which count only if the page still stands where it was found.
 
+pub(crate) mod copy;
+pub(crate) mod machine;
+pub(crate) mod meta;
 pub mod policy;
+mod rounds;
+pub mod thread;
 pub mod tuning;
-pub mod worker;
+mod view;
+pub(crate) mod watch;
 
+pub use thread::CleanerLink;
 pub use tuning::{LiveTuning, Tuning};
-pub use worker::{Cleaner, CleanerLink};

@@ -46,14 +46,15 @@ impl Log {
                 if stream == Stream::Cold {
                     self.cold_stalled = !rolled;
                 } else {
-                    self.user_stalled = !rolled;
+                    self.set_user_stalled(!rolled);
                 }
                 if !rolled {
                     return progress;
                 }
             }
             if stream == Stream::User {
-                self.user_stalled = !urgent && !self.may_take_data();
+                let stalled = !urgent && !self.may_take_data();
+                self.set_user_stalled(stalled);
                 if self.user_stalled {
                     return progress;
                 }

@@ -73,8 +73,11 @@ impl Log {
 
     /// One sync for all that wait and whose records are applied.
     pub(super) fn start_sync(&mut self) -> bool {
-        let wanted = self.waiters.iter().any(|(seq, _)| *seq <= self.applied_seq);
-        if self.syncing.is_some() || !wanted || self.failed.is_some() {
+        if self.syncing.is_some() || self.failed.is_some() {
+            return false;
+        }
+        let wanted = self.waiters.iter().any(|(seq, _)| *seq <= self.applied_seq) || self.sync_gives_room();
+        if !wanted {
             return false;
         }
         self.syncing = Some(self.applied_seq);
@@ -82,6 +85,14 @@ impl Log {
         self.queue.sync(SYNC_TOKEN);
         self.queue.submit();
         true
+    }
+
+    /// A lane waits for a segment, and there are dead ones that a sync frees.
+    pub(super) fn sync_gives_room(&self) -> bool {
+        (self.user_stalled || self.cold_stalled)
+            && (self.syncing.is_some()
+                || (self.durable_seq < self.applied_seq
+                    && self.shared.maps.read().segments.waiting_for_sync() > 0))
     }
 
     fn sync_finished(&mut self, result: io::Result<()>) {
@@ -94,8 +105,20 @@ impl Log {
 
     pub(in crate::store) fn now_durable(&mut self, upto: u64) {
         self.durable_seq = self.durable_seq.max(upto);
+        self.free_dead_segments();
         for (seq, done) in std::mem::take(&mut self.waiters) {
             self.wait_durable(seq, done);
+        }
+    }
+
+    /// Segments whose last page died by a record that is durable now can be used again.
+    fn free_dead_segments(&mut self) {
+        let freed = self.shared.maps.write().segments.release_durable(self.durable_seq);
+        if self.discard {
+            let geometry = self.shared.geometry;
+            for segment in freed {
+                self.shared.storage.discard(geometry.segment_byte(segment), geometry.segment_bytes());
+            }
         }
     }
 

@@ -104,6 +104,8 @@ pub struct Log {
     /// The users' head was begun with enough segments left.
     user_takes_data: bool,
     user_stalled: bool,
+    /// Times that users' jobs began to wait.
+    stalls: u64,
     cold_stalled: bool,
     reclaim_tried: u64,
 }
@@ -152,6 +154,7 @@ impl Log {
             own_pages: start.own_pages,
             user_takes_data: false,
             user_stalled: false,
+            stalls: 0,
             cold_stalled: false,
             reclaim_tried: 0,
         }
@@ -227,9 +230,24 @@ impl Log {
         self.user.is_empty() && self.cold.is_empty() && self.in_flight.is_empty()
     }
 
-    /// A user's job waits for the cleaner: a checkpoint under way may give it what it needs.
-    pub fn is_stalled(&self) -> bool {
-        self.user_stalled && self.in_flight.is_empty() && self.checkpoint.is_none()
+    /// Users' jobs wait for the cleaner (a sync or a checkpoint under way may give them what they need): the number of
+    /// this occasion, which changes once some of them went on.
+    pub fn stall(&self) -> Option<u64> {
+        let stalled = self.user_stalled
+            && self.in_flight.is_empty()
+            && self.checkpoint.is_none()
+            && !self.sync_gives_room();
+        stalled.then_some(self.stalls)
+    }
+
+    fn set_user_stalled(&mut self, stalled: bool) {
+        self.stalls += u64::from(stalled && !self.user_stalled);
+        self.user_stalled = stalled;
+    }
+
+    /// A record is being written.
+    pub fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty()
     }
 
     /// Records built and not yet applied, in order.
@@ -287,6 +305,9 @@ impl Log {
             if self.failed.is_none() && self.checkpoint_due() {
                 continue;
             }
+            if self.start_sync() {
+                return;
+            }
             if !self.refuse_cold() {
                 return;
             }
@@ -301,7 +322,8 @@ impl Log {
         if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
             return true;
         }
-        if (!self.user_stalled && !self.cold_stalled) || !self.in_flight.is_empty() {
+        let stalled = self.user_stalled || self.cold_stalled;
+        if !stalled || !self.in_flight.is_empty() || self.sync_gives_room() {
             return false;
         }
         // A checkpoint frees what died since the last one; once for each state of the log.

@@ -65,7 +65,7 @@ impl Log {
     /// go on waiting only while there are others to refuse first: nobody may wait for ever.
     pub fn refuse_stalled(&mut self) {
         // What died since the cleaner looked may be enough, once a checkpoint has freed it.
-        if !self.user_stalled || self.checkpoint_may_help() {
+        if !self.user_stalled || self.sync_gives_room() || self.checkpoint_may_help() {
             return;
         }
         let space = self.shared.describe_space(&self.shared.maps.read());
@@ -90,6 +90,11 @@ impl Log {
 
     /// Whether a user's pages may be taken in.
     fn admit(&self, job: &Job, pages: u64) -> bool {
+        if job.class == Class::Commit {
+            // One page, in place of the one before, and it gives back what the epoch replaced. Its record may use what is
+            // kept from all others.
+            return true;
+        }
         let new_pages = {
             let maps = self.shared.maps.read();
             if pages <= self.shared.available_pages(&maps, self.pending_pages, job.class) {
@@ -154,7 +159,11 @@ impl Log {
 
     /// The cleaner itself has no room left: it is told so, rather than left waiting.
     pub(super) fn refuse_cold(&mut self) -> bool {
-        if !self.cold_stalled || !self.in_flight.is_empty() || self.checkpoint_may_help() {
+        if !self.cold_stalled
+            || !self.in_flight.is_empty()
+            || self.sync_gives_room()
+            || self.checkpoint_may_help()
+        {
             return false;
         }
         self.cold_stalled = false;

@@ -139,6 +139,7 @@ impl Maps {
 
     /// Carries out a record, at run time and at replay alike. Its leaves are loaded.
     pub fn apply(&mut self, record: &Record) {
+        self.segments.applying(Some(record.seq));
         if record.flags & FLAG_ROLLBACK != 0 {
             self.rollback();
         }
@@ -163,6 +164,7 @@ impl Maps {
             self.commit();
         }
         self.session = record.session.clone();
+        self.segments.applying(None);
     }
 
     fn set(&mut self, page: u64, mapping: Mapping) {

@@ -1,7 +1,11 @@
 //! What each segment holds and how much of it is alive.
 //!
 //! Life of a segment: *free* -> *open* (a stream's head) -> *closed* -> all its pages die, by
-//! overwriting or by cleaning -> a durable checkpoint -> *free*.
+//! overwriting or by cleaning -> what killed them is durable -> *free*.
+//!
+//! A start replays the log from the last checkpoint on. So a data segment is free without a checkpoint of its own once
+//! the records that took its last page are durable, if that replay does not read it: if it was left behind
+//! before the last checkpoint. Pages that die otherwise than by a record (a snapshot that is deleted) need a checkpoint.
 
 use std::collections::BTreeSet;
 
@@ -37,12 +41,39 @@ pub struct Segment {
     pub use_seq: u64,
     /// A record in it can't be read: it is never cleaned.
     pub damaged: bool,
+    /// The last record that took a page of it.
+    pub emptied_seq: u64,
+    /// The checkpoint (counted from the start of the store) that some page's death waits for; 0 = none.
+    pub needs_checkpoint: u64,
 }
 
 impl Segment {
     /// Pages something refers to.
     pub fn live(&self) -> u32 {
         self.live_base + self.live_open
+    }
+
+    /// Full or left behind, and nothing refers to it.
+    pub fn is_empty(&self) -> bool {
+        self.state == State::Closed && self.live() == 0
+    }
+}
+
+/// What a start would read, from the last durable checkpoint on.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Replay {
+    /// Use numbers of the heads of [`Stream::LOGGED`] at that checkpoint: it reads these segments and later ones.
+    pub from: [u64; Stream::LOGGED.len()],
+    /// That checkpoint, counted from the start of the store.
+    pub checkpoint: u64,
+}
+
+impl Replay {
+    /// Whether the segment, once empty, waits for a checkpoint: a start reads it, or some of its pages died by no record. Else
+    /// it is free as soon as the records that took its last page are durable.
+    pub fn holds(&self, s: &Segment) -> bool {
+        let stream = Stream::LOGGED.iter().position(|&logged| logged == s.stream);
+        stream.is_none_or(|i| s.use_seq >= self.from[i]) || s.needs_checkpoint > self.checkpoint
     }
 }
 
@@ -62,6 +93,12 @@ pub struct SegmentTable {
     /// Pages of the checkpoint under way.
     meta_new: u64,
     data_uses: u64,
+    user_uses: u64,
+    /// The record being applied, if one is.
+    applying: Option<u64>,
+    replay: Replay,
+    /// Checkpoints begun since the start of the store.
+    checkpoints_begun: u64,
 }
 
 impl SegmentTable {
@@ -77,6 +114,8 @@ impl SegmentTable {
                 live_open: 0,
                 use_seq: u.use_seq,
                 damaged: false,
+                emptied_seq: 0,
+                needs_checkpoint: 0,
             })
             .collect();
         let free = (0u32..).zip(&segments).filter(|(_, s)| s.state == State::Free).map(|(i, _)| i).collect();
@@ -91,6 +130,10 @@ impl SegmentTable {
             meta_live: 0,
             meta_new: 0,
             data_uses: 0,
+            user_uses: 0,
+            applying: None,
+            replay: Replay::default(),
+            checkpoints_begun: 0,
         };
         (0..usage.len() as u32).for_each(|segment| table.look(segment));
         table
@@ -98,7 +141,7 @@ impl SegmentTable {
 
     /// Notes whether a segment is empty, after a change of it.
     fn look(&mut self, segment: u32) {
-        if self.segments.get(segment as usize).is_some_and(|s| s.state == State::Closed && s.live() == 0) {
+        if self.segments.get(segment as usize).is_some_and(Segment::is_empty) {
             self.empty.insert(segment);
         } else {
             self.empty.remove(&segment);
@@ -152,6 +195,11 @@ impl SegmentTable {
         self.data_uses
     }
 
+    /// Those of them taken for users' data.
+    pub fn user_uses(&self) -> u64 {
+        self.user_uses
+    }
+
     /// Data pages that the map refers to, both layers.
     pub fn data_live(&self) -> u64 {
         self.data_live
@@ -169,6 +217,7 @@ impl SegmentTable {
         }
         let segment = self.free.pop_first()?;
         self.data_uses += u64::from(stream != Stream::Meta);
+        self.user_uses += u64::from(stream == Stream::User);
         self.open(segment, stream, use_seq);
         Some(segment)
     }
@@ -185,6 +234,8 @@ impl SegmentTable {
                 live_open: 0,
                 use_seq,
                 damaged: false,
+                emptied_seq: 0,
+                needs_checkpoint: 0,
             };
         }
         self.look(segment);
@@ -196,6 +247,53 @@ impl SegmentTable {
             s.state = State::Closed;
         }
         self.look(segment);
+    }
+
+    /// From now on changes are those of this record; `None`: of no record, only a checkpoint makes them last.
+    pub fn applying(&mut self, seq: Option<u64>) {
+        self.applying = seq;
+    }
+
+    /// A page of the segment died.
+    fn page_died(&mut self, segment: u32) {
+        let Some(s) = self.segments.get_mut(segment as usize) else { return };
+        match self.applying {
+            Some(seq) => s.emptied_seq = seq,
+            None => s.needs_checkpoint = self.checkpoints_begun + 1,
+        }
+        if s.live() == 0 {
+            self.look(segment);
+        }
+    }
+
+    /// What a start would read.
+    pub fn replay(&self) -> Replay {
+        self.replay
+    }
+
+    /// Empty data segments that the next sync frees.
+    pub fn waiting_for_sync(&self) -> u32 {
+        self.empty.iter().filter(|&&i| !self.replay.holds(&self.segments[i as usize])).count() as u32
+    }
+
+    /// A checkpoint of the state as it is now begins; gives its number.
+    pub fn begin_checkpoint(&mut self) -> u64 {
+        self.checkpoints_begun += 1;
+        self.checkpoints_begun
+    }
+
+    /// The checkpoint of this number is durable: a start replays from these uses of segments on.
+    pub fn checkpoint_is_durable(&mut self, number: u64, from: [u64; Stream::LOGGED.len()]) {
+        self.replay = Replay { from, checkpoint: number };
+    }
+
+    /// Records up to this one are durable: empty data segments that only waited for that are free. Gives them.
+    pub fn release_durable(&mut self, durable_seq: u64) -> Vec<u32> {
+        let free = |s: &Segment| !self.replay.holds(s) && s.emptied_seq <= durable_seq;
+        let released: Vec<u32> =
+            self.empty.iter().copied().filter(|&i| free(&self.segments[i as usize])).collect();
+        self.release(&released);
+        released
     }
 
     /// Never to be cleaned.
@@ -230,9 +328,7 @@ impl SegmentTable {
         {
             s.live_base -= 1;
             self.data_live = self.data_live.saturating_sub(1);
-            if s.live() == 0 {
-                self.look(loc.segment);
-            }
+            self.page_died(loc.segment);
         }
     }
 
@@ -254,9 +350,7 @@ impl SegmentTable {
         {
             s.live_open -= 1;
             self.data_live = self.data_live.saturating_sub(1);
-            if s.live() == 0 {
-                self.look(loc.segment);
-            }
+            self.page_died(loc.segment);
         }
     }
 
@@ -336,6 +430,8 @@ impl SegmentTable {
             live_open: 0,
             use_seq: 0,
             damaged: false,
+            emptied_seq: 0,
+            needs_checkpoint: 0,
         };
         self.free.extend(self.segments.len() as u32..segments);
         self.free.split_off(&segments);

@@ -1,7 +1,6 @@
 //! Drives a volume without threads: requests are queued, steps are taken one by one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
@@ -11,21 +10,19 @@ use super::once_in;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
-use crate::store::clean::policy::Choice;
-use crate::store::clean::worker::Work;
-use crate::store::clean::{Cleaner, Tuning};
+use crate::store::clean::Tuning;
+use crate::store::clean::copy::{Copies, copies_of};
 use crate::store::create::{NewStore, create};
-use crate::store::log::{Job, Op};
-use crate::store::recover::{self, RecoverOptions};
+use crate::store::log::Job;
+use crate::store::recover::RecoverOptions;
 use crate::store::snapshot::change::{Change, SnapshotError};
 use crate::store::snapshot::{SnapshotId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::Core;
-use crate::volume::inbox::{Inbox, Request};
+use crate::volume::inbox::Request;
 use crate::volume::reads::{self, ReadJob};
-use crate::volume::session::Sessions;
 use crate::volume::snapshot::{self, Round};
-use crate::volume::worker::Worker;
+use crate::volume::stepped::Stepped;
 
 /// The outcome of a request, once it is there.
 pub(super) type Ticket = Arc<Mutex<Option<Result<(), IoError>>>>;
@@ -37,16 +34,10 @@ pub(super) type ChangeTicket = Arc<Mutex<Option<Result<SnapshotId, SnapshotError
 pub(super) struct Driver {
     pub(super) disk: SimStorage,
     pub(super) core: Arc<Core>,
-    worker: Worker,
-    inbox: Arc<Inbox>,
+    volume: Stepped,
     /// Who carries out which request.
     rng: StdRng,
-    /// Segments free and taken before the last round of cleaning, if that was a checkpoint.
-    before_checkpoint: Option<u64>,
 }
-
-/// Rounds of cleaning after which a writer is refused who waits for room.
-const CLEANING_ROUNDS_MAX: usize = 500;
 
 /// An image with an empty store.
 pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) -> Vec<u8> {
@@ -64,25 +55,19 @@ pub(super) fn options(boot_id: [u8; 16]) -> RecoverOptions {
 
 impl Driver {
     pub(super) fn open(disk: SimStorage, boot: u8) -> Result<Self, StoreError> {
-        Self::open_with(disk, &options([boot; 16]))
+        Self::open_with(disk, &options([boot; 16]), false)
     }
 
-    pub(super) fn open_with(disk: SimStorage, options: &RecoverOptions) -> Result<Self, StoreError> {
-        let opened = recover::open(Arc::new(disk.clone()), options)?;
-        let core = Arc::new(Core {
-            store: opened.shared,
-            sessions: Mutex::new(Sessions::new(opened.incarnation, opened.lost_session)),
-            incarnation: opened.incarnation,
-            read_only: false,
-            pending_pages: AtomicU64::new(0),
-            rolling_back: AtomicBool::new(false),
-        });
-        let log = opened.log.expect("a store open for writing has a log");
-        let inbox = Inbox::new(log.waker());
-        let mut worker = Worker::new(Arc::clone(&core), log, Arc::clone(&inbox), None);
-        worker.begin();
+    /// With `clean`, the cleaner also works when nobody waits for it.
+    pub(super) fn open_with(
+        disk: SimStorage,
+        options: &RecoverOptions,
+        clean: bool,
+    ) -> Result<Self, StoreError> {
+        let mut volume = Stepped::open_with(Arc::new(disk.clone()), options, clean)?;
+        volume.worker.begin();
         let rng = StdRng::seed_from_u64(disk.draw());
-        Ok(Driver { disk, core, worker, inbox, rng, before_checkpoint: None })
+        Ok(Driver { disk, core: Arc::clone(&volume.core), volume, rng })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -98,12 +83,12 @@ impl Driver {
     /// Now and then a request is carried out by who brings it, if the log is at rest, or a thread that brought one drives
     /// the log.
     fn submit(&mut self, request: Request) {
-        if once_in(&mut self.rng, 3) && self.worker.is_at_rest() {
-            return self.worker.carry_out(request);
+        if once_in(&mut self.rng, 3) && self.volume.worker.is_at_rest() {
+            return self.volume.worker.carry_out(request);
         }
-        self.inbox.push(request);
+        self.volume.submit(request);
         if once_in(&mut self.rng, 5) {
-            self.worker.step_here();
+            self.volume.worker.step_here();
         }
     }
 
@@ -128,7 +113,7 @@ impl Driver {
 
     pub(super) fn checkpoint(&mut self) -> Ticket {
         let (ticket, done) = Self::ticket();
-        self.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
+        self.volume.worker.log().submit_checkpoint(Box::new(move |result| done(result.map(|()| None))));
         ticket
     }
 
@@ -136,14 +121,14 @@ impl Driver {
     pub(super) fn change(&mut self, change: Change) -> ChangeTicket {
         let ticket: ChangeTicket = Arc::default();
         let mine = Arc::clone(&ticket);
-        self.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
+        self.volume.worker.log().submit_change(change, Box::new(move |result| *mine.lock() = Some(result)));
         ticket
     }
 
     /// A portion of what deletions and rollbacks have to do, and what that needs.
     pub(super) fn portion(&mut self) -> Round {
         let store = Arc::clone(&self.core.store);
-        let round = snapshot::round(&store, |f| Ok(f(self.worker.log())));
+        let round = snapshot::round(&store, |f| Ok(f(self.volume.worker.log())));
         let round = round.unwrap_or(Round::Idle);
         if matches!(round, Round::Checkpoint | Round::Finished) {
             self.checkpoint();
@@ -158,7 +143,7 @@ impl Driver {
             return true;
         }
         while self.store().maps.read().snapshots.rollback().is_some() {
-            if self.portion() == Round::Idle || self.worker.log().failure().is_some() {
+            if self.portion() == Round::Idle || self.volume.worker.log().failure().is_some() {
                 return false;
             }
         }
@@ -184,104 +169,54 @@ impl Driver {
     /// Takes some steps.
     pub(super) fn steps(&mut self, count: usize) {
         for _ in 0..count {
-            self.worker.step();
-            self.worker.log().wait();
+            self.volume.worker.step();
+            self.volume.worker.log().wait();
         }
-        self.worker.step();
+        self.volume.worker.step();
     }
 
     /// Steps until everything given has its outcome, cleaning when the log waits for space.
     pub(super) fn settle(&mut self) {
-        let mut rounds = 0;
-        for _ in 0..100_000 {
-            let took = self.worker.step();
-            if self.worker.log().is_stalled() {
-                rounds += 1;
-                match rounds < CLEANING_ROUNDS_MAX && self.clean() {
-                    true => continue,
-                    false => self.worker.log().refuse_stalled(),
-                }
-            }
-            // A request that waited for what the step has finished comes in by the next one.
-            if !took && self.worker.log().is_idle() && !self.worker.step() {
-                return;
-            }
-            self.worker.log().wait();
-        }
-        panic!("the log does not come to rest");
+        self.volume.settle();
     }
 
     /// A user's job waits for space.
     pub(super) fn is_stalled(&mut self) -> bool {
-        self.worker.log().is_stalled()
+        self.volume.worker.log().stall().is_some()
     }
 
-    /// One round of cleaning, as if writers waited; false if there is nothing to gain.
+    /// Has the cleaner do what it finds to do, as if writers waited; false if there was nothing.
     pub(super) fn clean(&mut self) -> bool {
-        let cleaner = Cleaner::new(Arc::clone(&self.core.store));
-        let standing = |driver: &Self| {
-            let maps = driver.store().maps.read();
-            u64::from(maps.segments.free_count()) + maps.segments.data_uses()
-        };
-        let mut choice = cleaner.choose(true, true);
-        if choice == Choice::Checkpoint && self.before_checkpoint.is_some_and(|b| standing(self) <= b) {
-            // As the cleaner's thread: the last one took all that it freed.
-            choice = cleaner.choose(true, false);
-        }
-        self.before_checkpoint = (choice == Choice::Checkpoint).then(|| standing(self));
-        self.finish(cleaner.carry_out(choice))
+        let before = self.disk.writes();
+        self.volume.clean();
+        self.disk.writes() > before
     }
 
     /// Reads the live pages of a segment, if it is one that could be cleaned, for [`Driver::relocate`]: things may
     /// happen in between.
-    pub(super) fn copies_of(&self, segment: u32) -> Vec<Vec<Op>> {
+    pub(super) fn copies_of(&self, segment: u32) -> Vec<Copies> {
         use crate::store::format::segment::Stream;
         use crate::store::map::segments::State;
         let found = self.store().maps.read().segments.get(segment).copied();
-        if !found.is_some_and(|s| s.state == State::Closed && s.stream != Stream::Meta) {
-            return Vec::new();
-        }
-        match Cleaner::new(Arc::clone(&self.core.store)).carry_out(Choice::Data(segment)) {
-            Work::Jobs(jobs) => jobs.into_iter().map(|(ops, _)| ops).collect(),
+        match found {
+            Some(s) if s.state == State::Closed && s.stream != Stream::Meta => {
+                copies_of(self.store(), segment)
+            }
             _ => Vec::new(),
         }
     }
 
-    /// Gives copies to the log and waits; they are put where the old places still stand.
-    pub(super) fn relocate(&mut self, copies: Vec<Vec<Op>>) {
+    /// Gives copies to the log and waits.
+    pub(super) fn relocate(&mut self, copies: Vec<Copies>) {
         for ops in copies {
             let (ticket, done) = Self::ticket();
-            self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
+            self.volume.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
             self.settle();
             match Self::outcome(&ticket) {
                 Ok(()) | Err(IoError::NoSpace) => {}
                 Err(e) => assert!(self.disk.crashed() || self.disk.fault_fired(), "a relocation: {e}"),
             }
         }
-    }
-
-    fn finish(&mut self, work: Work) -> bool {
-        let mut tickets: Vec<Ticket> = Vec::new();
-        match work {
-            Work::Nothing => return false,
-            Work::Skip => return true,
-            Work::Checkpoint => tickets.push(self.checkpoint()),
-            Work::Jobs(jobs) => {
-                for (ops, _) in jobs {
-                    let (ticket, done) = Self::ticket();
-                    self.worker.log().submit_cold(Job::new(ops, Box::new(move |r| done(r.map(|()| None)))));
-                    tickets.push(ticket);
-                }
-            }
-        }
-        for _ in 0..100_000 {
-            self.worker.step();
-            if tickets.iter().all(|t| t.lock().is_some()) {
-                return tickets.iter().all(|t| matches!(&*t.lock(), Some(Ok(()))));
-            }
-            self.worker.log().wait();
-        }
-        panic!("cleaning does not end");
     }
 
     pub(super) fn read(&self, client: ClientId, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {

@@ -34,6 +34,8 @@ pub(super) struct Machine {
     pub(super) timeline: Timeline,
     boots: u64,
     options: RecoverOptions,
+    /// The cleaner works without being asked.
+    clean: bool,
     next_tag: u64,
     /// The store stopped writing: it has to be started anew.
     pub(super) stopped: bool,
@@ -57,8 +59,9 @@ impl Machine {
             ..options([0; 16])
         };
         let options = RecoverOptions { boot_id: boot_id(1), ..options };
-        let driver = Driver::open_with(disk, &options).expect("a new store opens");
-        Machine { rng, driver, timeline, boots: 1, options, next_tag: 1, stopped: false }
+        let clean = rng.random();
+        let driver = Driver::open_with(disk, &options, clean).expect("a new store opens");
+        Machine { rng, driver, timeline, boots: 1, options, clean, next_tag: 1, stopped: false }
     }
 
     pub(super) fn disk(&self) -> SimStorage {
@@ -106,7 +109,7 @@ impl Machine {
                 disk.read_fault_at(self.rng.random_range(1..30), ReadFault::Eio);
             }
             self.timeline.note(format!("start, boot {}", self.boots));
-            match Driver::open_with(disk.clone(), &self.options) {
+            match Driver::open_with(disk.clone(), &self.options, self.clean) {
                 Ok(mut driver) => {
                     // Nobody is served before that.
                     let ended = driver.end_rollback();
@@ -133,7 +136,7 @@ impl Machine {
         self.reboot(crash);
         self.stopped = false;
         self.timeline.note(format!("start on the damaged backing, boot {}", self.boots));
-        match Driver::open_with(disk.clone(), &self.options) {
+        match Driver::open_with(disk.clone(), &self.options, self.clean) {
             Ok(driver) => {
                 self.driver = driver;
                 true
@@ -152,7 +155,7 @@ impl Machine {
         self.reboot(Crash::PowerCut);
         self.stopped = false;
         self.timeline.note(format!("start from the copy, boot {}", self.boots));
-        let opened = Driver::open_with(disk, &self.options);
+        let opened = Driver::open_with(disk, &self.options, self.clean);
         self.driver = opened.unwrap_or_else(|e| panic!("a good image is refused: {e}"));
     }
 

@@ -1,7 +1,6 @@
 //! A server of a file or image, with fio's nbd engine as its client.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -40,12 +39,6 @@ pub enum Program {
         program: PathBuf,
         direct: bool,
     },
-}
-
-/// Whether `vexfs-blockd serve` has an option.
-pub fn takes_option(blockd: &Path, option: &str) -> bool {
-    let help = Command::new(blockd).args(["serve", "--help"]).output();
-    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains(option))
 }
 
 /// A contender.

@@ -113,6 +113,7 @@ fn store_since(now: &StoreStats, before: Option<&StoreStats>) -> StoreStats {
         records: now.records.saturating_sub(before.records),
         user_bytes: now.user_bytes.saturating_sub(before.user_bytes),
         moved_bytes: now.moved_bytes.saturating_sub(before.moved_bytes),
+        moved_header_bytes: now.moved_header_bytes.saturating_sub(before.moved_header_bytes),
         log_bytes: now.log_bytes.saturating_sub(before.log_bytes),
         checkpoint_bytes: now.checkpoint_bytes.saturating_sub(before.checkpoint_bytes),
         checkpoints: now.checkpoints.since(&before.checkpoints),

@@ -1,0 +1,118 @@
+//! Reading the live pages of a segment, ready to be given to the log as relocations.
+
+use std::sync::Arc;
+
+use layout::addr::PAGE;
+
+use crate::buf::AlignedBuf;
+use crate::store::Shared;
+use crate::store::format::record::{Entry, Record};
+use crate::store::format::{Loc, page_crc};
+use crate::store::log::Op;
+use crate::store::map::Maps;
+use crate::store::space::COPY_PAGES;
+
+/// Relocations that belong together.
+pub(crate) type Copies = Vec<Op>;
+
+/// A page that is alive.
+struct Live {
+    page: u64,
+    loc: Loc,
+    crc: u32,
+}
+
+/// The live pages of a segment. One that has none, or that cannot be read, is not chosen again.
+pub(crate) fn copies_of(shared: &Shared, segment: u32) -> Vec<Copies> {
+    let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
+    let before = use_seq(&shared.maps.read());
+    let found = read_live(shared, segment);
+    if matches!(&found, Ok(jobs) if !jobs.is_empty()) {
+        return found.unwrap_or_default();
+    }
+    let mut maps = shared.maps.write();
+    // Emptied and used again meanwhile: nothing is wrong with it.
+    if use_seq(&maps) == before {
+        if let Err(why) = found {
+            tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
+        }
+        // All died meanwhile, or (a hostile image) the count never was true.
+        maps.segments.mark_damaged(segment);
+    }
+    Vec::new()
+}
+
+/// Reads what is alive in a segment. The error says what is wrong with it: it cannot be read, or its records are not what
+/// they should be.
+fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
+    let Some(info) = shared.maps.read().segments.get(segment).copied() else {
+        return Err("it does not exist".into());
+    };
+    let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
+    let start = shared.geometry.segment_byte(segment);
+    shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
+    let live = find_live(shared, segment, info.use_seq, &bytes)?;
+    for l in &live {
+        let at = usize::from(l.loc.offset) * PAGE;
+        let found = page_crc(l.page, &bytes[at..at + PAGE]);
+        if found != l.crc {
+            let (page, expected) = (l.page, l.crc);
+            return Err(format!(
+                "device page {page:#x} at {}: crc32c expected {expected:#010x}, found {found:#010x}",
+                l.loc
+            ));
+        }
+    }
+    let buf = Arc::new(bytes);
+    let op = |l: &Live| Op::Relocate {
+        page: l.page,
+        old: l.loc,
+        crc: l.crc,
+        buf: Arc::clone(&buf),
+        page_in_buf: usize::from(l.loc.offset),
+    };
+    Ok(live.chunks(COPY_PAGES as usize).map(|part| part.iter().map(op).collect()).collect())
+}
+
+/// Walks the records of a segment; what the map (any layer) still refers to is alive.
+fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Result<Vec<Live>, String> {
+    let mut live = Vec::new();
+    let mut at = 1usize;
+    while (at + 1) * PAGE <= bytes.len() {
+        let record =
+            Record::decode(&bytes[at * PAGE..(at + 1) * PAGE]).map_err(|e| format!("page {at}: {e}"))?;
+        if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
+            return Err(format!("page {at}: a record of another place or use"));
+        }
+        let mut loc = record.at;
+        for entry in &record.entries {
+            let pages: Vec<(u64, u32)> = match entry {
+                Entry::Write { first, crcs } => (*first..).zip(crcs.iter().copied()).collect(),
+                Entry::Relocate { page, crc, .. } => vec![(*page, *crc)],
+                Entry::Discard { .. } => Vec::new(),
+            };
+            for (page, crc) in pages {
+                let next = loc.offset.checked_add(1).filter(|&o| (usize::from(o) + 1) * PAGE <= bytes.len());
+                let Some(next) = next else {
+                    return Err(format!("page {at}: the record is longer than its segment"));
+                };
+                loc.offset = next;
+                if is_live(shared, page, loc)? {
+                    live.push(Live { page, loc, crc });
+                }
+            }
+        }
+        at += 1 + record.page_count() as usize;
+    }
+    Ok(live)
+}
+
+fn is_live(shared: &Shared, page: u64, loc: Loc) -> Result<bool, String> {
+    loop {
+        let missing = match shared.maps.read().mapped_there(page, loc) {
+            Ok(found) => return Ok(found.is_some()),
+            Err(leaf) => leaf,
+        };
+        shared.load(missing).map_err(|e| e.to_string())?;
+    }
+}

@@ -1,0 +1,25 @@
+//! Emptying segments of map leaves: the next checkpoint writes the leaves elsewhere.
+
+use crate::store::Shared;
+use crate::store::format::segment::Stream;
+use crate::store::map::segments::Segment;
+
+/// Has the leaves of a meta segment written anew by the next checkpoint; false if one cannot be read: then the segment is
+/// not chosen again.
+pub(crate) fn empty_meta(shared: &Shared, segment: u32) -> bool {
+    let emptied = shared.empty_meta(segment).is_ok();
+    if !emptied {
+        shared.maps.write().segments.mark_damaged(segment);
+    }
+    emptied
+}
+
+/// As [`empty_meta`], all of them.
+pub(crate) fn empty_all_meta(shared: &Shared) -> bool {
+    let spread = |s: &Segment| s.stream == Stream::Meta && s.live() > 0;
+    let metas: Vec<u32> = {
+        let maps = shared.maps.read();
+        (0u32..).zip(maps.segments.all()).filter(|(_, s)| spread(s)).map(|(i, _)| i).collect()
+    };
+    metas.into_iter().all(|segment| empty_meta(shared, segment))
+}
