@@ -273,21 +273,20 @@ fn live<L: Historic>(life: &mut L) -> BTreeMap<u64, u64> {
 pub(super) fn compare<L: Historic>(life: &mut L, damaged: bool) {
     let names: Vec<String> = life.past().shots.iter().map(|shot| shot.name.clone()).collect();
     assert_eq!(life.machine().driver.snapshot_names(), names, "snapshots");
-    for i in 0..names.len() {
+    for (i, name) in names.iter().enumerate() {
         let mut found = BTreeMap::new();
         for page in life.places() {
-            match life.machine().driver.read_snapshot(&names[i], page) {
+            match life.machine().driver.read_snapshot(name, page) {
                 Ok(bytes) => {
                     let tag = life.version(page, &bytes);
-                    let tag =
-                        tag.unwrap_or_else(|| panic!("page {page:#x} of {} holds no version", names[i]));
+                    let tag = tag.unwrap_or_else(|| panic!("page {page:#x} of {name} holds no version"));
                     found.insert(page, tag);
                 }
                 Err(e) if damaged => {
-                    let what = format!("page {page:#x} of {}", names[i]);
+                    let what = format!("page {page:#x} of {name}");
                     life.machine().assert_read_error_explained(&what, &e);
                 }
-                Err(e) => panic!("page {page:#x} of {}: {e}", names[i]),
+                Err(e) => panic!("page {page:#x} of {name}: {e}"),
             }
         }
         life.past().shots[i].narrow(&found);
