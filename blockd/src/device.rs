@@ -23,6 +23,16 @@ pub enum VolumeKind {
     VexFs,
 }
 
+impl VolumeKind {
+    /// Its name on the wire, in JSON and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            VolumeKind::Raw => "raw",
+            VolumeKind::VexFs => "vexfs",
+        }
+    }
+}
+
 /// What a client must know of a device.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {

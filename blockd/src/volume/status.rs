@@ -6,7 +6,6 @@ use layout::addr::PAGE;
 use serde::{Deserialize, Serialize};
 
 use super::Volume;
-use crate::device::VolumeKind;
 use crate::stats::StoreStats;
 use crate::store::map::segments::State;
 use crate::store::space::{Class, volume_capacity_pages};
@@ -66,16 +65,6 @@ pub struct MapStatus {
     pub dirty_leaves: u64,
     /// Pages that the open epoch has written.
     pub open_pages: u64,
-}
-
-impl VolumeKind {
-    /// Its name in JSON and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            VolumeKind::Raw => "raw",
-            VolumeKind::VexFs => "vexfs",
-        }
-    }
 }
 
 impl Volume {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use blockd::control::protocol::{Request, Scrubbed};
-use blockd::device::{Device, VolumeKind};
+use blockd::device::Device;
 use blockd::storage::file::OpenError;
 use blockd::store::StoreError;
 use blockd::store::scrub::{BadPage, Control, Damaged, Progress};
@@ -99,10 +99,7 @@ fn offline(image: &Path, args: &ScrubArgs) -> Result<Option<Scrubbed>> {
             bail!("{}: {}{remedy}", image.display(), blockd::report::one_line(&e));
         }
     };
-    let kind = match volume.info().kind {
-        VolumeKind::Raw => "raw",
-        VolumeKind::VexFs => VEXFS,
-    };
+    let kind = volume.info().kind.name();
     let mut meter = Meter::new(args.json);
     let rate = AtomicU64::new(args.rate.unwrap_or(0));
     let mut report =

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::control::host::Host;
 use crate::control::protocol::Scrubbed;
 use crate::control::server::Replies;
-use crate::device::{Device, VolumeKind};
+use crate::device::Device;
 use crate::store::scrub::{Control, Progress};
 
 /// Time between two words of progress.
@@ -40,9 +40,6 @@ pub(super) fn run(
         stopped = report.stopped,
         "scrub"
     );
-    let kind = match served.volume.info().kind {
-        VolumeKind::Raw => "raw",
-        VolumeKind::VexFs => "vexfs",
-    };
-    Ok(Scrubbed { image: served.image.display().to_string(), kind: kind.to_owned(), report })
+    let kind = served.volume.info().kind.name().to_owned();
+    Ok(Scrubbed { image: served.image.display().to_string(), kind, report })
 }

@@ -133,9 +133,5 @@ impl Export {
 
 /// The sentence that the server says of a device, and from which [`crate::nbd::client`] learns the uuid.
 pub(in crate::nbd) fn describe(info: &DeviceInfo) -> String {
-    let kind = match info.kind {
-        VolumeKind::Raw => "raw",
-        VolumeKind::VexFs => "vexfs",
-    };
-    format!("vexfs-blockd {kind} volume {}", info.uuid)
+    format!("vexfs-blockd {} volume {}", info.kind.name(), info.uuid)
 }
