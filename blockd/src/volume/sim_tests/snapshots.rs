@@ -306,8 +306,8 @@ impl Run {
                 Change::Rollback { name } => {
                     let state = self.snapshots.iter().find(|(n, _)| n == name).map(|(_, pages)| pages);
                     let newest = self.snapshots.last().map(|(n, _)| n);
-                    // Without newer ones and without a difference nobody can tell.
-                    newest != names.last() || state == Some(&self.live())
+                    // Without newer ones only the content tells, and without a difference nobody can.
+                    if newest == Some(name) { state == Some(&self.live()) } else { newest != names.last() }
                 }
                 Change::Receive { .. } | Change::Received { .. } => false,
             };
