@@ -297,7 +297,7 @@ impl Run {
         self.boot += 1;
         let disk = SimStorage::new(image, self.rng.random());
         self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
-        self.driver.end_rollback();
+        assert!(self.driver.end_rollback(), "a rollback goes on to its end");
         if let Some(change) = self.pending.take() {
             let names = self.driver.snapshot_names();
             let happened = match &change {
@@ -355,7 +355,9 @@ impl Run {
         let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
         let copies = self.driver.copies_of(segment);
         self.create();
-        self.write();
+        if !self.crashed() {
+            self.write();
+        }
         if !self.crashed() {
             self.driver.relocate(copies);
         }
