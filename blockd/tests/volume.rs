@@ -248,6 +248,29 @@ fn a_full_raw_volume_refuses_new_pages_and_takes_overwrites_for_ever() {
 }
 
 #[test]
+fn a_compaction_that_is_stopped_leaves_the_rest_as_it_is() {
+    let image = Image::raw(16 << 20, 64 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let client = volume.connect();
+    for page in (0..4096u64).chain((0..4096).step_by(2)) {
+        write(&volume, client, page * 4096, &pattern(page, 4096), false).expect("a write");
+    }
+    let tuning = volume.tuning();
+    // Seconds for each record.
+    volume
+        .set_tuning(blockd::store::clean::Tuning { cleaner_bytes_per_s: 1 << 18, ..tuning })
+        .expect("a slow cleaner");
+    let stopped = volume.compact(|progress| progress.done_bytes == 0).expect("it begins");
+    assert!(stopped.stopped && stopped.copied_bytes < 7 << 20, "{stopped:?}");
+    volume.set_tuning(tuning).expect("its own speed");
+    let done = volume.compact(|_| true).expect("it goes on");
+    assert!(!done.stopped && done.cleaned_segments > 2 && done.freed_segments > 0, "{done:?}");
+    for page in 0..4096 {
+        assert!(read(&volume, client, page * 4096, 4096) == pattern(page, 4096), "page {page}");
+    }
+}
+
+#[test]
 fn a_full_vexfs_volume_takes_overwrites_after_each_commit() {
     use layout::command::{CMD_OPEN, COMMAND_MAGIC, Command};
     use zerocopy::{FromZeros, IntoBytes};

@@ -1,6 +1,6 @@
 //! How much the store writes for each byte of a user: the real store over memory, without threads, by seed.
 //!
-//! A raw volume is filled, overwritten three times in the workload's pattern, and then measured over one more of its sizes. All
+//! A raw volume is filled, overwritten three times in the workload's pattern, and then measured while it is overwritten once more. All
 //! that reaches the backing counts: data, record headers, what the cleaner moves, checkpoints.
 
 use std::sync::Arc;
@@ -23,8 +23,6 @@ use serde::Serialize;
 use serde_json::json;
 
 const PAGE: u64 = 4096;
-/// Times that the volume is overwritten before the measurement.
-const TURNS_BEFORE: u64 = 3;
 /// Batches between looks at how the image is used.
 const SPACE_EVERY: u64 = 64;
 
@@ -46,6 +44,12 @@ pub struct Options {
     /// Bytes of log between checkpoints, in MiB; 0: as the daemon does by default.
     #[arg(long, default_value_t = 0)]
     checkpoint_mib: u64,
+    /// Times that the volume is overwritten before the measurement.
+    #[arg(long, default_value_t = 3)]
+    turns_before: u64,
+    /// Times that it is overwritten while it is measured.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    turns: u64,
     /// Of the random numbers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -302,7 +306,7 @@ pub fn run(options: &Options) -> Result<()> {
     let chosen = |p: &Pattern| options.only.is_empty() || options.only.contains(p);
     let patterns: Vec<Pattern> = Pattern::ALL.into_iter().filter(chosen).collect();
     let volume_pages = (options.image_mib << 20) / PAGE * options.utilisation / 100;
-    let turns = 1 + TURNS_BEFORE + 1;
+    let turns = 1 + options.turns_before + options.turns;
     let bar = ProgressBar::new(patterns.len() as u64 * turns * volume_pages);
     bar.set_style(ProgressStyle::with_template("{msg:16} {wide_bar} {percent} %, {eta} left")?);
     let mut missed = Vec::new();
@@ -317,16 +321,19 @@ pub fn run(options: &Options) -> Result<()> {
         let mut pages = Pages::new(pattern, volume_pages, options.seed);
         let mut before = Written::default();
         let mut space = Space::default();
-        for turn in 0..=TURNS_BEFORE {
-            if turn == TURNS_BEFORE {
+        for turn in 0..options.turns_before + options.turns {
+            if turn == options.turns_before {
                 before = run.written();
             }
             let batches = volume_pages.div_ceil(options.batch);
             for batch in 0..batches {
                 run.write((0..options.batch).map(|_| pages.next()))?;
                 bar.inc(options.batch);
-                if turn == TURNS_BEFORE && batch % SPACE_EVERY == 0 {
-                    space.add(Space::of(run.volume.store()), 1.0 / batches.div_ceil(SPACE_EVERY) as f64);
+                if turn >= options.turns_before && batch % SPACE_EVERY == 0 {
+                    space.add(
+                        Space::of(run.volume.store()),
+                        1.0 / (options.turns * batches.div_ceil(SPACE_EVERY)) as f64,
+                    );
                 }
             }
         }

@@ -94,6 +94,13 @@ pub enum Request {
         #[serde(default)]
         bytes_per_s: u64,
     },
+    /// Empty all segments with dead space: a [`Compacted`](crate::volume::compact::Compacted), and
+    /// [`crate::volume::compact::Progress`] meanwhile.
+    Compact {
+        /// The export; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<String>,
+    },
     /// Take no more clients, finish, exit.
     Drain {},
     /// Hand everything over to the process that asks. The answer is not JSON: see [`crate::handover`].

@@ -9,13 +9,17 @@ use parking_lot::RwLock;
 
 use super::{Chunk, Completion, Read, Storage, Waiter, Waker, WriteQueue};
 
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
 struct Inner {
-    bytes: RwLock<Vec<u8>>,
+    /// Each without the zeros at its end.
+    pages: RwLock<Vec<Box<[u8]>>>,
     len_bytes: u64,
     written_bytes: AtomicU64,
 }
 
-/// The backing; clones share it. Its memory is taken as it is written.
+/// The backing; clones share it. Pages that end in zeros take less memory.
 #[derive(Clone)]
 pub struct MemoryStorage {
     inner: Arc<Inner>,
@@ -24,8 +28,9 @@ pub struct MemoryStorage {
 impl MemoryStorage {
     /// A backing of zeros.
     pub fn new(len_bytes: u64) -> Self {
-        let bytes = RwLock::new(vec![0; usize::try_from(len_bytes).unwrap_or(usize::MAX)]);
-        MemoryStorage { inner: Arc::new(Inner { bytes, len_bytes, written_bytes: AtomicU64::new(0) }) }
+        let count = usize::try_from(len_bytes.div_ceil(PAGE as u64)).unwrap_or(usize::MAX);
+        let pages = RwLock::new(vec![Box::default(); count]);
+        MemoryStorage { inner: Arc::new(Inner { pages, len_bytes, written_bytes: AtomicU64::new(0) }) }
     }
 
     /// Everything written so far, overwrites included.
@@ -35,17 +40,67 @@ impl MemoryStorage {
 }
 
 impl Inner {
+    /// Page and byte of it.
+    fn place(offset: u64) -> (usize, usize) {
+        let page = usize::try_from(offset / PAGE as u64).unwrap_or(usize::MAX);
+        (page, (offset % PAGE as u64) as usize)
+    }
+
     fn write<'a>(&self, offset: u64, parts: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
-        let mut bytes = self.bytes.write();
-        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let mut pages = self.pages.write();
+        let mut at = offset;
         for part in parts {
-            let to = at.checked_add(part.len()).and_then(|end| bytes.get_mut(at..end));
-            to.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?.copy_from_slice(part);
-            at += part.len();
+            let end = at.checked_add(part.len() as u64).filter(|&end| end <= self.len_bytes);
+            let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
+            let mut rest = part;
+            while !rest.is_empty() {
+                let (page, byte) = Self::place(at);
+                let (now, later) = rest.split_at(rest.len().min(PAGE - byte));
+                set(&mut pages[page], byte, now);
+                at += now.len() as u64;
+                rest = later;
+            }
+            at = end;
             self.written_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.len_bytes);
+        end.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        let pages = self.pages.read();
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let (page, byte) = Self::place(at);
+            let count = rest.len().min(PAGE - byte);
+            let (now, later) = rest.split_at_mut(count);
+            let found = pages[page].get(byte..).unwrap_or_default();
+            let found = &found[..found.len().min(count)];
+            now[..found.len()].copy_from_slice(found);
+            now[found.len()..].fill(0);
+            at += count as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+/// Changes bytes of a page.
+fn set(page: &mut Box<[u8]>, byte: usize, bytes: &[u8]) {
+    let mut whole;
+    let bytes = if bytes.len() == PAGE {
+        bytes
+    } else {
+        whole = [0; PAGE];
+        whole[..page.len()].copy_from_slice(page);
+        whole[byte..byte + bytes.len()].copy_from_slice(bytes);
+        &whole[..]
+    };
+    // By words: most pages of a measurement are zeros but for their first bytes.
+    let zeros = bytes.rchunks_exact(64).take_while(|chunk| **chunk == [0; 64]).count();
+    let kept = &bytes[..PAGE - zeros * 64];
+    if page.len() == kept.len() { page.copy_from_slice(kept) } else { *page = kept.into() }
 }
 
 impl Storage for MemoryStorage {
@@ -54,17 +109,8 @@ impl Storage for MemoryStorage {
     }
 
     fn read_batch(&self, reads: &mut [Read<'_>]) {
-        let bytes = self.inner.bytes.read();
         for read in reads {
-            let start = usize::try_from(read.offset).unwrap_or(usize::MAX);
-            let from = start.checked_add(read.buf.len()).and_then(|end| bytes.get(start..end));
-            read.result = match from {
-                Some(from) => {
-                    read.buf.copy_from_slice(from);
-                    Ok(())
-                }
-                None => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-            };
+            read.result = self.inner.read(read.offset, read.buf);
         }
     }
 
@@ -154,5 +200,8 @@ mod tests {
         assert_eq!((buf[0], buf[4096]), (0, 7));
         assert!(storage.read_exact(1 << 20, &mut buf).is_err());
         assert_eq!(storage.written_bytes(), 4096);
+        storage.write_all(4000, &[9; 200]).expect("within");
+        storage.read_exact(0, &mut buf).expect("within");
+        assert_eq!((buf[3999], buf[4000], buf[4199], buf[4200], buf[8191]), (0, 9, 9, 7, 7));
     }
 }

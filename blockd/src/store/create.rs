@@ -20,10 +20,7 @@ use crate::storage::Storage;
 
 /// Largest size of a segment that is chosen unasked, in bytes: beyond it nothing is gained.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 16 << 20;
-/// Segments a store should have: heads, free segments and reserves are counted in segments, and what they take is missing
-/// where it keeps the cleaner's work low. At 80 % full each percent of the image costs about 4 % more writes.
-const SEGMENTS_WANTED: u64 = 1024;
-/// Below this size the pages at both ends of a segment, and records cut short there, cost more than that.
+/// Least size of a segment that is chosen unasked for images that have room for enough of them, in bytes.
 const SEGMENT_BYTES_WANTED: u64 = 1 << 20;
 /// Segments a store should have at least: below that, reserves eat too much.
 const SEGMENTS_LEAST: u64 = 64;
@@ -56,7 +53,7 @@ pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, Stor
     let segment_bytes = match segment_bytes {
         0 => {
             let part = |count: u64| 1u64 << ((backing_bytes - SEGMENTS_START) / count).max(1).ilog2();
-            part(SEGMENTS_WANTED)
+            segment_bytes_wanted(backing_bytes)
                 .clamp(SEGMENT_BYTES_WANTED, SEGMENT_BYTES_DEFAULT)
                 .min(part(SEGMENTS_LEAST))
                 .max(64 << 10)
@@ -78,6 +75,17 @@ pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, Stor
     let segments = u32::try_from(segments)
         .map_err(|_| StoreError::BadSize("the image is too large for this segment size".into()))?;
     Ok(Geometry { segment_pages: (segment_bytes / PAGE as u64) as u32, segments })
+}
+
+/// The size of segments that leaves the cleaner most room. About 12 segments are heads, free or in reserve, and of each segment
+/// some 4 pages are no data (headers, and records cut short at its end): together that is least when a segment has the
+/// root of a third of the image's pages. At 80 % full each percent of the image costs about 4 % more writes.
+fn segment_bytes_wanted(backing_bytes: u64) -> u64 {
+    let pages = (backing_bytes / PAGE as u64 / 3).isqrt().max(1);
+    let below = 1u64 << pages.ilog2();
+    // The nearer power of two, by ratio.
+    let nearest = if pages * pages > 2 * below * below { 2 * below } else { below };
+    nearest * PAGE as u64
 }
 
 /// Bytes of a backing that holds a raw volume of `raw_bytes` whole, with a quarter to spare: the fuller a

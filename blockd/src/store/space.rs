@@ -16,8 +16,8 @@ use crate::device::VolumeKind;
 const CLEANER_SEGMENTS: u32 = 1;
 /// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
 const START_SEGMENTS: u32 = 3;
-/// Data pages that the cleaner gives the log at once: as many relocations as fit one record's header page.
-pub const COPY_PAGES: u32 = 185;
+/// Data pages that the cleaner gives the log at once: as many relocations as fit one record's header page, about.
+pub const COPY_PAGES: u32 = 400;
 /// Pages kept for commits when all else is refused.
 const COMMIT_RESERVE_PAGES: u64 = 4;
 

@@ -4,11 +4,12 @@
 //! [`worker`]: what it does, giving every change its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 //! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`part`]: writes of parts of
-//! pages. [`resize`]: images made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of
+//! pages. [`compact`]: dead space given back at once. [`resize`]: images made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of
 //! them, as a stream.
 
 mod allocation;
 pub mod backup;
+pub mod compact;
 mod inbox;
 pub mod options;
 mod page_name;

@@ -30,6 +30,7 @@ pub(super) struct Writer {
     inbox: Arc<Inbox>,
     /// `None` after the end.
     worker: Mutex<Option<Worker>>,
+    cleaner: Option<CleanerLink>,
     synchronous: bool,
 }
 
@@ -47,8 +48,8 @@ impl Writer {
             let sender = InternalSender(Arc::clone(&inbox));
             CleanerLink::start(Arc::clone(&core.store), sender, threads)
         });
-        let worker = Worker::new(core, log, Arc::clone(&inbox), cleaner);
-        let writer = Arc::new(Writer { inbox, worker: Mutex::new(Some(worker)), synchronous });
+        let worker = Worker::new(core, log, Arc::clone(&inbox), cleaner.clone());
+        let writer = Arc::new(Writer { inbox, worker: Mutex::new(Some(worker)), cleaner, synchronous });
         let mine = Arc::clone(&writer);
         match std::thread::Builder::new().name("vexfs-log".into()).spawn(move || mine.run(&waiter)) {
             Ok(handle) => threads.push(handle),
@@ -116,6 +117,11 @@ impl Writer {
             }
         }
         self.inbox.call();
+    }
+
+    /// The cleaner, if there is one.
+    pub(super) fn cleaner(&self) -> Option<&CleanerLink> {
+        self.cleaner.as_ref()
     }
 
     /// For other threads of the volume.

@@ -322,3 +322,44 @@ fn a_session_survives_the_daemon_and_dies_by_a_new_mounter() {
     assert!(session.free_ranges(&[]).is_ok());
     assert!(free(5).unwrap_err().is_fenced());
 }
+
+#[test]
+fn dead_space_is_given_back_when_vexctl_asks_for_it() {
+    let place = place(VolumeKind::Raw);
+    let control = place.socket.with_extension("control");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
+    command.arg("serve").arg(&place.image).arg("--nbd").arg(format!("unix:{}", place.socket.display()));
+    command.arg("--control").arg(format!("unix:{}", control.display()));
+    let daemon = Daemon::run(command.args(["--log", "warn"]).stdin(Stdio::null()));
+    let client = connect(&place.socket, ConnectOptions::fail_fast());
+    let id = client.connect();
+    let write = |page: u64, tag: u64| {
+        let op = IoOp::Write { offset: page * 4096, buf: tagged(tag, 4096), fua: false };
+        blocking(&client, id, op).expect("a write");
+    };
+    // Every second page dies, and each was written behind a header of its own.
+    (0..4096).for_each(|page| write(page, page));
+    (0..4096).step_by(2).for_each(|page| write(page, page + 5000));
+    let vexctl = |args: &[&str]| {
+        let mut vexctl = Command::new(env!("CARGO_BIN_EXE_vexctl"));
+        let output = vexctl.args(args).arg("--daemon").arg(&control).output().expect("it runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"), output.stderr)
+    };
+    let (status, text, stderr) = vexctl(&["compact", "--json"]);
+    assert_eq!(status, Some(0), "{}", String::from_utf8_lossy(&stderr));
+    let done: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let number = |key: &str| done[key].as_u64().unwrap_or_else(|| panic!("{key} in {done}"));
+    assert!(number("cleaned_segments") >= 8 && number("freed_segments") >= 4, "{done}");
+    assert_eq!(number("freed_bytes"), number("freed_segments") * MIB);
+    assert!((8 * MIB..=17 * MIB).contains(&number("copied_bytes")), "{done}");
+    assert_eq!(done["stopped"], false);
+    let (status, text, _) = vexctl(&["compact"]);
+    assert!(status == Some(0) && text.starts_with("0 B copied, 0 segments"), "nothing is left to do: {text}");
+    let (status, _, stderr) = vexctl(&["compact", "nonsense"]);
+    assert!(status == Some(1) && String::from_utf8_lossy(&stderr).contains("no export"), "{stderr:?}");
+    for page in 0..4096 {
+        let tag = if page % 2 == 0 { page + 5000 } else { page };
+        assert!(read(&client, page * 4096, 4096)[..] == tagged(tag, 4096)[..], "page {page}");
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -28,6 +28,7 @@ EXAMPLES
   vexctl snapshot create docs.img monday
   vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
   vexctl scrub --export docs --rate 50M
+  vexctl compact docs
   vexctl resize docs.img --size 20G
 
 resize, and scrub of an image, want that nothing else has it open. status, scrub without IMAGE, checkpoint, tune, compact, drain and stats without DIR ask
@@ -63,6 +64,14 @@ pub enum Command {
     Status(StatusArgs),
     /// Have a daemon write a checkpoint, so that its next start has nothing to replay.
     Checkpoint(CheckpointArgs),
+    /// Have a daemon give dead space back now, rather than when space is needed.
+    ///
+    /// What is alive in segments that have dead space is copied together, and the segments are free afterwards: discarded in the
+    /// image, if the daemon discards. Dead space costs nothing while the image has room, since the cleaner makes room when it is
+    /// needed; compact before a time when writes must be fast, before an image is copied, or after much was deleted. It goes on beside
+    /// all other work, at the rate of the cleaner (vexctl tune cleaner_mib_per_s=N), and leaves alone what becomes dead meanwhile.
+    /// Ctrl-C stops it; what was moved until then stays where it is. What snapshots hold is alive.
+    Compact(CompactArgs),
     /// Change how a daemon keeps house, while it serves; without KEY=VALUE, show it.
     ///
     /// Keys: cleaner_mib_per_s (what the cleaner moves at most while nobody waits for space; 0 for no limit), checkpoint_mib (log
@@ -229,6 +238,18 @@ pub struct CheckpointArgs {
     pub export: Option<String>,
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+#[derive(Args)]
+pub struct CompactArgs {
+    /// The export [default: the only one].
+    #[arg(value_name = "NAME")]
+    pub export: Option<String>,
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// Print JSON: {"copied_bytes","cleaned_segments","freed_segments","freed_bytes","stopped"}.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Checkpoint(args) => daemon::jobs::checkpoint(&args),
+        Command::Compact(args) => daemon::jobs::compact(&args),
         Command::Tune(args) => daemon::jobs::tune(&args),
         Command::Drain(args) => daemon::jobs::drain(&args),
         Command::Ingest(args) => ingest::run(&args),

@@ -2,6 +2,7 @@
 //! a second, and ends when nobody listens any more.
 
 mod checkpoint;
+mod compact;
 mod drain;
 pub(super) mod exposition;
 mod scrub;
@@ -36,6 +37,7 @@ pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Va
         Request::Scrub { export, bytes_per_s } => {
             value(&scrub::run(host, export.as_deref(), bytes_per_s, replies)?)
         }
+        Request::Compact { export } => value(&compact::run(host, export.as_deref(), replies)?),
         Request::Drain {} => drain::run(host),
         Request::Takeover {} => takeover::run(host, replies),
     }

@@ -51,7 +51,7 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
     let start = shared.geometry.segment_byte(segment);
     shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
-    let live = find_live(shared, segment, info.use_seq, &bytes)?;
+    let mut live = find_live(shared, segment, info.use_seq, &bytes)?;
     for l in &live {
         let at = usize::from(l.loc.offset) * PAGE;
         let found = page_crc(l.page, &bytes[at..at + PAGE]);
@@ -63,6 +63,8 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
             ));
         }
     }
+    // In the order of their addresses, so that what belongs together stands together.
+    live.sort_unstable_by_key(|l| l.page);
     let buf = Arc::new(bytes);
     let op = |l: &Live| Op::Relocate {
         page: l.page,

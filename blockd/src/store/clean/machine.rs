@@ -17,6 +17,7 @@ use super::rounds::{Ground, Rounds};
 use super::view::{Asked, choose_now};
 use crate::device::IoError;
 use crate::store::Shared;
+use crate::store::format::segment::Stream;
 use crate::store::log::{Job, JobDone};
 use crate::store::map::Maps;
 use crate::volume::worker::Internal;
@@ -91,6 +92,8 @@ pub(crate) struct Cleaner {
     before_checkpoint: Option<Standing>,
     /// How things stood before the first of some checkpoints made to empty segments of map leaves, and how many they are.
     meta_rounds: Option<(Standing, u32)>,
+    /// Stream of the last segment emptied.
+    last: Option<Stream>,
     /// Segments emptied in vain. Kept over rests: who asks again for the same stall finds nothing new.
     rounds: Rounds,
 }
@@ -108,6 +111,7 @@ impl Cleaner {
             before_sync: None,
             before_checkpoint: None,
             meta_rounds: None,
+            last: None,
             rounds: Rounds::default(),
         }
     }
@@ -197,6 +201,7 @@ impl Cleaner {
             |(before, rounds): (Standing, u32)| rounds >= META_ROUNDS_MAX && !standing.gained_since(before);
         let asked = Asked {
             urgent: self.stall.is_some(),
+            last: self.last,
             moving: self.rounds.may_gain(ground),
             sync: gains(self.before_sync),
             checkpoint: gains(self.before_checkpoint) && !self.meta_rounds.is_some_and(in_vain),
@@ -253,6 +258,7 @@ impl Cleaner {
             }
             Choice::Data(segment) => {
                 self.rounds.begin(ground);
+                self.last = self.shared.maps.read().segments.get(segment).map(|s| s.stream);
                 let jobs = copies_of(&self.shared, segment);
                 if !jobs.is_empty() {
                     self.phase = Phase::Moving { jobs: jobs.into(), with_log: 0 };

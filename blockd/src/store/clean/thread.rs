@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -21,6 +21,8 @@ pub struct CleanerLink {
 struct Bell {
     signal: Mutex<Signal>,
     ring: Condvar,
+    /// The cleaner rests, or ends.
+    rest: Condvar,
     watch: Watch,
 }
 
@@ -32,6 +34,9 @@ struct Signal {
     stall: Option<u64>,
     /// An outcome arrived.
     outcome: bool,
+    /// Times that somebody asked and waits for the rest that follows, and which of them it followed.
+    asked: u64,
+    rested: u64,
     stop: bool,
 }
 
@@ -50,6 +55,22 @@ impl CleanerLink {
         }
     }
 
+    /// Wakes the cleaner in any case; gives the number by which [`CleanerLink::rests`] is asked.
+    pub fn ask(&self) -> u64 {
+        let mut signal = self.bell.signal.lock();
+        signal.asked += 1;
+        signal.low = true;
+        self.bell.ring.notify_one();
+        signal.asked
+    }
+
+    /// Whether the cleaner has found nothing more to do since it was asked, or has ended; waits for it, but not longer than so.
+    pub fn rests(&self, asked: u64, wait_max: Duration) -> bool {
+        let mut signal = self.bell.signal.lock();
+        let busy = |signal: &mut Signal| signal.rested < asked && !signal.stop;
+        !self.bell.rest.wait_while_for(&mut signal, busy, wait_max).timed_out()
+    }
+
     /// Ends the thread; what it gave the log is carried out.
     pub fn stop(&self) {
         self.bell.signal.lock().stop = true;
@@ -65,6 +86,7 @@ impl CleanerLink {
         let bell = Arc::new(Bell {
             signal: Mutex::new(Signal::default()),
             ring: Condvar::new(),
+            rest: Condvar::new(),
             watch: Watch::default(),
         });
         let link = CleanerLink { bell: Arc::clone(&bell), shared: Arc::clone(&shared) };
@@ -90,12 +112,15 @@ impl Bell {
     fn run(&self, mut cleaner: Cleaner, log: &InternalSender) {
         let mut next = Next::Rest;
         loop {
+            let asked;
             {
                 let mut signal = self.signal.lock();
                 self.wait(&mut signal, next);
                 if signal.stop {
+                    self.rest.notify_all();
                     return;
                 }
+                asked = signal.asked;
                 let (low, stall) = (std::mem::take(&mut signal.low), signal.stall.take());
                 signal.outcome = false;
                 drop(signal);
@@ -104,6 +129,10 @@ impl Bell {
                 }
             }
             next = cleaner.step(&mut |message| log.send(message));
+            if next == Next::Rest {
+                self.signal.lock().rested = asked;
+                self.rest.notify_all();
+            }
         }
     }
 

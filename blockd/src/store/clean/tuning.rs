@@ -39,6 +39,18 @@ pub struct LiveTuning {
     dead_percent_max: AtomicU64,
     cleaner_bytes_per_s: AtomicU64,
     checkpoint_bytes: AtomicU64,
+    /// Compactions under way.
+    compactions: AtomicU64,
+}
+
+/// As long as it lives, the cleaner tolerates no dead space.
+#[derive(Debug)]
+pub struct Compacting<'a>(&'a LiveTuning);
+
+impl Drop for Compacting<'_> {
+    fn drop(&mut self) {
+        self.0.compactions.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl LiveTuning {
@@ -49,7 +61,19 @@ impl LiveTuning {
             dead_percent_max: AtomicU64::new(tuning.dead_percent_max.into()),
             cleaner_bytes_per_s: AtomicU64::new(tuning.cleaner_bytes_per_s),
             checkpoint_bytes: AtomicU64::new(tuning.checkpoint_bytes),
+            compactions: AtomicU64::new(0),
         }
+    }
+
+    /// Has the cleaner tolerate no dead space for a while, whatever the settings say.
+    pub fn compact(&self) -> Compacting<'_> {
+        self.compactions.fetch_add(1, Ordering::Relaxed);
+        Compacting(self)
+    }
+
+    /// Percentage of the filled pages that may be dead now.
+    pub fn dead_percent_max(&self) -> u8 {
+        if self.compactions.load(Ordering::Relaxed) > 0 { 0 } else { self.get().dead_percent_max }
     }
 
     /// As they are now.
@@ -99,6 +123,11 @@ mod tests {
         live.set(tuning);
         assert_eq!(live.get(), tuning);
         assert_eq!(live.checkpoint_pages(), 1 << 22);
+        {
+            let _compacting = live.compact();
+            assert_eq!((live.dead_percent_max(), live.get()), (0, tuning), "the settings stay");
+        }
+        assert_eq!(live.dead_percent_max(), 30);
         live.set(Tuning { checkpoint_bytes: 0, ..tuning });
         assert_eq!(live.checkpoint_pages(), 1, "not a checkpoint for each nothing");
     }

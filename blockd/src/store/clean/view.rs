@@ -2,6 +2,7 @@
 
 use super::policy::{Choice, Cost, View, choose};
 use crate::store::Shared;
+use crate::store::format::segment::Stream;
 use crate::store::map::Maps;
 use crate::store::space::Taker;
 
@@ -10,6 +11,8 @@ use crate::store::space::Taker;
 pub(super) struct Asked {
     /// Writers wait.
     pub(super) urgent: bool,
+    /// Stream of the last segment emptied.
+    pub(super) last: Option<Stream>,
     /// Moving pages may gain something.
     pub(super) moving: bool,
     /// A sync may free something.
@@ -21,7 +24,7 @@ pub(super) struct Asked {
 /// Below so many free segments cleaning begins, so that users are not kept waiting.
 pub(super) fn low_segments(shared: &Shared, maps: &Maps) -> u32 {
     let wanted = match shared.tuning.get().free_segments {
-        0 => shared.geometry.segments / 1024 + 1,
+        0 => shared.geometry.segments / 2048 + 1,
         given => given,
     };
     shared.keep_segments(maps, Taker::Users).saturating_add(wanted)
@@ -33,7 +36,7 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
     // What a waiting writer needs and a little more, or a few beyond the point where cleaning begins.
     let target = match asked.urgent {
         true => shared.keep_segments(&maps, Taker::Users) + 2,
-        false => low_segments(shared, &maps) + 2,
+        false => low_segments(shared, &maps) + 1,
     };
     let cost = Cost {
         pages: shared.next_checkpoint_pages(&maps),
@@ -48,10 +51,11 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
         segment_pages: shared.geometry.segment_pages,
         free: maps.segments.free_count(),
         target,
-        dead_percent_max: shared.tuning.get().dead_percent_max,
+        dead_percent_max: shared.tuning.dead_percent_max(),
         now_use_seq: maps.segments.all().iter().map(|s| s.use_seq).max().unwrap_or(0),
         urgent: asked.urgent,
         room_pages: shared.cold_room_pages(&maps),
+        last: asked.last,
         moving: asked.moving,
         sync: asked.sync,
         checkpoint: asked.checkpoint.then_some(cost),

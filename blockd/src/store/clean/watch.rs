@@ -29,7 +29,7 @@ impl Watch {
     pub(crate) fn wants(&self, shared: &Shared) -> bool {
         let maps = shared.maps.read();
         let now = standing(&maps);
-        let wanted = shared.tuning.get().dead_percent_max < 100
+        let wanted = shared.tuning.dead_percent_max() < 100
             || maps.segments.free_count() < low_segments(shared, &maps);
         wanted && self.looked_at.swap(now, Ordering::Relaxed) != now
     }

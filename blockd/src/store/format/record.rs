@@ -14,7 +14,7 @@ use layout::addr::PAGE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Cursor, Loc, Malformed, block_crc, check, check_counter, check_zero};
+use super::{Cursor, Loc, Malformed, block_crc, check, check_counter, check_zero, push_varint, varint_len};
 
 /// First bytes of a record.
 pub const MAGIC: [u8; 8] = *b"VEXFSREC";
@@ -186,23 +186,41 @@ impl Entry {
         }
     }
 
-    fn bytes(&self) -> usize {
-        ENTRY_HEAD
-            + match self {
-                Entry::Write { crcs, .. } => 4 * crcs.len(),
-                Entry::Discard { .. } => 8,
-                Entry::Relocate { .. } => 4,
+    /// What tells a relocation from the one before, if one head serves both: the steps to its page and to its old place.
+    fn step_from(&self, before: Option<&Entry>) -> Option<(u32, u32)> {
+        let (
+            Entry::Relocate { page, old, .. },
+            Some(Entry::Relocate { page: page_before, old: old_before, .. }),
+        ) = (self, before)
+        else {
+            return None;
+        };
+        let step = i32::try_from(page.wrapping_sub(*page_before).cast_signed()).ok()?;
+        let place_step = i32::from(old.offset) - i32::from(old_before.offset);
+        (old.segment == old_before.segment).then_some((zigzag(step), zigzag(place_step)))
+    }
+
+    /// Bytes it takes behind another one.
+    fn bytes_after(&self, before: Option<&Entry>) -> usize {
+        let own = match (self, self.step_from(before)) {
+            (Entry::Write { crcs, .. }, _) => 4 * crcs.len(),
+            (Entry::Discard { .. }, _) => 8,
+            (Entry::Relocate { .. }, Some((step, place_step))) => {
+                return varint_len(step) + varint_len(place_step) + 4;
             }
+            (Entry::Relocate { old, .. }, None) => 2 + varint_len(old.offset.into()) + 4,
+        };
+        ENTRY_HEAD + own
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, aux, number, page) = match self {
-            Entry::Write { first, crcs } => (KIND_WRITE, 0, crcs.len() as u32, *first),
-            Entry::Discard { first, .. } => (KIND_DISCARD, 0, 0, *first),
-            Entry::Relocate { page, old, .. } => (KIND_RELOCATE, old.offset, old.segment, *page),
+        let (kind, number, page) = match self {
+            Entry::Write { first, crcs } => (KIND_WRITE, crcs.len() as u32, *first),
+            Entry::Discard { first, .. } => (KIND_DISCARD, 0, *first),
+            Entry::Relocate { page, old, .. } => (KIND_RELOCATE, old.segment, *page),
         };
         out.extend_from_slice(&kind.to_le_bytes());
-        out.extend_from_slice(&aux.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&number.to_le_bytes());
         out.extend_from_slice(&page.to_le_bytes());
         match self {
@@ -210,15 +228,16 @@ impl Entry {
                 crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()))
             }
             Entry::Discard { count, .. } => out.extend_from_slice(&count.to_le_bytes()),
-            Entry::Relocate { crc, .. } => out.extend_from_slice(&crc.to_le_bytes()),
+            Entry::Relocate { .. } => {}
         }
     }
 
-    fn decode(cursor: &mut Cursor<'_>) -> Result<Self, Malformed> {
+    /// Reads one, or those that share a head.
+    fn decode(cursor: &mut Cursor<'_>, entries: &mut Vec<Entry>) -> Result<(), Malformed> {
         let (kind, aux, number, page) = (cursor.u16()?, cursor.u16()?, cursor.u32()?, cursor.u64()?);
+        check("aux of an entry", 0u16, aux)?;
         match kind {
             KIND_WRITE => {
-                check("aux of a write entry", 0u16, aux)?;
                 let bytes = cursor.take((number as usize).saturating_mul(4))?;
                 if number == 0 || page.checked_add(u64::from(number)).is_none() {
                     return Err(Malformed {
@@ -229,23 +248,78 @@ impl Entry {
                 }
                 let crcs =
                     bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-                Ok(Entry::Write { first: page, crcs })
+                entries.push(Entry::Write { first: page, crcs });
             }
             KIND_DISCARD => {
-                check("aux of a discard entry", 0u16, aux)?;
                 check("number of a discard entry", 0u32, number)?;
                 let count = cursor.u64()?;
                 if count == 0 || page.checked_add(count).is_none() {
                     return Err(Malformed { what: "pages of a discard entry", expected: 1, found: count });
                 }
-                Ok(Entry::Discard { first: page, count })
+                entries.push(Entry::Discard { first: page, count });
             }
             KIND_RELOCATE => {
-                let old = Loc { segment: number, offset: aux };
-                Ok(Entry::Relocate { page, old, crc: cursor.u32()? })
+                let count = cursor.u16()?;
+                if count == 0 {
+                    return Err(Malformed { what: "pages of a relocation entry", expected: 1, found: 0 });
+                }
+                let mut page = page;
+                let mut place = i64::from(cursor.varint()?);
+                for i in 0..count {
+                    if i > 0 {
+                        let step = unzigzag(cursor.varint()?);
+                        page = page.wrapping_add(i64::from(step).cast_unsigned());
+                        place += i64::from(unzigzag(cursor.varint()?));
+                    }
+                    let Ok(offset) = u16::try_from(place) else {
+                        let found = place.cast_unsigned();
+                        return Err(Malformed { what: "place of a relocated page", expected: 0xffff, found });
+                    };
+                    let old = Loc { segment: number, offset };
+                    entries.push(Entry::Relocate { page, old, crc: cursor.u32()? });
+                }
             }
-            other => Err(Malformed { what: "kind of a record entry", expected: 1, found: u64::from(other) }),
+            other => {
+                let found = u64::from(other);
+                return Err(Malformed { what: "kind of a record entry", expected: 1, found });
+            }
         }
+        Ok(())
+    }
+}
+
+/// A signed number as an unsigned one that is small if it is near zero.
+fn zigzag(number: i32) -> u32 {
+    ((number << 1) ^ (number >> 31)).cast_unsigned()
+}
+
+fn unzigzag(number: u32) -> i32 {
+    (number >> 1).cast_signed() ^ -((number & 1).cast_signed())
+}
+
+/// All entries, relocations that follow one another from one segment behind one head.
+fn encode_entries(entries: &[Entry], out: &mut Vec<u8>) {
+    let mut before = None;
+    let mut count_at = 0;
+    for entry in entries {
+        match (entry, entry.step_from(before)) {
+            (Entry::Relocate { crc, .. }, Some((step, place_step))) => {
+                let count = u16::from_le_bytes([out[count_at], out[count_at + 1]]) + 1;
+                out[count_at..count_at + 2].copy_from_slice(&count.to_le_bytes());
+                push_varint(out, step);
+                push_varint(out, place_step);
+                out.extend_from_slice(&crc.to_le_bytes());
+            }
+            (Entry::Relocate { old, crc, .. }, None) => {
+                entry.encode(out);
+                count_at = out.len();
+                out.extend_from_slice(&1u16.to_le_bytes());
+                push_varint(out, old.offset.into());
+                out.extend_from_slice(&crc.to_le_bytes());
+            }
+            (_, _) => entry.encode(out),
+        }
+        before = Some(entry);
     }
 }
 
@@ -290,7 +364,7 @@ impl Record {
     /// If the entries do not fit, which [`EntryList`] sees to.
     pub fn encode_into(&self, page: &mut [u8]) {
         let mut entries = Vec::with_capacity(ENTRY_BYTES_MAX);
-        self.entries.iter().for_each(|e| e.encode(&mut entries));
+        encode_entries(&self.entries, &mut entries);
         assert!(entries.len() <= ENTRY_BYTES_MAX, "entries fit the header page");
         let (next_segment, next_use_seq) = self.next.unwrap_or((0, 0));
         let disk = Disk {
@@ -348,7 +422,7 @@ impl Record {
         let mut cursor = Cursor::new(entry_area, "record entry");
         let mut entries = Vec::new();
         while cursor.left() > 0 {
-            entries.push(Entry::decode(&mut cursor)?);
+            Entry::decode(&mut cursor, &mut entries)?;
         }
         let Ok(offset) = u16::try_from(disk.offset.get()) else {
             let found = u64::from(disk.offset.get());
@@ -401,7 +475,7 @@ impl EntryList {
 
     /// Whether so many entries of one page or discard fit in any case.
     pub fn has_room_for(&self, entries: usize) -> bool {
-        self.bytes + entries * (ENTRY_HEAD + 8) <= ENTRY_BYTES_MAX
+        self.bytes + entries * (ENTRY_HEAD + 9) <= ENTRY_BYTES_MAX
     }
 
     /// Adds a written page; false if there is no room.
@@ -433,10 +507,11 @@ impl EntryList {
 
     /// Adds any entry; false if there is no room.
     pub fn push(&mut self, entry: Entry) -> bool {
-        if self.bytes + entry.bytes() > ENTRY_BYTES_MAX {
+        let bytes = entry.bytes_after(self.entries.last());
+        if self.bytes + bytes > ENTRY_BYTES_MAX {
             return false;
         }
-        self.bytes += entry.bytes();
+        self.bytes += bytes;
         self.pages += entry.pages();
         self.entries.push(entry);
         true
@@ -447,6 +522,7 @@ impl EntryList {
 mod tests {
     use super::super::tests as common;
     use super::*;
+    use crate::store::space::COPY_PAGES;
 
     fn sample() -> (Record, Vec<u8>) {
         let mut session = SessionState::default();
@@ -492,7 +568,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&sample().1, 0x47e3_8757);
+        common::golden(&sample().1, 0xd726_5e0f);
     }
 
     #[test]
@@ -517,6 +593,40 @@ mod tests {
     }
 
     #[test]
+    fn relocations_from_one_segment_share_a_head() {
+        let relocate =
+            |page, segment, offset| Entry::Relocate { page, old: Loc { segment, offset }, crc: page as u32 };
+        let entries = vec![
+            relocate(1 << 50, 7, 65535),
+            relocate((1 << 50) + (1 << 30), 7, 0),
+            relocate((1 << 50) - 5, 7, 9),
+            relocate(3, 7, 10), // too far away
+            relocate(4, 8, 11),
+            Entry::Discard { first: 9, count: 1 },
+            relocate(5, 8, 12),
+            relocate(6, 8, 12),
+        ];
+        let mut list = EntryList::default();
+        assert!(entries.iter().all(|entry| list.push(entry.clone())));
+        let mut bytes = Vec::new();
+        encode_entries(&entries, &mut bytes);
+        assert_eq!(bytes.len(), list.bytes, "what is reckoned with is what is written");
+        let record = Record { entries: list.take(), ..sample().0 };
+        let mut page = vec![0; PAGE];
+        record.encode_into(&mut page);
+        assert_eq!(Record::decode(&page).map(|r| r.entries), Ok(entries));
+
+        let mut near = 0;
+        while list.push(relocate(near * 1000, 7, (near * 7 % 4096) as u16)) {
+            near += 1;
+        }
+        assert!(near > u64::from(COPY_PAGES), "{near} relocations of neighbours in one record");
+        let record = Record { entries: list.take(), ..sample().0 };
+        record.encode_into(&mut page);
+        assert_eq!(Record::decode(&page), Ok(record));
+    }
+
+    #[test]
     fn hostile_entries_are_errors_even_with_a_right_checksum() {
         let refused = |at: usize, bytes: &[u8]| {
             let mut page = sample().1;
@@ -529,6 +639,11 @@ mod tests {
         refused(ENTRIES_AT, &[9, 0]);
         refused(ENTRIES_AT + 4, &[0xff; 4]); // more crcs than there are bytes
         refused(ENTRIES_AT + 8, &[0xff; 8]); // pages past the end of all numbers
+        let relocation = ENTRIES_AT + 28 + 24;
+        refused(relocation, &[3, 0, 1, 0]); // a number where there is none
+        refused(relocation + 16, &[0, 0]); // no page
+        refused(relocation + 16, &[2, 0]); // more pages than there are bytes
+        refused(relocation + 18, &[0xff, 0xff, 4]); // a place past the end of every segment
         refused(104, &[0xff, 0xff]); // more entries than the page holds
         refused(100, &[200]); // data pages that no entry names
         refused(12, &[0x80]); // an unknown flag

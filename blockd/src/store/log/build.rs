@@ -6,7 +6,10 @@ use std::sync::Arc;
 use layout::addr::PAGE;
 
 use super::job::{Job, JobDone, fill};
-use super::{GATHER_PAGES, Head, IN_FLIGHT_MAX, InFlight, Log, RECORD_PAGES_MAX, waiting_pages};
+use super::{
+    COLD_RECORD_PAGES_MAX, GATHER_PAGES, Head, IN_FLIGHT_MAX, InFlight, Log, USER_RECORD_PAGES_MAX,
+    waiting_pages,
+};
 use crate::buf::AlignedBuf;
 use crate::storage::Chunk;
 use crate::store::format::Loc;
@@ -107,7 +110,11 @@ impl Log {
 
     fn build_record(&mut self, stream: Stream, last: u32) {
         let head = *self.head(stream);
-        let mut pages_max = (last - u32::from(head.at.offset) - 1).min(RECORD_PAGES_MAX);
+        let record_pages_max = match stream {
+            Stream::Cold => COLD_RECORD_PAGES_MAX,
+            _ => USER_RECORD_PAGES_MAX,
+        };
+        let mut pages_max = (last - u32::from(head.at.offset) - 1).min(record_pages_max);
         if stream == Stream::User && !self.user_takes_data {
             // A commit's one page may.
             pages_max = u32::from(self.user.front().is_some_and(|job| job.class == Class::Commit));

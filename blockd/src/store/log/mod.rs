@@ -31,8 +31,14 @@ pub use job::{Job, JobDone, Op};
 const IN_FLIGHT_MAX: usize = 4;
 /// While records are in flight, fewer pages than this wait for more: they share a header page and a request.
 const GATHER_PAGES: u64 = 16;
-/// Data pages of a record.
-const RECORD_PAGES_MAX: u32 = 256;
+/// Data pages of a record of users,
+const USER_RECORD_PAGES_MAX: u32 = 256;
+/// and of the cleaner: each may be a piece of a write of its own, of which there are 1024 at most.
+const COLD_RECORD_PAGES_MAX: u32 = 512;
+/// Pages that are logged for each page of a checkpoint, at least,
+const CHECKPOINT_LOG_PAGES: u64 = 128;
+/// but for checkpoints of more pages: so much changed map is kept in memory, and 128 times as much log replayed at a start (4 GiB).
+const CHECKPOINT_PAGES_MAX: u64 = 8 << 10;
 /// Token of a sync; records have their sequence.
 const SYNC_TOKEN: u64 = u64::MAX;
 
@@ -319,7 +325,7 @@ impl Log {
         if self.checkpoint.is_some() {
             return false;
         }
-        if self.checkpoint_wanted || self.pages_since_checkpoint >= self.shared.tuning.checkpoint_pages() {
+        if self.checkpoint_wanted || self.is_time_for_checkpoint() {
             return true;
         }
         let stalled = self.user_stalled || self.cold_stalled;
@@ -329,6 +335,17 @@ impl Log {
         // A checkpoint frees what died since the last one; once for each state of the log.
         let reclaimable = self.shared.maps.read().segments.empty().next().is_some();
         reclaimable && self.reclaim_tried != self.next_seq
+    }
+
+    /// So much was logged since the last checkpoint that the next one should begin. One that would write much waits for longer,
+    /// as long as what it would write can be kept in memory.
+    fn is_time_for_checkpoint(&self) -> bool {
+        let logged = self.pages_since_checkpoint;
+        if logged < self.shared.tuning.checkpoint_pages() {
+            return false;
+        }
+        let cost = self.shared.next_checkpoint_pages(&self.shared.maps.read());
+        cost > CHECKPOINT_PAGES_MAX || logged >= CHECKPOINT_LOG_PAGES * cost
     }
 
     /// A checkpoint is under way or about to begin: what it frees may be enough for who waits.

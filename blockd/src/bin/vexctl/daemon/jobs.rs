@@ -1,15 +1,18 @@
-//! `vexctl checkpoint`, `vexctl tune` and `vexctl drain`.
+//! `vexctl checkpoint`, `vexctl compact`, `vexctl tune` and `vexctl drain`.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use blockd::control::protocol::Request;
+use blockd::volume::compact::{Compacted, Progress};
+use indicatif::HumanBytes;
 use serde_json::Value;
 
 use super::connect;
-use crate::cli::{CheckpointArgs, DrainArgs, TuneArgs};
+use crate::cli::{CheckpointArgs, CompactArgs, DrainArgs, TuneArgs};
 use crate::output::{print, tame};
+use crate::snapshot::meter::Meter;
 
 /// Has a checkpoint written.
 ///
@@ -19,6 +22,37 @@ pub fn checkpoint(args: &CheckpointArgs) -> Result<ExitCode> {
     let result: Value = connect(&args.daemon)?.ask(&Request::Checkpoint { export: args.export.clone() })?;
     print(&format!("checkpoint written in {} ms\n", result["took_ms"]))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has dead space given back.
+///
+/// # Errors
+/// There is no room for a checkpoint, or the backing failed.
+pub fn compact(args: &CompactArgs) -> Result<ExitCode> {
+    let request = Request::Compact { export: args.export.clone() };
+    let mut client = connect(&args.daemon)?;
+    let mut meter = Meter::bytes("compact");
+    let done: Result<Compacted, _> = client.ask_with_progress(&request, |value| {
+        // What another version says of its progress is not worth an error.
+        if let Ok(Progress { done_bytes, total_bytes }) = serde_json::from_value(value) {
+            meter.show(done_bytes, total_bytes);
+        }
+    });
+    drop(meter);
+    let done = done?;
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string(&done)?))?;
+    } else {
+        let stopped = if done.stopped { "; stopped before the end" } else { "" };
+        print(&format!(
+            "{} copied, {} segments emptied; {} more are free ({}){stopped}\n",
+            HumanBytes(done.copied_bytes),
+            done.cleaned_segments,
+            done.freed_segments,
+            HumanBytes(done.freed_bytes)
+        ))?;
+    }
+    Ok(if done.stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Changes settings and shows what holds.

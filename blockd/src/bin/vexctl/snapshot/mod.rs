@@ -2,7 +2,7 @@
 
 pub mod backup;
 pub mod cli;
-mod meter;
+pub mod meter;
 mod target;
 mod time;
 
