@@ -7,7 +7,7 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e fuzz crash-test perf map-scale clean
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e sim sim-long soak mutants fuzz crash-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -33,7 +33,7 @@ lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-test: deps lint e2e ## everything that CI runs
+test: deps lint e2e sim ## everything that CI runs
 
 # One seed for all, so that CI is the same everywhere; crash-test draws its own.
 e2e: export VEXFS_TEST_SEED ?= 20261122
@@ -45,6 +45,23 @@ ifeq ($(NEXTEST),nextest)
 else
 	$(CARGO) test --workspace
 endif
+
+# Lives of random steps on a simulated disk; counted, not timed, so that CI does the same everywhere (two to three minutes
+# on two processors). A failure prints its seed, the steps that matter and what happened in them.
+RUNS ?= $(if $(SEED),1,1000)
+sim: ## the store under crashes, faults and damage (SEED=n RUNS=n TRACE=lines)
+	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_RUNS=$(RUNS) VEXFS_SIM_TRACE=$(TRACE) \
+	  $(CARGO) test -p vexfs-blockd --lib -- sim_tests::raw sim_tests::vexfs --nocapture
+
+sim-long: ## one life of HOURS=12 hours of simulated time
+	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_HOURS=$(or $(HOURS),12) \
+	  $(CARGO) test -p vexfs-blockd --lib -- --ignored sim_tests::long --nocapture
+
+soak: deps build ## fio with verify while the daemon is killed, for SECONDS=600
+	@tests/scripts/soak.sh $(or $(SECONDS),600)
+
+mutants: ## break the store in several ways: the simulator must notice each
+	@tests/scripts/mutants.sh
 
 fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
 	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture

@@ -4,7 +4,7 @@
 //! is missing or torn. Whether that is the end of the log, or damage in its midst, is told by what the
 //! records say of one another: each carries how far the log was durable, and written, before it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -31,6 +31,12 @@ use crate::storage::Storage;
 
 /// Part of the map's memory that the deltas of snapshots may take beside it.
 const DELTAS_SHARE: usize = 4;
+/// Segments in which witnesses are looked for when damage may have taken a link.
+const WITNESS_SEGMENTS_MAX: usize = 4096;
+/// In so many of them behind their first record too, when that is damaged.
+const WITNESS_SEGMENTS_DEEP: usize = 4;
+/// And so far: a stretch of damage as long as a record, and the longest record behind it.
+const WITNESS_PAGES_DEEP: u32 = 2 * 258;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -82,15 +88,26 @@ fn read(
 /// The newer of the two superblock slots that are intact.
 ///
 /// # Errors
-/// [`StoreError::NotAStore`] if neither is; `Unusable` if it is of an unknown version or feature.
+/// [`StoreError::NotAStore`] if neither is; `Io` if one cannot be read and the other is bad; `Unusable` if it is of an
+/// unknown version or feature.
 pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> {
     let mut best: Option<Superblock> = None;
     let mut first_error = None;
+    let mut unreadable = None;
     for slot in SLOTS {
         if slot + PAGE as u64 > storage.len_bytes() {
             continue;
         }
-        match Superblock::decode(&read(storage, "reading the superblock", slot, PAGE)?) {
+        let page = match read(storage, "reading the superblock", slot, PAGE) {
+            Ok(page) => page,
+            // As bad as one whose crc is wrong: the other slot may be good.
+            Err(e) => {
+                tracing::error!("the superblock's slot at image byte {slot} cannot be read: {e}");
+                unreadable.get_or_insert(e);
+                continue;
+            }
+        };
+        match Superblock::decode(&page) {
             Ok(found) if best.as_ref().is_none_or(|b| b.generation < found.generation) => best = Some(found),
             Ok(_) => {}
             Err(e) if e.what.contains("magic") || e.what.contains("crc") => {
@@ -100,7 +117,11 @@ pub fn read_superblock(storage: &dyn Storage) -> Result<Superblock, StoreError> 
         }
     }
     let empty = Malformed { what: "bytes of the image", expected: 2 << 20, found: storage.len_bytes() };
-    best.ok_or_else(|| StoreError::NotAStore(first_error.unwrap_or(empty)))
+    match (best, unreadable) {
+        (Some(found), _) => Ok(found),
+        (None, Some(e)) => Err(e),
+        (None, None) => Err(StoreError::NotAStore(first_error.unwrap_or(empty))),
+    }
 }
 
 /// Opens the store in a backing.
@@ -136,6 +157,7 @@ pub(super) fn open_with(
         maps.snapshots.set_bytes_max(options.map_bytes_max / DELTAS_SHARE);
     }
     let replayed = replay(&shared, &superblock, &root, options)?;
+    let unneeded = unneeded_segments(&shared, &root, &replayed);
     let lost_session = settle_session(&shared, options, replayed.head_lost);
     if options.read_only {
         let incarnation = superblock.incarnation;
@@ -170,8 +192,33 @@ pub(super) fn open_with(
     })?;
     let mut log = Log::new(Arc::clone(&shared), queue, superblock, start, options);
     // Fresh segments, named by a checkpoint of this incarnation, before any write is taken.
-    log.checkpoint_now().map_err(start_error)?;
+    let mut written = log.checkpoint_now();
+    if matches!(written, Err(IoError::NoSpace)) {
+        let mut maps = shared.maps.write();
+        // Some are free by now, and maybe taken again.
+        let empty: Vec<u32> = maps.segments.empty().filter(|segment| unneeded.contains(segment)).collect();
+        maps.segments.release(&empty);
+        drop(maps);
+        written = log.checkpoint_now();
+    }
+    written.map_err(start_error)?;
     Ok(Opened { shared, log: Some(log), incarnation, lost_session })
+}
+
+/// Segments that a start without room may take before its checkpoint: nothing refers to them after the replay, and another
+/// replay would not read them. All that was replayed is durable as soon as the slots are written. Those that the last start took
+/// and died before it used are its own only as long as it may have writes under way, which the lock of the image
+/// rules out.
+fn unneeded_segments(shared: &Shared, root: &Root, replayed: &Replayed) -> Vec<u32> {
+    let maps = shared.maps.read();
+    let unneeded = |segment: &u32| {
+        let Some(found) = maps.segments.get(*segment) else { return false };
+        let mut positions = Stream::LOGGED.into_iter().zip(root.positions);
+        let left_behind =
+            positions.all(|(s, position)| found.stream != s || found.use_seq < position.use_seq);
+        left_behind || replayed.unused_heads.contains(segment)
+    };
+    maps.segments.empty().filter(unneeded).collect()
 }
 
 fn start_error(e: IoError) -> StoreError {
@@ -353,6 +400,8 @@ struct Replayed {
     next_seq: u64,
     next_use_seq: u64,
     head_lost: bool,
+    /// Segments at which the log was to go on, and in which nothing was ever written.
+    unused_heads: Vec<u32>,
 }
 
 fn replay(
@@ -364,8 +413,12 @@ fn replay(
     let mut found = Vec::new();
     let mut stray = Vec::new();
     let mut ends = Vec::new();
+    let mut unused_heads = Vec::new();
     for (stream, position) in Stream::LOGGED.into_iter().zip(root.positions) {
         let scan = scan_stream(shared, sb, stream, position, root.next_seq)?;
+        if position.at.offset == 1 && scan.records.is_empty() && scan.stray.is_empty() {
+            unused_heads.push(position.at.segment);
+        }
         found.extend(scan.records);
         stray.extend(scan.stray);
         ends.extend(scan.end);
@@ -418,7 +471,7 @@ fn replay(
             "record {next_seq} near {place} is damaged: acknowledged writes that were never flushed are lost"
         );
     }
-    Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost })
+    Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost, unused_heads })
 }
 
 /// Reads a stream's records from a position on, following links.
@@ -433,6 +486,7 @@ fn scan_stream(
     let mut next = VecDeque::from([(position.at, position.use_seq)]);
     let mut seq_min = first_seq;
     let mut in_order = true;
+    let mut looked_ahead = false;
     let mut segments_left = shared.geometry.segments;
     while let Some((start, use_seq)) = next.pop_front() {
         // A damaged (or hostile) chain must not lead round in circles.
@@ -444,17 +498,14 @@ fn scan_stream(
         let bytes =
             read(&*shared.storage, "reading the log", shared.geometry.byte(start), pages as usize * PAGE)?;
         let mut i = 0usize;
-        while i < pages as usize {
+        let (mut linked, mut link_lost) = (false, false);
+        while i < pages as usize && !linked {
             let at = Loc { offset: start.offset + i as u16, ..start };
             let Some(record) = parse(shared, sb, &bytes[i * PAGE..], at, use_seq, seq_min) else {
                 // The end of the log, or damage: from here on records are only witnesses.
                 if in_order {
                     scan.end = Some(at);
-                    // Links stand in the last two pages only. If it is a link that is bad, the
-                    // witnesses are in segments that nothing names any more.
-                    if u32::from(at.offset) + 2 >= shared.geometry.segment_pages {
-                        next.extend(later_segments(shared, sb, use_seq)?);
-                    }
+                    link_lost = u32::from(at.offset) + 2 >= shared.geometry.segment_pages;
                 }
                 in_order = false;
                 i += 1;
@@ -465,36 +516,71 @@ fn scan_stream(
             }
             let bad_page = bad_data(&record, &bytes[(i + 1) * PAGE..]);
             i += 1 + record.page_count() as usize;
-            if record.flags & FLAG_LINK != 0 {
+            linked = record.flags & FLAG_LINK != 0;
+            if linked {
                 next.extend(record.next.map(|(segment, use_seq)| (Loc { segment, offset: 1 }, use_seq)));
             }
-            let ends = record.flags & FLAG_LINK != 0;
             if in_order {
                 scan.records.push(Found { record, stream, bad_page });
             } else {
                 scan.stray.push(record);
             }
-            if ends {
-                break;
-            }
+        }
+        // If damage took the link, the witnesses are in segments that nothing names any more.
+        let tail = &bytes[bytes.len().saturating_sub(2 * PAGE)..];
+        link_lost |= !in_order && !linked && !tail_is_intact(shared, start.segment, tail);
+        if link_lost && !linked && !looked_ahead {
+            looked_ahead = true;
+            next.extend(later_segments(shared, sb, use_seq)?);
         }
     }
     Ok(scan)
 }
 
-/// Segments that this start of the store opened later than `use_seq`, by their first records.
+/// Whether damage may have taken the end of a segment whose log ends before it: a link stands in one of the last two pages, of
+/// this use, or still of the last one.
+fn tail_is_intact(shared: &Shared, segment: u32, tail: &[u8]) -> bool {
+    let first = shared.geometry.segment_pages - (tail.len() / PAGE) as u32;
+    let untouched = tail.iter().all(|byte| *byte == tail[0]);
+    untouched
+        || (first..).zip(tail.chunks_exact(PAGE)).any(|(offset, page)| {
+            page.starts_with(&MAGIC)
+                && Record::decode(page).is_ok_and(|r| r.at == Loc { segment, offset: offset as u16 })
+        })
+}
+
+/// Records in segments that this start of the store opened later than `use_seq`, one of each segment.
 fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, u64)>, StoreError> {
+    let likely: Vec<u32> = {
+        let maps = shared.maps.read();
+        let unused: BTreeSet<u32> = maps.segments.free().chain(maps.segments.empty()).collect();
+        // The log takes the lowest that is free.
+        let used = (0..shared.geometry.segments).filter(|segment| !unused.contains(segment));
+        unused.iter().copied().chain(used).take(WITNESS_SEGMENTS_MAX).collect()
+    };
+    let ours = |page: &[u8], at: Loc| {
+        let record = page.starts_with(&MAGIC).then(|| Record::decode(page).ok())??;
+        (record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation)
+            .then_some(record.use_seq)
+            .filter(|found| *found > use_seq)
+    };
     let mut found = Vec::new();
-    for segment in 0..shared.geometry.segments {
-        let at = Loc { segment, offset: 1 };
-        let page = read(&*shared.storage, "reading the log", shared.geometry.byte(at), PAGE)?;
-        if !page.starts_with(&MAGIC) {
-            continue;
-        }
-        let Ok(record) = Record::decode(&page) else { continue };
-        let ours = record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation;
-        if ours && record.use_seq > use_seq {
-            found.push((at, record.use_seq));
+    let mut deep_left = WITNESS_SEGMENTS_DEEP;
+    for segment in likely {
+        let start = Loc { segment, offset: 1 };
+        let byte = shared.geometry.byte(start);
+        let page = read(&*shared.storage, "reading the log", byte, PAGE)?;
+        if let Some(use_seq) = ours(&page, start) {
+            found.push((start, use_seq));
+        } else if deep_left > 0 && Record::decode(&page).is_err() && page.iter().any(|b| *b != page[0]) {
+            // The same damage may have taken the first records there.
+            deep_left -= 1;
+            let pages = WITNESS_PAGES_DEEP.min(shared.geometry.segment_pages - 1);
+            let bytes = read(&*shared.storage, "reading the log", byte, pages as usize * PAGE)?;
+            found.extend(bytes.chunks_exact(PAGE).zip(1..).find_map(|(page, offset)| {
+                let at = Loc { segment, offset };
+                ours(page, at).map(|use_seq| (at, use_seq))
+            }));
         }
     }
     Ok(found)

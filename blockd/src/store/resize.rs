@@ -110,7 +110,7 @@ fn empty_tail(
         match Mover::open(storage, options, new.segments) {
             Ok(mut mover) => {
                 mover.check_fits(new)?;
-                if mover.empty_from(new.segments, progress)? {
+                if mover.empty_from(new.segments, progress)? && mover.leaves_room(new.segments)? {
                     return Ok(());
                 }
             }
@@ -264,6 +264,24 @@ impl Mover {
         }
     }
 
+    /// Whether the store can be started, and cleaned, when it ends here: this resize starts it once more itself, and the next
+    /// start does before anything is freed.
+    fn leaves_room(&mut self, end: u32) -> Result<bool, StoreError> {
+        for _ in 0..4 * self.shared.geometry.segments {
+            let (free, kept) = {
+                let maps = self.shared.maps.read();
+                (maps.segments.free_count(), 2 * self.shared.keep_segments(&maps, Taker::Cleaner))
+            };
+            if free >= kept {
+                return Ok(true);
+            }
+            if !self.checkpoint()? || !self.squeeze(end)? {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+
     /// Frees segments before `end`: enough for a start, and for what stands behind, if so many can be had.
     fn make_room(&mut self, end: u32) -> Result<(), StoreError> {
         let usable = self.shared.geometry.segment_pages - 4;
@@ -272,7 +290,7 @@ impl Mover {
             let (free, kept) = {
                 let maps = self.shared.maps.read();
                 let free = (0..end).zip(maps.segments.all()).filter(|(_, s)| s.state == State::Free).count();
-                (free as u32, self.shared.keep_segments(&maps, Taker::Cleaner) + 2)
+                (free as u32, 2 * self.shared.keep_segments(&maps, Taker::Cleaner))
             };
             if free >= kept + behind.div_ceil(usable) {
                 return Ok(());

@@ -1,14 +1,25 @@
 //! The simulator: the real volume over a simulated backing, against a model, by seeds.
 //!
-//! `VEXFS_SIM_SEED=n` runs that seed alone; `VEXFS_SIM_RUNS=n` changes how many are run.
+//! [`script`]: lives made of random steps, run, made shorter when they fail, and told. [`raw`], [`vexfs`]: both kinds of
+//! volume, their models, what happens to them. [`machine`]: deaths and starts. [`damage`]: what rots, and backings
+//! that lie. [`past`]: their snapshots. [`long`]: lives of hours. [`corners`], [`faults`], [`restarts`]: cases by hand. [`driver`]: the volume without its threads.
+//!
+//! `VEXFS_SIM_SEED=n` runs that seed alone, `VEXFS_SIM_RUNS=n` so many (from there on, if both are given);
+//! `VEXFS_SIM_TRACE=n` prints so many events of a failure. `make sim` sets them.
 
 mod checkpoints;
 mod corners;
+mod damage;
 mod driver;
 mod faults;
+mod long;
+mod machine;
 mod part;
+mod past;
 mod raw;
 mod resize;
+mod restarts;
+mod script;
 mod scrub;
 mod snapshots;
 mod space;
@@ -18,13 +29,17 @@ mod vexfs;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+/// A number from the environment.
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}")))
+}
+
 /// Seeds to run: `count` from 0 on, or those of the environment.
 fn seeds(count: u64) -> Vec<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
-    match number("VEXFS_SIM_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("VEXFS_SIM_RUNS").unwrap_or(count)).collect(),
-    }
+    let (seed, runs) = (number("VEXFS_SIM_SEED"), number("VEXFS_SIM_RUNS"));
+    let first = seed.unwrap_or(0);
+    (first..first + runs.unwrap_or(if seed.is_some() { 1 } else { count })).collect()
 }
 
 /// Runs `f` for each seed; a failure names its seed.

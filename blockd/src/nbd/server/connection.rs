@@ -26,9 +26,10 @@ use crate::stats::RequestCounters;
 
 /// Largest request that the connection's own thread carries out: others of the connection wait meanwhile.
 const HERE_BYTES_MAX: usize = 128 << 10;
-/// Requests are given to the device together up to so many, and so many payload bytes.
+/// Requests are given to the device together up to so many, and so many bytes received with them: those are still in the
+/// processor's cache when they are written.
 const BATCH_REQUESTS_MAX: usize = 64;
-const BATCH_BYTES_MAX: usize = 4 << 20;
+const BATCH_RECEIVED_BYTES_MAX: usize = 512 << 10;
 /// Requests given to the device's threads after the client was seen to send more than one at a time.
 const REQUESTS_DEEP: u32 = 256;
 /// After so many writes that were each followed by a flush, the next one is expected.
@@ -198,7 +199,7 @@ impl Flushes {
 #[derive(Default)]
 struct Batch {
     requests: Vec<(IoOp, Done)>,
-    payload_bytes: usize,
+    received_bytes: usize,
 }
 
 impl Connection<'_> {
@@ -296,9 +297,11 @@ impl Connection<'_> {
         }
         let full = {
             let mut batch = self.batch.borrow_mut();
-            batch.payload_bytes += payload_bytes(&op);
+            if let IoOp::Write { buf, .. } = &op {
+                batch.received_bytes += buf.len();
+            }
             batch.requests.push((op, done));
-            batch.payload_bytes >= BATCH_BYTES_MAX || batch.requests.len() >= BATCH_REQUESTS_MAX
+            batch.received_bytes >= BATCH_RECEIVED_BYTES_MAX || batch.requests.len() >= BATCH_REQUESTS_MAX
         };
         if full {
             self.submit_batch();

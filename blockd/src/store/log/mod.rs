@@ -371,7 +371,8 @@ impl Log {
                 self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
                 self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
-                tracing::warn!("no space for a checkpoint; the cleaner has to make some");
+                let space = self.shared.describe_space(&self.shared.maps.read());
+                tracing::warn!("no space for a checkpoint; the cleaner has to make some ({space})");
                 self.end_changes(&Err(e.clone()));
                 waiters.into_iter().for_each(|done| done(Err(e.clone())));
             }

@@ -163,6 +163,11 @@ impl SegmentTable {
         (self.free.len() as u32).saturating_sub(self.reserved)
     }
 
+    /// Free segments, the lowest first.
+    pub fn free(&self) -> impl Iterator<Item = u32> {
+        self.free.iter().copied()
+    }
+
     /// Keeps so many free segments for the checkpoint that begins; false if there are not as many.
     pub fn reserve(&mut self, segments: u32) -> bool {
         let enough = self.free_count() >= segments;

@@ -16,10 +16,10 @@ use crate::store::format::superblock::{SLOTS, Superblock};
 use crate::store::map::Lookup;
 use crate::store::map::segments::State;
 
-const CLIENT: ClientId = ClientId(1);
+pub(super) const CLIENT: ClientId = ClientId(1);
 
 /// Sends a command without waiting for it.
-fn send(
+pub(super) fn send(
     driver: &mut Driver,
     client: ClientId,
     op: u32,
@@ -42,7 +42,7 @@ fn send(
 }
 
 /// A VexFS volume with a session.
-fn mounted(seed: u64, image_bytes: usize) -> (Driver, u64) {
+pub(super) fn mounted(seed: u64, image_bytes: usize) -> (Driver, u64) {
     let image = new_image(VolumeKind::VexFs, image_bytes, 0);
     let mut driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
     let ticket = send(&mut driver, CLIENT, CMD_OPEN, 0, 1, &[]);
@@ -53,7 +53,7 @@ fn mounted(seed: u64, image_bytes: usize) -> (Driver, u64) {
     (driver, session)
 }
 
-fn write(driver: &mut Driver, page: u64, tag: u64) -> Result<(), IoError> {
+pub(super) fn write(driver: &mut Driver, page: u64, tag: u64) -> Result<(), IoError> {
     let ticket = driver.write(CLIENT, page * 4096, &content(page, tag), false);
     driver.settle();
     Driver::outcome(&ticket)

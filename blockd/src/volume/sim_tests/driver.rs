@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
+use super::once_in;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
@@ -32,7 +35,8 @@ pub(super) struct Driver {
     pub(super) disk: SimStorage,
     pub(super) core: Arc<Core>,
     volume: Stepped,
-    submitted: u64,
+    /// Who carries out which request.
+    rng: StdRng,
 }
 
 /// An image with an empty store.
@@ -43,17 +47,27 @@ pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) ->
     disk.image_after(crate::storage::sim::Crash::PowerCut)
 }
 
+/// Small enough that every limit is met often.
+pub(super) fn options(boot_id: [u8; 16]) -> RecoverOptions {
+    let tuning = Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() };
+    RecoverOptions { read_only: false, boot_id, tuning, map_bytes_max: 16 << 10, discard: true }
+}
+
 impl Driver {
     pub(super) fn open(disk: SimStorage, boot: u8) -> Result<Self, StoreError> {
-        let options = RecoverOptions {
-            read_only: false,
-            boot_id: [boot; 16],
-            tuning: Tuning { checkpoint_bytes: 200 * 4096, ..Tuning::default() },
-            map_bytes_max: 16 << 10,
-            discard: true,
-        };
-        let volume = Stepped::open_with(Arc::new(disk.clone()), &options, false)?;
-        Ok(Driver { disk, core: Arc::clone(&volume.core), volume, submitted: 0 })
+        Self::open_with(disk, &options([boot; 16]), false)
+    }
+
+    /// With `clean`, the cleaner also works when nobody waits for it.
+    pub(super) fn open_with(
+        disk: SimStorage,
+        options: &RecoverOptions,
+        clean: bool,
+    ) -> Result<Self, StoreError> {
+        let mut volume = Stepped::open_with(Arc::new(disk.clone()), options, clean)?;
+        volume.worker.begin();
+        let rng = StdRng::seed_from_u64(disk.draw());
+        Ok(Driver { disk, core: Arc::clone(&volume.core), volume, rng })
     }
 
     pub(super) fn store(&self) -> &Arc<Shared> {
@@ -66,15 +80,14 @@ impl Driver {
         (ticket, Box::new(move |result| *mine.lock() = Some(result.map(|_| ()))))
     }
 
-    /// Every third request is carried out by who brings it, if the log is at rest; after every fifth, a thread that brought
-    /// one drives the log.
+    /// Now and then a request is carried out by who brings it, if the log is at rest, or a thread that brought one drives
+    /// the log.
     fn submit(&mut self, request: Request) {
-        self.submitted += 1;
-        if self.submitted.is_multiple_of(3) && self.volume.worker.is_at_rest() {
+        if once_in(&mut self.rng, 3) && self.volume.worker.is_at_rest() {
             return self.volume.worker.carry_out(request);
         }
         self.volume.submit(request);
-        if self.submitted.is_multiple_of(5) {
+        if once_in(&mut self.rng, 5) {
             self.volume.worker.step_here();
         }
     }
@@ -124,11 +137,19 @@ impl Driver {
         round
     }
 
-    /// What a start does when the last run did not end a rollback.
-    pub(super) fn end_rollback(&mut self) {
-        while self.store().maps.read().snapshots.rollback().is_some() {
-            assert_ne!(self.portion(), Round::Idle, "a rollback goes on to its end");
+    /// What a start does when the last run did not end a rollback; false if it can't be ended.
+    pub(super) fn end_rollback(&mut self) -> bool {
+        if self.store().maps.read().snapshots.rollback().is_none() {
+            return true;
         }
+        while self.store().maps.read().snapshots.rollback().is_some() {
+            if self.portion() == Round::Idle || self.volume.worker.log().failure().is_some() {
+                return false;
+            }
+        }
+        let ticket = self.checkpoint();
+        self.settle();
+        Self::outcome(&ticket).is_ok()
     }
 
     /// Names of the snapshots that can be read, oldest first.
@@ -193,19 +214,27 @@ impl Driver {
             self.settle();
             match Self::outcome(&ticket) {
                 Ok(()) | Err(IoError::NoSpace) => {}
-                Err(e) => assert!(self.disk.crashed(), "a relocation: {e}"),
+                Err(e) => assert!(self.disk.crashed() || self.disk.fault_fired(), "a relocation: {e}"),
             }
         }
     }
 
     pub(super) fn read(&self, client: ClientId, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
+        Self::read_of(&self.core, client, offset, len)
+    }
+
+    /// A read in whatever thread.
+    pub(super) fn read_of(
+        core: &Core,
+        client: ClientId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, IoError> {
         let result: Arc<Mutex<Option<crate::device::IoResult>>> = Arc::default();
         let mine = Arc::clone(&result);
         let done = Box::new(move |outcome| *mine.lock() = Some(outcome));
-        reads::run(
-            &self.core,
-            vec![ReadJob { client, view: View::Live, offset, buf: AlignedBuf::zeroed(len), done }],
-        );
+        let view = View::Live;
+        reads::run(core, vec![ReadJob { client, view, offset, buf: AlignedBuf::zeroed(len), done }]);
         let outcome = result.lock().take().expect("a read is finished when it returns");
         outcome.map(|buf| buf.expect("a read gives its buffer").to_vec())
     }

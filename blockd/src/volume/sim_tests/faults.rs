@@ -6,8 +6,10 @@ use rand::{Rng, SeedableRng};
 use super::driver::{Driver, new_image};
 use super::{content, for_seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
+use crate::storage::sim::faults::Rot;
 use crate::storage::sim::{Crash, SimStorage, flip_bit};
 use crate::store::create;
+use crate::store::format::record;
 
 const CLIENT: ClientId = ClientId(1);
 const PAGES: u64 = 64;
@@ -100,6 +102,66 @@ fn one_superblock_slot_is_enough_and_none_is_an_error() {
 }
 
 #[test]
+fn a_superblock_slot_that_cannot_be_read_is_as_a_bad_one() {
+    let (image, tag) = known(1);
+    let slots = crate::store::format::superblock::SLOTS;
+    for bad in slots {
+        let disk = SimStorage::new(image.clone(), 0);
+        disk.rot(Rot::Unreadable, |block| block * 4096 != bad);
+        let driver = Driver::open(disk, 1).expect("the other slot is good");
+        let bytes = driver.read(CLIENT, 0, 4096).expect("a page");
+        assert_eq!(tag_of(0, &bytes), Some(tag));
+    }
+    let disk = SimStorage::new(image, 0);
+    for bad in slots {
+        disk.rot(Rot::Unreadable, |block| block * 4096 != bad);
+    }
+    let Err(e) = Driver::open(disk, 1) else { panic!("no superblock is left") };
+    assert!(e.to_string().contains("reading the superblock at byte 0"), "{e}");
+}
+
+#[test]
+fn a_stretch_of_damage_wherever_it_is_loses_nothing_silently() {
+    // As long as a segment: it takes records, the link behind them, and the first records of the next segment.
+    const STRETCH: usize = 60 << 10;
+    let image = new_image(VolumeKind::Raw, 2 << 20, (PAGES + 1) * 4096);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("a new store opens");
+    // Long records, so that what follows them is in other segments.
+    let tag = 7;
+    for page in (0..PAGES).step_by(8) {
+        let bytes: Vec<u8> = (page..page + 8).flat_map(|page| content(page, tag)).collect();
+        driver.write(CLIENT, page * 4096, &bytes, true);
+        driver.settle();
+    }
+    for tag in 1..3 {
+        driver.write(CLIENT, PAGES * 4096, &content(PAGES, tag), true);
+        driver.settle();
+    }
+    let image = driver.disk.image_after(Crash::PowerCut);
+    let mut garbage = vec![0; STRETCH];
+    StdRng::seed_from_u64(1).fill(&mut garbage[..]);
+    let mut refused = 0;
+    // The superblocks apart; and what ends the log, which nothing knows of.
+    let last =
+        image.chunks(4096).rposition(|page| page.starts_with(&record::MAGIC)).expect("a record") * 4096;
+    for start in (64 << 10..last - STRETCH).step_by(4096) {
+        let mut bad = image.clone();
+        bad[start..start + STRETCH].copy_from_slice(&garbage);
+        let Ok(driver) = Driver::open(SimStorage::new(bad, 0), 2) else {
+            refused += 1;
+            continue;
+        };
+        for page in 0..PAGES {
+            match driver.read(CLIENT, page * 4096, 4096) {
+                Ok(bytes) => assert_eq!(tag_of(page, &bytes), Some(tag), "page {page}, damage at {start}"),
+                Err(e) => assert!(matches!(e, IoError::Io(_)), "page {page}: {e}"),
+            }
+        }
+    }
+    assert!(refused > 100, "only {refused} starts are refused");
+}
+
+#[test]
 fn a_failed_write_stops_the_log_and_loses_nothing_acknowledged() {
     for_seeds(20, |seed| {
         let image = new_image(VolumeKind::Raw, 2 << 20, PAGES * 4096);
@@ -176,6 +238,48 @@ fn a_full_image_refuses_new_pages_and_goes_on() {
         let ticket = driver.write(CLIENT, page * 4096, &content(page, 1), false);
         driver.settle();
         Driver::outcome(&ticket).unwrap_or_else(|e| panic!("page {page} after a discard: {e}"));
+    }
+}
+
+#[test]
+fn a_full_image_starts_again_and_again() {
+    // Of all sizes, so that some have just as many segments free as they must.
+    for pages in 0..30 {
+        let raw_pages = 1000;
+        let image = new_image(VolumeKind::Raw, 2 << 20, raw_pages * 4096);
+        let mut driver = Driver::open(SimStorage::new(image, pages), 1).expect("a new store opens");
+        let mut tags = Vec::new();
+        let mut rng = StdRng::seed_from_u64(pages);
+        loop {
+            let ticket =
+                driver.write(CLIENT, tags.len() as u64 * 4096, &content(tags.len() as u64, 1), false);
+            driver.settle();
+            if Driver::outcome(&ticket).is_err() {
+                break;
+            }
+            tags.push(1);
+        }
+        for tag in 2..100 + pages {
+            let page = rng.random_range(0..tags.len());
+            let ticket = driver.write(CLIENT, page as u64 * 4096, &content(page as u64, tag), false);
+            driver.settle();
+            Driver::outcome(&ticket).expect("an overwrite");
+            tags[page] = tag;
+        }
+        for start in 0..12 {
+            // Nothing is written in between.
+            let image = driver.disk.image_after(Crash::ProcessDeath);
+            let opened = Driver::open(SimStorage::new(image, start), 1);
+            driver = opened.unwrap_or_else(|e| panic!("start {start} of {pages}: {e}"));
+        }
+        for (page, tag) in (0..).zip(&mut tags) {
+            let bytes = driver.read(CLIENT, page * 4096, 4096).expect("a page");
+            assert_eq!(tag_of(page, &bytes), Some(*tag), "page {page}");
+            let ticket = driver.write(CLIENT, page * 4096, &content(page, 200), false);
+            driver.settle();
+            Driver::outcome(&ticket).unwrap_or_else(|e| panic!("page {page} after starts: {e}"));
+        }
+        driver.check_usage();
     }
 }
 

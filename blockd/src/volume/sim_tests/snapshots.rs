@@ -297,7 +297,7 @@ impl Run {
         self.boot += 1;
         let disk = SimStorage::new(image, self.rng.random());
         self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
-        self.driver.end_rollback();
+        assert!(self.driver.end_rollback(), "a rollback goes on to its end");
         if let Some(change) = self.pending.take() {
             let names = self.driver.snapshot_names();
             let happened = match &change {
@@ -306,8 +306,8 @@ impl Run {
                 Change::Rollback { name } => {
                     let state = self.snapshots.iter().find(|(n, _)| n == name).map(|(_, pages)| pages);
                     let newest = self.snapshots.last().map(|(n, _)| n);
-                    // Without newer ones and without a difference nobody can tell.
-                    newest != names.last() || state == Some(&self.live())
+                    // Without newer ones only the content tells, and without a difference nobody can.
+                    if newest == Some(name) { state == Some(&self.live()) } else { newest != names.last() }
                 }
                 Change::Receive { .. } | Change::Received { .. } => false,
             };
@@ -355,7 +355,9 @@ impl Run {
         let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
         let copies = self.driver.copies_of(segment);
         self.create();
-        self.write();
+        if !self.crashed() {
+            self.write();
+        }
         if !self.crashed() {
             self.driver.relocate(copies);
         }

@@ -13,17 +13,23 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::driver::{Driver, Ticket, new_image};
-use super::{content, for_seeds, once_in, tag_of};
+use super::damage::{self, Mortal};
+use super::driver::{Driver, Ticket};
+use super::machine::Machine;
+use super::past::{self, Historic, Past, State};
+use super::script::{self, Life, Op, Step};
+use super::{content, seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
-use crate::storage::sim::{Crash, SimStorage};
+use crate::storage::sim::Crash;
+use crate::storage::sim::faults::ReadFault;
+use crate::storage::sim::timeline::Timeline;
 
 const IMAGE_BYTES: usize = 4 << 20;
 
 /// Page -> version; absent = zeros.
 type Pages = BTreeMap<u64, u64>;
 
-/// The pages a run uses: a few of each region, some close together, some far apart.
+/// The pages a life uses: a few of each region, some close together, some far apart.
 fn places() -> Vec<u64> {
     let mut pages = vec![0];
     let page = |byte: u64| byte >> 12;
@@ -37,216 +43,302 @@ fn places() -> Vec<u64> {
     pages
 }
 
-struct Run {
-    rng: StdRng,
-    driver: Driver,
+/// What the volume may hold.
+#[derive(Clone)]
+pub(super) struct Model {
+    /// The pages that were ever written.
     places: Vec<u64>,
-    /// Commits that the volume may be at after a power cut, the oldest sure one first.
+    /// Commits that the volume may be at after a power cut, the oldest first.
     commits: Vec<Pages>,
+    /// Index of the oldest that it may be at: those before are history.
+    durable: usize,
     open: Pages,
     /// Versions of unacknowledged writes.
     unknown: BTreeMap<u64, Vec<u64>>,
-    next_tag: u64,
-    boot: u8,
-    client: ClientId,
     session: u64,
     command_id: u64,
 }
 
-impl Run {
-    fn new(seed: u64) -> Self {
-        let image = new_image(VolumeKind::VexFs, IMAGE_BYTES, 0);
-        let driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
-        let mut run = Run {
-            rng: StdRng::seed_from_u64(seed ^ 0x7665_7800),
-            driver,
-            places: places(),
-            commits: vec![Pages::new()],
-            open: Pages::new(),
-            unknown: BTreeMap::new(),
-            next_tag: 1,
-            boot: 1,
-            client: ClientId(1),
-            session: 0,
-            command_id: 0,
-        };
-        run.open_session();
-        run
+impl Model {
+    /// Exactly this is committed, and nothing is open.
+    fn settled_at(&mut self, pages: Pages) {
+        self.open = pages.clone();
+        self.commits = vec![pages];
+        self.durable = 0;
+        self.unknown.clear();
     }
 
-    fn command(&mut self, op: u32, session: u64, id: u64, ranges: &[(u64, u64)]) -> (Ticket, Command) {
+    fn is_or_unknown(&self, page: u64, found: u64) -> bool {
+        found == get(&self.open, page) || self.unknown.get(&page).is_some_and(|u| u.contains(&found))
+    }
+}
+
+pub(super) struct VexFsLife {
+    machine: Machine,
+    model: Model,
+    past: Past,
+    client: ClientId,
+    history: bool,
+    /// Nobody has a session.
+    closed: bool,
+}
+
+/// Requests in flight: ticket, page, version.
+type Batch = Vec<(Ticket, u64, u64)>;
+
+impl VexFsLife {
+    fn send_command(&mut self, op: u32, session: u64, id: u64, ranges: &[(u64, u64)]) -> (Ticket, Command) {
         let mut command = Command::new_zeroed();
         command.magic = COMMAND_MAGIC;
         command.op = op.into();
         command.session = session.into();
         command.id = id.into();
-        command.boot_id = [self.boot; 16];
+        command.boot_id = self.machine.boot_id();
         command.range_count = (ranges.len() as u32).into();
         for (to, (first, count)) in command.ranges.iter_mut().zip(ranges) {
             to.first_page = (*first).into();
             to.page_count = (*count).into();
         }
-        (self.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false), command)
+        self.machine.timeline.note(format!("  command {op} of session {session:#x}, id {id}, {ranges:x?}"));
+        let ticket = self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
+        (ticket, command)
+    }
+
+    /// Sends a command; false if the store stopped.
+    fn command(&mut self, op: u32, session: u64, id: u64, ranges: &[(u64, u64)]) -> bool {
+        let (ticket, _) = self.send_command(op, session, id, ranges);
+        self.machine.driver.settle();
+        let outcome = Driver::outcome(&ticket);
+        if let Err(e) = &outcome {
+            self.machine.assert_failure_explained(&format!("command {op}"), e);
+        }
+        outcome.is_ok()
     }
 
     fn reply(&self) -> CommandReply {
-        let page = self.driver.read(self.client, COMMAND_PAGE.byte(), 4096).expect("the reply");
+        let page = self.machine.driver.read(self.client, COMMAND_PAGE.byte(), 4096).expect("the reply");
         CommandReply::read_from_bytes(&page).expect("a reply is a page")
     }
 
-    fn open_session(&mut self) {
-        let (ticket, _) = self.command(CMD_OPEN, 0, 1, &[]);
-        self.driver.settle();
-        Driver::outcome(&ticket).expect("OPEN is carried out");
-        let reply = self.reply();
-        assert_eq!(reply.errno.get(), 0);
-        assert!(reply.session.get() > self.session, "sessions are never granted twice");
-        self.session = reply.session.get();
-        self.command_id = 1;
-        self.open = self.commits.last().cloned().unwrap_or_default();
+    fn status(&self) -> Status {
+        let page = self.machine.driver.read(self.client, STATUS_PAGE.byte(), 4096).expect("the status page");
+        Status::read_from_bytes(&page).expect("the status is a page")
     }
 
-    fn attach(&mut self) {
-        let (ticket, _) = self.command(CMD_ATTACH, self.session, 0, &[]);
-        self.driver.settle();
-        Driver::outcome(&ticket).expect("ATTACH is carried out");
-        assert_eq!(self.reply().errno.get(), 0, "the session goes on");
+    fn open_session(&mut self) -> bool {
+        if !self.command(CMD_OPEN, 0, 1, &[]) {
+            return false;
+        }
+        let reply = self.reply();
+        assert_eq!(reply.errno.get(), 0);
+        assert!(reply.session.get() > self.model.session, "sessions are never granted twice");
+        self.model.session = reply.session.get();
+        self.model.command_id = 1;
+        true
+    }
+
+    /// The errno of the reply.
+    fn attach(&mut self) -> u32 {
+        let (ticket, _) = self.send_command(CMD_ATTACH, self.model.session, 0, &[]);
+        self.machine.driver.settle();
+        Driver::outcome(&ticket).expect("ATTACH is answered");
+        self.reply().errno.get()
     }
 
     fn some_page(&mut self) -> u64 {
-        let i = self.rng.random_range(1..self.places.len());
-        self.places[i]
+        let i = self.machine.rng.random_range(1..self.model.places.len());
+        self.model.places[i]
     }
 
-    /// Writes in flight at once.
-    fn batch(&mut self) -> Vec<(Ticket, u64, u64)> {
-        let mut batch: Vec<(Ticket, u64, u64)> = Vec::new();
-        for _ in 0..self.rng.random_range(1..16) {
+    fn send_batch(&mut self) -> Batch {
+        let mut batch = Batch::new();
+        for _ in 0..self.machine.rng.random_range(1..16) {
             let page = self.some_page();
             if batch.iter().any(|(_, p, _)| *p == page) {
                 continue;
             }
-            self.next_tag += 1;
-            let tag = if once_in(&mut self.rng, 8) { 0 } else { self.next_tag };
-            let ticket = if tag == 0 && once_in(&mut self.rng, 2) {
-                self.driver.zero(self.client, page << 12, 4096, false)
+            let m = &mut self.machine;
+            let tag = if m.once_in(8) { 0 } else { m.new_tag() };
+            let ticket = if tag == 0 && m.once_in(2) {
+                m.driver.zero(self.client, page << 12, 4096, false)
             } else {
-                self.driver.write(self.client, page << 12, &content(page, tag), once_in(&mut self.rng, 10))
+                let fua = m.once_in(10);
+                m.driver.write(self.client, page << 12, &content(page, tag), fua)
             };
+            m.timeline.note(format!("  page {page:#x} = {tag}"));
             batch.push((ticket, page, tag));
         }
         batch
     }
 
-    fn account(&mut self, batch: Vec<(Ticket, u64, u64)>) {
+    fn account(&mut self, batch: Batch) {
         for (ticket, page, tag) in batch {
-            if matches!(&*ticket.lock(), Some(Ok(()))) {
-                set(&mut self.open, page, tag);
+            let outcome = ticket.lock().clone();
+            if let Some(Err(e)) = &outcome {
+                self.machine.assert_failure_explained(&format!("write of page {page:#x}"), e);
+            }
+            if matches!(outcome, Some(Ok(()))) {
+                set(&mut self.model.open, page, tag);
+            } else if matches!(outcome, Some(Err(IoError::NoSpace))) {
+                // One page: nothing of it was written.
+                self.machine.timeline.note(format!("  no room for page {page:#x}"));
             } else {
-                self.unknown.entry(page).or_default().push(tag);
+                self.model.unknown.entry(page).or_default().push(tag);
             }
         }
     }
 
-    /// Writes the superblock, with FUA or followed by a flush. The crash may come at any step.
-    fn commit(&mut self) {
-        self.next_tag += 1;
-        let tag = self.next_tag;
-        let mut next = self.open.clone();
+    fn batch(&mut self) {
+        let batch = self.send_batch();
+        self.machine.driver.settle();
+        assert!(batch.iter().all(|(ticket, _, _)| ticket.lock().is_some()), "a request is never answered");
+        self.account(batch);
+    }
+
+    /// Writes the superblock, with FUA or followed by a flush; true if the commit is durable.
+    fn commit(&mut self) -> bool {
+        self.commit_amid(false)
+    }
+
+    /// A snapshot may be asked for while it is under way: then that has this commit or the last one.
+    fn commit_amid(&mut self, snapshot: bool) -> bool {
+        let tag = self.machine.new_tag();
+        let mut next = self.model.open.clone();
         set(&mut next, 0, tag);
-        let fua = once_in(&mut self.rng, 2);
-        let ticket = self.driver.write(self.client, 0, &content(0, tag), fua);
-        self.driver.settle();
-        let acked = matches!(&*ticket.lock(), Some(Ok(())));
-        self.commits.push(next.clone());
-        if !acked {
-            self.unknown.entry(0).or_default().push(tag);
-            return;
+        let fua = self.machine.once_in(2);
+        self.machine.timeline.note(format!("  commit {tag}{}", if fua { " fua" } else { "" }));
+        let mut states = self.states();
+        let ticket = self.machine.driver.write(self.client, 0, &content(0, tag), fua);
+        let change = snapshot.then(|| {
+            states.push(state(&next));
+            let steps = self.machine.rng.random_range(0..3);
+            self.machine.driver.steps(steps);
+            past::ask_for(self, states)
+        });
+        self.machine.driver.settle();
+        self.model.commits.push(next.clone());
+        if let Some(change) = change.flatten() {
+            past::conclude(self, &change);
         }
-        self.open = next;
-        let durable = fua || {
-            let ticket = self.driver.flush();
-            self.driver.settle();
-            let outcome = ticket.lock().clone();
-            matches!(outcome, Some(Ok(())))
-        };
-        if durable {
-            self.commits = vec![self.open.clone()];
+        if let Err(e) = Driver::outcome(&ticket) {
+            assert!(!matches!(e, IoError::NoSpace), "there is always room for a commit");
+            self.machine.assert_failure_explained("commit", &e);
+            self.model.unknown.entry(0).or_default().push(tag);
+            return false;
+        }
+        self.model.open = next;
+        if !fua {
+            let ticket = self.machine.driver.flush();
+            self.machine.driver.settle();
+            if let Err(e) = Driver::outcome(&ticket) {
+                self.machine.assert_failure_explained("flush", &e);
+                return false;
+            }
+        }
+        self.model.durable = self.model.commits.len() - 1;
+        if !self.history {
+            self.model.commits.drain(..self.model.durable);
+            self.model.durable = 0;
+        }
+        true
+    }
+
+    fn checkpoint(&mut self) {
+        let ticket = self.machine.driver.checkpoint();
+        self.machine.driver.settle();
+        match Driver::outcome(&ticket) {
+            Ok(()) | Err(IoError::NoSpace) => {}
+            Err(e) => self.machine.assert_failure_explained("checkpoint", &e),
         }
     }
 
     fn free_ranges(&mut self) {
-        let a = self.some_page();
+        let first = self.some_page();
         // A part of the class 3 window, or a few pages.
-        let count = if once_in(&mut self.rng, 3) { 1 << 20 } else { self.rng.random_range(1..2000) };
-        let (first, count) = (a, count);
-        self.command_id += 1;
-        let (ticket, command) =
-            self.command(CMD_FREE_RANGES, self.session, self.command_id, &[(first, count)]);
-        self.driver.settle();
-        Driver::outcome(&ticket).expect("FREE_RANGES is carried out");
-        assert_eq!(self.reply().errno.get(), 0);
+        let count = if self.machine.once_in(3) { 1 << 20 } else { self.machine.rng.random_range(1..2000) };
         let end = first + count;
-        self.open.retain(|page, _| *page < first || *page >= end);
-        if once_in(&mut self.rng, 2) {
-            // Written again, then the command repeated: the kept reply, and nothing done.
-            let page = self.places.iter().copied().find(|p| (first..end).contains(p)).unwrap_or(first);
-            self.next_tag += 1;
-            let tag = self.next_tag;
-            let write = self.driver.write(self.client, page << 12, &content(page, tag), false);
-            self.driver.settle();
-            Driver::outcome(&write).expect("a write");
-            set(&mut self.open, page, tag);
-            if !self.places.contains(&page) {
-                self.places.push(page);
-                self.places.sort_unstable();
-            }
-            if once_in(&mut self.rng, 2) {
-                self.crash_and_go_on(Crash::ProcessDeath, true);
-            }
-            let again = self.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
-            self.driver.settle();
-            Driver::outcome(&again).expect("the repeated command is answered");
-            let reply = self.reply();
-            assert_eq!((reply.errno.get(), reply.id.get()), (0, self.command_id));
-            self.check_all();
+        self.model.command_id += 1;
+        let (ticket, command) =
+            self.send_command(CMD_FREE_RANGES, self.model.session, self.model.command_id, &[(first, count)]);
+        self.machine.driver.settle();
+        match Driver::outcome(&ticket) {
+            // What a snapshot keeps needs leaves.
+            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("FREE_RANGES", &e),
+            outcome => outcome.expect("FREE_RANGES is carried out"),
         }
+        assert_eq!(self.reply().errno.get(), 0);
+        self.model.open.retain(|page, _| *page < first || *page >= end);
+        if self.machine.once_in(2) {
+            return;
+        }
+        // Written again, then the command repeated: the kept reply, and nothing done.
+        let page = self.model.places.iter().copied().find(|p| (first..end).contains(p)).unwrap_or(first);
+        let tag = self.machine.new_tag();
+        let write = self.machine.driver.write(self.client, page << 12, &content(page, tag), false);
+        self.machine.driver.settle();
+        match Driver::outcome(&write) {
+            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("a write", &e),
+            outcome => outcome.expect("a write"),
+        }
+        set(&mut self.model.open, page, tag);
+        if !self.model.places.contains(&page) {
+            self.model.places.push(page);
+            self.model.places.sort_unstable();
+        }
+        if self.machine.once_in(2) && !self.crash(Crash::ProcessDeath, true, false) {
+            return;
+        }
+        self.machine.timeline.note("  the same command again");
+        let again = self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
+        self.machine.driver.settle();
+        Driver::outcome(&again).expect("the repeated command is answered");
+        let reply = self.reply();
+        assert_eq!((reply.errno.get(), reply.id.get()), (0, self.model.command_id));
+        self.compare();
     }
 
-    fn found(&self) -> Pages {
+    /// What is there; pages that give a justified error are left out.
+    fn find(&self) -> BTreeMap<u64, Result<u64, IoError>> {
+        let read = |page: u64| {
+            let bytes = self.machine.driver.read(self.client, page << 12, 4096)?;
+            Ok(tag_of(page, &bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture")))
+        };
+        self.model.places.iter().map(|&page| (page, read(page))).collect()
+    }
+
+    fn find_all(&self) -> Pages {
         let mut found = Pages::new();
-        for &page in &self.places {
-            let bytes = self.driver.read(self.client, page << 12, 4096).expect("a page can be read");
-            let tag = tag_of(page, &bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture"));
-            set(&mut found, page, tag);
+        for (page, tag) in self.find() {
+            set(&mut found, page, tag.unwrap_or_else(|e| panic!("page {page:#x}: {e}")));
         }
         found
     }
 
-    fn check_all(&mut self) {
-        assert_eq!(self.found(), self.open);
-        self.driver.check_usage();
-        self.check_map();
+    fn compare(&mut self) {
+        assert_eq!(self.find_all(), self.model.open);
+        past::compare(self, false);
+        self.machine.driver.check_usage();
+        self.compare_map();
     }
 
     /// The allocation map against the model.
-    fn check_map(&self) {
+    fn compare_map(&self) {
         let mut pages = BTreeMap::<u64, Vec<u8>>::new();
         let mut read = |offset: u64| {
             let start = MAP_BASE + (offset & !4095);
-            let page = || self.driver.read(self.client, start, 4096).expect("the allocation map");
+            let page = || self.machine.driver.read(self.client, start, 4096).expect("the allocation map");
             pages.entry(start).or_insert_with(page).clone()
         };
         let mut units = BTreeMap::<u64, u32>::new();
         let mut uppers = BTreeMap::<u64, u64>::new();
-        for page in self.open.keys() {
+        for page in self.model.open.keys() {
             *units.entry(page >> 15).or_default() += 1;
             *uppers.entry(page >> 25).or_default() += 1;
         }
-        for &page in &self.places {
+        for &page in &self.model.places {
             let offset = page / 8;
             let bit = read(offset)[(offset & 4095) as usize] >> (page % 8) & 1;
-            assert_eq!(bit == 1, self.open.contains_key(&page), "bit of page {page:#x}");
+            assert_eq!(bit == 1, self.model.open.contains_key(&page), "bit of page {page:#x}");
             let offset = MAP_SUMMARY + (page >> 15) * 4;
             let at = (offset & 4095) as usize;
             let count = u32::from_le_bytes(read(offset)[at..at + 4].try_into().expect("four bytes"));
@@ -254,138 +346,136 @@ impl Run {
             let offset = MAP_UPPER + (page >> 25) * 8;
             let at = (offset & 4095) as usize;
             let count = u64::from_le_bytes(read(offset)[at..at + 8].try_into().expect("eight bytes"));
-            assert_eq!(
-                count,
-                uppers.get(&(page >> 25)).copied().unwrap_or(0),
-                "upper unit of page {page:#x}"
-            );
+            let expected = uppers.get(&(page >> 25)).copied().unwrap_or(0);
+            assert_eq!(count, expected, "upper unit of page {page:#x}");
         }
     }
 
-    fn status(&self) -> Status {
-        let page = self.driver.read(self.client, STATUS_PAGE.byte(), 4096).expect("the status page");
-        Status::read_from_bytes(&page).expect("the status is a page")
-    }
-
-    /// Crashes, opens again, and goes on as a mounter would.
-    fn crash_and_go_on(&mut self, crash: Crash, same_mounter: bool) {
-        let image = self.driver.disk.image_after(crash);
-        if crash == Crash::PowerCut {
-            self.boot += 1;
-        }
-        let disk = SimStorage::new(image, self.rng.random());
-        self.driver = Driver::open(disk, self.boot).expect("the store opens after a crash");
+    /// A new connection, to which nothing is allowed yet.
+    fn reconnect(&mut self) {
         self.client = ClientId(self.client.0 + 1);
-        let write = self.driver.write(self.client, self.places[1] << 12, &content(1, 1), false);
-        self.driver.settle();
+        let page = self.model.places[1];
+        let write = self.machine.driver.write(self.client, page << 12, &content(1, 1), false);
+        self.machine.driver.settle();
         assert!(
             matches!(Driver::outcome(&write), Err(IoError::Fenced(_))),
             "nobody is attached after a restart"
         );
-        if crash == Crash::ProcessDeath && same_mounter {
-            self.attach();
-            let found = self.found();
-            for &page in &self.places {
-                let (f, m) = (get(&found, page), get(&self.open, page));
-                let allowed = f == m || self.unknown.get(&page).is_some_and(|u| u.contains(&f));
-                assert!(allowed, "page {page:#x} after the daemon's death: found {f}, acknowledged {m}");
+    }
+
+    /// Dies, comes back, and goes on as a mounter would; whether the session is still the same.
+    fn crash(&mut self, crash: Crash, same_mounter: bool, deaths_on_the_way: bool) -> bool {
+        let crash = self.machine.restart(crash, deaths_on_the_way);
+        past::resolve(self);
+        self.reconnect();
+        // A rollback needs the session closed: then there is none to go on with.
+        let goes_on = crash == Crash::ProcessDeath && same_mounter && !std::mem::take(&mut self.closed);
+        self.closed = false;
+        if goes_on {
+            assert_eq!(self.attach(), 0, "the session goes on");
+            let found = self.find_all();
+            for &page in &self.model.places {
+                let tag = get(&found, page);
+                let acked = get(&self.model.open, page);
+                assert!(
+                    self.model.is_or_unknown(page, tag),
+                    "page {page:#x} after the daemon's death: found {tag}, acknowledged {acked}"
+                );
             }
-            // A commit that was not acknowledged may have been carried out: then its version of
-            // the superblock is there.
-            let newest = self.commits.last().is_some_and(|c| get(c, 0) == get(&found, 0));
-            if !newest {
-                self.commits.retain(|c| get(c, 0) <= get(&found, 0));
-            }
-            self.open = found;
+            self.settle_commits(&found);
+            self.model.open = found;
+            self.model.unknown.clear();
         } else {
             if crash == Crash::PowerCut {
                 assert_eq!(self.status().session.get(), 0, "a session of another boot is over");
-                let (ticket, _) = self.command(CMD_ATTACH, self.session, 0, &[]);
-                self.driver.settle();
-                Driver::outcome(&ticket).expect("ATTACH is answered");
-                assert_eq!(self.reply().errno.get(), libc::ESHUTDOWN as u32);
+                assert_eq!(self.attach(), libc::ESHUTDOWN as u32);
             } else {
-                let acked = get(&self.open, 0);
-                self.commits.retain(|c| get(c, 0) >= acked);
+                // What was acknowledged is there, so an older commit may not be.
+                let acked = get(&self.model.open, 0);
+                self.model.commits.retain(|c| get(c, 0) >= acked);
+                self.model.durable = 0;
             }
-            self.open_session();
-            let found = self.found();
-            let matching = self.commits.contains(&found);
+            assert!(self.open_session(), "a volume that was just opened takes a session");
+            let found = self.find_all();
+            self.assert_a_commit(&found, self.model.durable, &format!("after {crash:?}"));
+            self.model.settled_at(found);
+        }
+        self.compare();
+        goes_on
+    }
+
+    /// A commit that was not acknowledged may have been carried out: then its version of the superblock is there.
+    fn settle_commits(&mut self, found: &Pages) {
+        let carried_out = self.model.commits.last().is_some_and(|c| get(c, 0) == get(found, 0));
+        if !carried_out {
+            self.model.commits.retain(|c| get(c, 0) <= get(found, 0));
+            self.model.durable = self.model.durable.min(self.model.commits.len() - 1);
+        }
+    }
+
+    fn assert_a_commit(&self, found: &Pages, from: usize, when: &str) {
+        let commits = &self.model.commits[from..];
+        if commits.contains(found) {
+            return;
+        }
+        let differences = commits.iter().map(|commit| {
+            let pages = self.model.places.iter().filter(|&&p| get(commit, p) != get(found, p));
+            let pages = pages.map(|&p| format!("page {p:#x}: {} not {}", get(found, p), get(commit, p)));
+            format!("commit {}: {}", get(commit, 0), pages.collect::<Vec<_>>().join(", "))
+        });
+        panic!("{when} the volume equals no commit:\n{}", differences.collect::<Vec<_>>().join("\n"));
+    }
+
+    fn some_crash(&mut self, deaths_on_the_way: bool) {
+        let crash = self.machine.some_crash();
+        let same_mounter = !self.machine.once_in(3);
+        self.crash(crash, same_mounter, deaths_on_the_way);
+    }
+
+    fn work_until_trouble(&mut self) {
+        for _ in 0..60 {
+            if self.machine.stopped || self.machine.driver.disk.crashed() {
+                return;
+            }
+            self.work();
+        }
+    }
+
+    fn late_copies(&mut self) {
+        let segment = self.machine.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
+        let copies = self.machine.driver.copies_of(segment);
+        // Pages that are overwritten meanwhile must not come back.
+        for _ in 0..self.machine.rng.random_range(0..4) {
+            self.batch();
+        }
+        if self.machine.once_in(2) {
+            self.commit();
+        }
+        self.machine.driver.relocate(copies);
+    }
+
+    /// Each page that a read finds was the newest at some time while it was under way.
+    fn slow_read(&mut self) {
+        let first = self.some_page();
+        let read = self.machine.slow_read(self.client, first << 12, 4 * 4096);
+        let pages: Vec<u64> = (first..first + 4).collect();
+        let mut versions: Vec<Vec<u64>> = pages.iter().map(|&p| vec![get(&self.model.open, p)]).collect();
+        if read.held {
+            for _ in 0..self.machine.rng.random_range(1..12) {
+                self.work();
+                for (versions, &page) in versions.iter_mut().zip(&pages) {
+                    versions.push(get(&self.model.open, page));
+                }
+            }
+        }
+        let bytes = read.finish().unwrap_or_else(|e| panic!("a slow read of page {first:#x}: {e}"));
+        for ((page, versions), bytes) in pages.iter().zip(versions).zip(bytes.chunks(4096)) {
+            let found = tag_of(*page, bytes);
             assert!(
-                matching,
-                "after {crash:?} the volume equals no commit: {found:?}\nnot one of {:?}",
-                self.commits
+                found.is_some_and(|f| versions.contains(&f)),
+                "a slow read of page {page:#x}: found {found:?}, it was one of {versions:?}"
             );
-            self.open = found;
-            self.commits = vec![self.open.clone()];
         }
-        self.unknown.clear();
-        self.check_all();
-    }
-
-    fn round(&mut self) {
-        match self.rng.random_range(0..24) {
-            0..=4 => self.commit(),
-            5 | 6 => self.free_ranges(),
-            7 => {
-                self.driver.checkpoint();
-                self.driver.settle();
-            }
-            8 => {
-                let segment = self.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
-                let copies = self.driver.copies_of(segment);
-                // Pages that are overwritten meanwhile must not come back.
-                for _ in 0..self.rng.random_range(0..4) {
-                    let batch = self.batch();
-                    self.driver.settle();
-                    self.account(batch);
-                }
-                if once_in(&mut self.rng, 2) {
-                    self.commit();
-                }
-                self.driver.relocate(copies);
-            }
-            9 => self.check_all(),
-            10 => {
-                let batch = self.batch();
-                let steps = self.rng.random_range(0..10);
-                self.driver.steps(steps);
-                self.account(batch);
-                self.some_crash();
-            }
-            11 => {
-                let n = self.rng.random_range(1..40);
-                self.driver.disk.crash_at(n);
-                while !self.driver.disk.crashed() {
-                    let batch = self.batch();
-                    self.driver.settle();
-                    self.account(batch);
-                    if !self.driver.disk.crashed() && once_in(&mut self.rng, 3) {
-                        self.commit();
-                    }
-                    if !self.driver.disk.crashed() && once_in(&mut self.rng, 4) {
-                        self.driver.clean();
-                    }
-                }
-                self.some_crash();
-            }
-            12 => self.another_mounter(),
-            13 => self.close(),
-            _ => {
-                let batch = self.batch();
-                self.driver.settle();
-                for (ticket, page, _) in &batch {
-                    Driver::outcome(ticket).unwrap_or_else(|e| panic!("write of page {page:#x}: {e}"));
-                }
-                self.account(batch);
-            }
-        }
-    }
-
-    fn some_crash(&mut self) {
-        let crash = if once_in(&mut self.rng, 2) { Crash::PowerCut } else { Crash::ProcessDeath };
-        let same_mounter = !once_in(&mut self.rng, 3);
-        self.crash_and_go_on(crash, same_mounter);
     }
 
     /// OPEN by another client: the first one is fenced, what it did not commit is gone.
@@ -394,28 +484,288 @@ impl Run {
         self.client = ClientId(old.0 + 1);
         // A write of the old mounter is still in the queue when OPEN comes.
         let page = self.some_page();
-        self.driver.write(old, page << 12, &content(page, 1), false);
-        self.open_session();
-        self.commits = vec![self.open.clone()];
-        let late = self.driver.write(old, page << 12, &content(page, 2), false);
-        self.driver.settle();
+        self.machine.driver.write(old, page << 12, &content(page, 1), false);
+        let committed = self.model.commits.last().cloned().unwrap_or_default();
+        assert!(self.open_session());
+        self.model.settled_at(committed);
+        let late = self.machine.driver.write(old, page << 12, &content(page, 2), false);
+        self.machine.driver.settle();
         assert!(matches!(Driver::outcome(&late), Err(IoError::Fenced(_))));
-        self.check_all();
+        self.compare();
     }
 
     fn close(&mut self) {
-        self.command_id += 1;
-        let (ticket, _) = self.command(CMD_CLOSE, self.session, self.command_id, &[]);
-        self.driver.settle();
-        Driver::outcome(&ticket).expect("CLOSE is carried out");
-        assert_eq!(self.reply().errno.get(), 0);
+        self.close_session();
         assert_eq!(self.status().session.get(), 0);
-        let late = self.driver.write(self.client, 0, &content(0, 1), false);
-        self.driver.settle();
+        let late = self.machine.driver.write(self.client, 0, &content(0, 1), false);
+        self.machine.driver.settle();
         assert!(matches!(Driver::outcome(&late), Err(IoError::Fenced(_))));
-        self.open_session();
-        self.commits = vec![self.open.clone()];
-        self.check_all();
+        self.come_back();
+        self.compare();
+    }
+
+    /// The image grows by a half, or gets its first size again.
+    fn resize(&mut self) {
+        let backing_bytes = IMAGE_BYTES as u64 * self.machine.rng.random_range(2..=3) / 2;
+        let crash = self.machine.resize(backing_bytes, 0);
+        let same_mounter = !self.machine.once_in(3);
+        self.crash(crash, same_mounter, false);
+    }
+
+    fn close_session(&mut self) {
+        self.model.command_id += 1;
+        assert!(self.command(CMD_CLOSE, self.model.session, self.model.command_id, &[]));
+        assert_eq!(self.reply().errno.get(), 0);
+        // What was open is gone.
+        let committed = self.model.commits.last().cloned().unwrap_or_default();
+        self.model.settled_at(committed);
+    }
+
+    fn read_error(&mut self) {
+        let disk = self.machine.disk();
+        let fault = if self.machine.rng.random() { ReadFault::Eio } else { ReadFault::Flip };
+        disk.read_fault_at(self.machine.rng.random_range(1..20), fault);
+        for _ in 0..4 {
+            self.compare_damaged();
+            if !self.machine.stopped {
+                self.work();
+            }
+        }
+        disk.disarm();
+        if !self.machine.stopped {
+            // It was the wire, not the disk: all is there.
+            assert_eq!(self.find_all(), self.model.open, "read once more");
+        }
+    }
+}
+
+impl Historic for VexFsLife {
+    fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    fn past(&mut self) -> &mut Past {
+        &mut self.past
+    }
+
+    fn states(&self) -> Vec<State> {
+        self.model.commits.last().map(state).into_iter().collect()
+    }
+
+    fn places(&self) -> Vec<u64> {
+        self.model.places.clone()
+    }
+
+    fn version(&self, page: u64, bytes: &[u8]) -> Option<u64> {
+        tag_of(page, bytes)
+    }
+
+    fn leave(&mut self) -> bool {
+        self.close_session();
+        self.closed = true;
+        true
+    }
+
+    fn come_back(&mut self) {
+        assert!(self.open_session(), "a volume without a session takes one");
+        self.closed = false;
+    }
+
+    fn gone_back(&mut self, pages: BTreeMap<u64, u64>) {
+        self.model.settled_at(pages);
+    }
+}
+
+impl Mortal for VexFsLife {
+    type Model = (Model, Past);
+
+    fn model(&self) -> Self::Model {
+        (self.model.clone(), self.past.clone())
+    }
+
+    fn set_model(&mut self, (model, past): Self::Model) {
+        (self.model, self.past) = (model, past);
+    }
+
+    fn witness(&mut self) -> bool {
+        // Each knows of the one before; nothing knows of the last one.
+        let good = (0..3).all(|_| self.commit());
+        let last_but_one = self.model.commits.iter().rev().nth(1).map_or(0, |c| get(c, 0));
+        self.model.unknown.entry(0).or_default().push(last_but_one);
+        good
+    }
+
+    fn work(&mut self) {
+        match self.machine.rng.random_range(0..12) {
+            0..=2 => {
+                self.commit();
+            }
+            3 => self.checkpoint(),
+            4 => {
+                self.machine.driver.clean();
+            }
+            5 => self.late_copies(),
+            6 => past::something_small(self),
+            _ => self.batch(),
+        }
+    }
+
+    fn compare_damaged(&mut self) {
+        for (page, found) in self.find() {
+            match found {
+                Ok(tag) => assert!(
+                    self.model.is_or_unknown(page, tag),
+                    "wrong data in page {page:#x}: found {tag}, it should be {}",
+                    get(&self.model.open, page)
+                ),
+                Err(e) => self.machine.assert_read_error_explained(&format!("page {page:#x}"), &e),
+            }
+        }
+        if !self.machine.stopped {
+            past::compare(self, true);
+        }
+    }
+
+    fn compare_restarted(&mut self, crash: Crash, witnessed: bool) {
+        past::resolve(self);
+        self.reconnect();
+        if crash == Crash::ProcessDeath {
+            let errno = self.attach();
+            if errno == 0 {
+                if !witnessed {
+                    // It may have lost its last records unknowingly: any version since may be there.
+                    let readable = self.find().into_iter().filter_map(|(page, tag)| Some((page, tag.ok()?)));
+                    readable.for_each(|(page, tag)| set(&mut self.model.open, page, tag));
+                }
+                self.compare_damaged();
+                return;
+            }
+            // Its head is lost, and it is told so.
+            let lost = libc::EIO as u32;
+            assert!(errno == lost || (errno == libc::ESHUTDOWN as u32 && !witnessed), "ATTACH gives {errno}");
+        }
+        if !self.open_session() {
+            return;
+        }
+        // The commit that agrees with all that can be read.
+        let mut readable = self.find();
+        readable.retain(|page, found| match found {
+            Ok(_) => true,
+            Err(e) => {
+                self.machine.assert_read_error_explained(&format!("page {page:#x} after {crash:?}"), e);
+                false
+            }
+        });
+        let from = if witnessed { self.model.durable.saturating_sub(1) } else { 0 };
+        let agrees = |commit: &&Pages| {
+            readable.iter().all(|(page, tag)| matches!(tag, Ok(t) if *t == get(commit, *page)))
+        };
+        let commit = self.model.commits[from..].iter().find(agrees).cloned();
+        let Some(commit) = commit else {
+            let found = readable.into_iter().filter_map(|(p, tag)| Some((p, tag.ok()?))).collect();
+            self.assert_a_commit(&found, from, &format!("after {crash:?} with damage, errors left out,"));
+            return;
+        };
+        self.model.settled_at(commit);
+    }
+
+    fn keep_history(&mut self) {
+        self.history = true;
+    }
+
+    fn take_up(&mut self) {
+        self.history = false;
+        self.client = ClientId(self.client.0 + 1);
+        let committed = self.model.commits.last().cloned().unwrap_or_default();
+        assert!(self.open_session());
+        self.model.settled_at(committed);
+        self.compare();
+    }
+}
+
+impl Life for VexFsLife {
+    const NAME: &'static str = "vexfs";
+
+    fn begin(seed: u64, timeline: Timeline) -> Self {
+        let machine = Machine::new(VolumeKind::VexFs, IMAGE_BYTES, 0, seed ^ 0x7665_7800, timeline);
+        let model = Model {
+            places: places(),
+            commits: vec![Pages::new()],
+            durable: 0,
+            open: Pages::new(),
+            unknown: BTreeMap::new(),
+            session: 0,
+            command_id: 0,
+        };
+        let past = Past::default();
+        let mut life = VexFsLife { machine, model, past, client: ClientId(1), history: false, closed: false };
+        assert!(life.open_session(), "a new volume takes a session");
+        life
+    }
+
+    fn step(&mut self, step: Step) {
+        self.machine.rng = StdRng::seed_from_u64(step.seed);
+        let disk = self.machine.disk();
+        match step.op {
+            Op::Batch => self.batch(),
+            Op::Commit => {
+                self.commit();
+            }
+            Op::Checkpoint => self.checkpoint(),
+            Op::Clean => {
+                self.machine.driver.clean();
+            }
+            Op::LateCopies => self.late_copies(),
+            Op::SlowRead => self.slow_read(),
+            Op::Check => {
+                self.compare();
+                self.machine.scrub();
+            }
+            Op::Special => self.free_ranges(),
+            Op::Session if self.machine.rng.random() => self.another_mounter(),
+            Op::Session => self.close(),
+            Op::Snapshot if self.machine.once_in(4) => {
+                self.commit_amid(true);
+            }
+            Op::Snapshot => past::something(self),
+            Op::Resize => self.resize(),
+            Op::Crash | Op::CrashAtStart => {
+                let batch = self.send_batch();
+                let steps = self.machine.rng.random_range(0..10);
+                self.machine.driver.steps(steps);
+                self.account(batch);
+                self.some_crash(step.op == Op::CrashAtStart);
+            }
+            Op::CrashAtWrite => {
+                disk.crash_at(self.machine.rng.random_range(1..40));
+                self.work_until_trouble();
+                self.some_crash(false);
+            }
+            Op::WriteError => {
+                let errno = if self.machine.rng.random() { libc::EIO } else { libc::ENOSPC };
+                let n = self.machine.rng.random_range(1..40);
+                disk.errors_at(n, self.machine.rng.random_range(1..4), errno);
+                self.work_until_trouble();
+                self.compare_damaged();
+            }
+            Op::SyncError => {
+                disk.sync_error_at(self.machine.rng.random_range(1..6));
+                self.work_until_trouble();
+                self.compare_damaged();
+            }
+            Op::ReadError => self.read_error(),
+            Op::Damage => damage::episode(self),
+        }
+        if self.machine.stopped {
+            self.some_crash(false);
+        }
+        self.machine.driver.disk.disarm();
+    }
+
+    fn end(&mut self) {
+        past::finish_portions(self);
+        self.compare();
+        damage::witness_in_room(self);
     }
 }
 
@@ -427,19 +777,25 @@ fn set(pages: &mut Pages, page: u64, tag: u64) {
     }
 }
 
+/// As the state of a snapshot.
+fn state(pages: &Pages) -> State {
+    pages.iter().map(|(&page, &tag)| (page, vec![tag])).collect()
+}
+
 fn get(pages: &Pages, page: u64) -> u64 {
     pages.get(&page).copied().unwrap_or(0)
 }
 
 #[test]
-fn vexfs_volumes_survive_random_lives() {
-    for_seeds(25, |seed| {
-        let mut run = Run::new(seed);
-        for _ in 0..120 {
-            run.round();
-        }
-        run.check_all();
-    });
+fn vexfs_lives() {
+    script::live::<VexFsLife>(&seeds(40), 120);
+}
+
+#[test]
+fn a_vexfs_seed_does_the_same_each_time() {
+    for seed in seeds(3).into_iter().take(3) {
+        assert!(script::is_reproducible::<VexFsLife>(seed, 60), "seed {seed} differs from run to run");
+    }
 }
 
 #[test]
@@ -448,28 +804,25 @@ fn vexfs_volumes_survive_a_crash_at_every_write() {
         [(Crash::PowerCut, false), (Crash::ProcessDeath, true), (Crash::ProcessDeath, false)]
     {
         for n in 1.. {
-            let mut run = Run::new(n * 3 + u64::from(same_mounter));
-            run.driver.disk.crash_at(n);
+            let mut life = VexFsLife::begin(n * 3 + u64::from(same_mounter), Timeline::default());
+            life.machine.driver.disk.crash_at(n);
             for round in 0..25 {
-                if run.driver.disk.crashed() {
+                if life.machine.driver.disk.crashed() {
                     break;
                 }
-                let batch = run.batch();
-                run.driver.settle();
-                run.account(batch);
-                if round % 4 == 3 && !run.driver.disk.crashed() {
-                    run.commit();
+                life.batch();
+                if round % 4 == 3 && !life.machine.driver.disk.crashed() {
+                    life.commit();
                 }
-                if round % 9 == 6 && !run.driver.disk.crashed() {
-                    run.driver.checkpoint();
-                    run.driver.settle();
+                if round % 9 == 6 && !life.machine.driver.disk.crashed() {
+                    life.checkpoint();
                 }
             }
-            if !run.driver.disk.crashed() {
+            if !life.machine.driver.disk.crashed() {
                 assert!(n > 60, "the script writes more than {n} times");
                 break;
             }
-            run.crash_and_go_on(crash, same_mounter);
+            life.crash(crash, same_mounter, false);
         }
     }
 }
