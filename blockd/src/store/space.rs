@@ -156,14 +156,6 @@ impl Shared {
         self.next_checkpoint_pages(maps).div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
     }
 
-    /// Segments that a checkpoint of all leaves would need now.
-    pub fn full_checkpoint_segments(&self, maps: &Maps) -> u32 {
-        let all = maps.base.disk_pages() + maps.snapshots.disk_pages();
-        let clean = all.saturating_sub(maps.dirty_count()) as u64;
-        let pages = self.next_checkpoint_pages(maps) + clean;
-        pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
-    }
-
     /// Whole segments that a checkpoint would fill now.
     pub fn segments_checkpoint_fills(&self, maps: &Maps) -> u32 {
         (self.next_checkpoint_pages(maps) / (u64::from(self.geometry.segment_pages) - 1)) as u32

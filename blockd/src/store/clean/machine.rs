@@ -11,7 +11,7 @@ use layout::addr::PAGE;
 use parking_lot::Mutex;
 
 use super::copy::{Copies, copies_of};
-use super::meta::{empty_all_meta, empty_meta};
+use super::meta::{empty_meta, empty_thin_meta};
 use super::policy::Choice;
 use super::rounds::{Ground, Rounds};
 use super::view::{Asked, choose_now};
@@ -210,7 +210,7 @@ impl Cleaner {
         match choice {
             Choice::Sync => self.before_sync = Some(standing),
             Choice::Checkpoint => self.before_checkpoint = Some(standing),
-            Choice::Meta(_) | Choice::AllMeta => {
+            Choice::Meta(_) | Choice::ThinMeta(_) => {
                 (self.before_sync, self.before_checkpoint) = (None, None);
                 let going_on = self.meta_rounds.filter(|(before, _)| !standing.gained_since(*before));
                 self.meta_rounds = Some(going_on.map_or((standing, 1), |(before, n)| (before, n + 1)));
@@ -249,8 +249,8 @@ impl Cleaner {
                 }
                 Next::Again
             }
-            Choice::AllMeta => {
-                if empty_all_meta(&self.shared) {
+            Choice::ThinMeta(live_max) => {
+                if empty_thin_meta(&self.shared, live_max) {
                     send(Internal::Checkpoint(self.done()));
                     return self.await_outcome();
                 }

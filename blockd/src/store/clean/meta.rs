@@ -2,7 +2,7 @@
 
 use crate::store::Shared;
 use crate::store::format::segment::Stream;
-use crate::store::map::segments::Segment;
+use crate::store::map::segments::{Segment, State};
 
 /// Has the leaves of a meta segment written anew by the next checkpoint; false if one cannot be read: then the segment is
 /// not chosen again.
@@ -14,9 +14,11 @@ pub(crate) fn empty_meta(shared: &Shared, segment: u32) -> bool {
     emptied
 }
 
-/// As [`empty_meta`], all of them.
-pub(crate) fn empty_all_meta(shared: &Shared) -> bool {
-    let spread = |s: &Segment| s.stream == Stream::Meta && s.live() > 0;
+/// As [`empty_meta`], all of them that hold at most so many leaves.
+pub(crate) fn empty_thin_meta(shared: &Shared, live_max: u32) -> bool {
+    let spread = |s: &Segment| {
+        s.stream == Stream::Meta && s.state == State::Closed && (1..=live_max).contains(&s.live())
+    };
     let metas: Vec<u32> = {
         let maps = shared.maps.read();
         (0u32..).zip(maps.segments.all()).filter(|(_, s)| spread(s)).map(|(i, _)| i).collect()

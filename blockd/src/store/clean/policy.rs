@@ -14,6 +14,8 @@ const SYNC_SEGMENTS: u32 = 4;
 /// in segments of one stream is of one kind, and so stays together: cleaned by turns, young pages that still change are spread
 /// thinly among old ones, and all of them are moved again sooner (zipf 0.99, 80 % full: a tenth more is written).
 const SAME_STREAM: f64 = 0.5;
+/// Leaves are gathered before data is moved if that gives so many segments.
+const GATHER_GAIN: u32 = 3;
 /// A checkpoint that nobody waits for should gain so many times the pages it writes.
 const CHECKPOINT_GAIN: u64 = 3;
 
@@ -30,8 +32,8 @@ pub enum Choice {
     Data(u32),
     /// Have the next checkpoint write this segment's leaves elsewhere.
     Meta(u32),
-    /// Have the next checkpoint write all leaves anew: they are spread thinly over many segments.
-    AllMeta,
+    /// Have the next checkpoint write the leaves of all segments elsewhere that hold at most so many: they are spread thinly.
+    ThinMeta(u32),
     /// Segments that are empty, or that had better be cleaned, wait only for a checkpoint.
     Checkpoint,
 }
@@ -45,8 +47,6 @@ pub struct Cost {
     pub fixed_pages: u64,
     /// Whole segments that it fills: they are empty after the one that follows it.
     pub fills_segments: u32,
-    /// Segments that it would need with all leaves.
-    pub full_segments: u32,
 }
 
 /// What the choice depends on.
@@ -134,22 +134,54 @@ pub fn choose(view: View<'_>) -> Choice {
         if held > 0 && worth {
             return Choice::Checkpoint;
         }
-        let spread = view.closed().filter(|(_, s)| View::is_meta(s) && s.live() > 0).count() as u32;
-        if view.urgent
-            && view.kind == VolumeKind::VexFs
-            && spread >= cost.full_segments.saturating_add(3)
-            && view.free > cost.full_segments
-        {
-            return Choice::AllMeta;
-        }
+    }
+    let gather = gather(&view);
+    if let Some((live_max, _)) = gather.filter(|(_, gain)| *gain >= GATHER_GAIN) {
+        return Choice::ThinMeta(live_max);
     }
     let choice = best(&view);
     match choice {
         // What is empty, even if it is little.
         Choice::Nothing if view.sync && synced > 0 => Choice::Sync,
+        Choice::Nothing if gather.is_some() => {
+            gather.map_or(choice, |(live_max, _)| Choice::ThinMeta(live_max))
+        }
+        Choice::Nothing if view.urgent && checkpoint_gives_room(&view) => Choice::Checkpoint,
         Choice::Nothing if view.urgent && view.checkpoint.is_some() && empty(true) > 0 => last_resort(&view),
         other => other,
     }
+}
+
+/// With writers waiting on a VexFS volume: which of the thinnest segments of leaves one checkpoint should empty, and how many
+/// segments more are free afterwards.
+fn gather(view: &View<'_>) -> Option<(u32, u32)> {
+    let cost = view.checkpoint.filter(|_| view.urgent && view.kind == VolumeKind::VexFs)?;
+    let metas = view.closed().filter(|(_, s)| View::is_meta(s) && !s.damaged && s.live() > 0);
+    let mut lives: Vec<u32> = metas.map(|(_, s)| s.live()).collect();
+    lives.sort_unstable();
+    let mut pages = cost.pages;
+    let mut best: Option<(u32, u32)> = None;
+    for alike in lives.chunk_by(|a, b| a == b) {
+        let (live, before) = (alike[0], best.map_or(0, |(_, gain)| gain));
+        pages += alike.iter().map(|&live| u64::from(live)).sum::<u64>();
+        let needed = pages.div_ceil(u64::from(view.segment_pages) - 1);
+        let emptied = lives.partition_point(|&other| other <= live) as u64;
+        if needed >= u64::from(view.free) {
+            break;
+        }
+        if emptied > needed + u64::from(before) {
+            best = Some((live, (emptied - needed) as u32));
+        }
+    }
+    best
+}
+
+/// There is no room to move anything in that is worth it, because so much is kept for the leaves that changed: once they are
+/// written it is not kept any more.
+fn checkpoint_gives_room(view: &View<'_>) -> bool {
+    let too_much = |s: &Segment| !View::is_meta(s) && !s.damaged && u64::from(s.live()) > view.room_pages;
+    view.checkpoint.is_some_and(|cost| cost.pages > cost.fixed_pages)
+        && view.closed().any(|(_, s)| too_much(s) && is_gain(s, view))
 }
 
 /// Nothing can be moved; is a checkpoint worth it for what is empty?
@@ -260,7 +292,7 @@ mod tests {
         }
     }
 
-    const CHECKPOINT: Cost = Cost { pages: 3, fixed_pages: 2, fills_segments: 0, full_segments: 1 };
+    const CHECKPOINT: Cost = Cost { pages: 3, fixed_pages: 2, fills_segments: 0 };
 
     fn view(segments: &[Segment], free: u32) -> View<'_> {
         View {
@@ -305,6 +337,17 @@ mod tests {
         let segments =
             [segment(State::Closed, Stream::User, 50, 45), segment(State::Closed, Stream::User, 50, 2)];
         assert_eq!(choose(view(&segments, 1)), Choice::Data(1));
+    }
+
+    #[test]
+    fn with_no_room_to_move_in_changed_leaves_are_written_first() {
+        let segments = [segment(State::Closed, Stream::User, 10, 40)];
+        let stuck = View { urgent: true, room_pages: 0, ..view(&segments, 1) };
+        assert_eq!(choose(stuck), Choice::Checkpoint);
+        assert_eq!(choose(View { checkpoint: None, ..stuck }), Choice::Nothing, "that gained nothing");
+        let written = Cost { pages: CHECKPOINT.fixed_pages, ..CHECKPOINT };
+        assert_eq!(choose(View { checkpoint: Some(written), ..stuck }), Choice::Nothing);
+        assert_eq!(choose(View { room_pages: 10, ..stuck }), Choice::Data(0));
     }
 
     #[test]
@@ -406,13 +449,23 @@ mod tests {
 
     #[test]
     fn leaves_spread_over_many_segments_are_gathered_when_writers_wait() {
-        let segments = [segment(State::Closed, Stream::Meta, 80, 1); 4];
-        let cost = Cost { pages: 100, ..CHECKPOINT };
-        let urgent = View { urgent: true, checkpoint: Some(cost), ..view(&segments, 2) };
-        assert_eq!(choose(urgent), Choice::AllMeta);
-        assert_eq!(choose(View { kind: VolumeKind::Raw, ..urgent }), Choice::Meta(3));
-        assert_eq!(choose(View { free: 1, ..urgent }), Choice::Nothing, "no room for that checkpoint");
-        let cost = Some(Cost { full_segments: 2, ..cost });
-        assert_eq!(choose(View { checkpoint: cost, free: 3, ..urgent }), Choice::Nothing);
+        let lives = [10, 80, 10, 40, 90, 10, 90];
+        let segments = lives.map(|live| segment(State::Closed, Stream::Meta, live, 1));
+        let cost = Cost { pages: 50, ..CHECKPOINT };
+        let urgent = View { urgent: true, checkpoint: Some(cost), ..view(&segments, 4) };
+        // 50 + 30 pages in one segment for three. With the next, 40, it would be two for four: no more is gained.
+        assert_eq!(gather(&urgent), Some((10, 2)));
+        let full = View { free: 1, ..urgent };
+        assert_eq!(gather(&full), None, "no room for that checkpoint");
+        assert_eq!(gather(&View { urgent: false, ..urgent }), None);
+        assert_eq!(gather(&View { kind: VolumeKind::Raw, ..urgent }), None);
+        let thin = [segment(State::Closed, Stream::Meta, 10, 1); 6];
+        let thin = View { segments: &thin, ..urgent };
+        assert_eq!(choose(thin), Choice::ThinMeta(10), "before anything else");
+        // Too dear one by one, and too little together to come first, but better than nothing.
+        let few = [segment(State::Closed, Stream::Meta, 40, 1); 4];
+        let few = View { segments: &few, checkpoint: Some(Cost { pages: 60, ..CHECKPOINT }), ..urgent };
+        assert_eq!(choose(few), Choice::ThinMeta(40));
+        assert_eq!(choose(View { checkpoint: None, ..few }), Choice::Nothing);
     }
 }

@@ -42,7 +42,6 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
         pages: shared.next_checkpoint_pages(&maps),
         fixed_pages: shared.payload_pages(&maps) + 1,
         fills_segments: shared.segments_checkpoint_fills(&maps),
-        full_segments: shared.full_checkpoint_segments(&maps),
     };
     choose(View {
         kind: shared.kind,
