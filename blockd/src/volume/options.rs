@@ -45,7 +45,7 @@ pub struct OpenOptions {
     pub cache: Cache,
     /// This machine's boot id; see [`boot_id`].
     pub boot_id: [u8; 16],
-    /// Bytes of log between checkpoints: bounds the time of recovery.
+    /// Bytes of log between checkpoints, see [`Tuning::checkpoint_bytes`](crate::store::clean::Tuning); 0 chooses.
     pub checkpoint_bytes: u64,
     /// Memory for the map, about; what is not kept is read again when it is needed.
     pub map_bytes_max: u64,
@@ -64,7 +64,7 @@ impl Default for OpenOptions {
             io: IoEngine::Auto,
             cache: Cache::Direct,
             boot_id: boot_id(),
-            checkpoint_bytes: 256 << 20,
+            checkpoint_bytes: 0,
             map_bytes_max: 1 << 30,
             discard: false,
             cleaner: true,

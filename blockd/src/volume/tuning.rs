@@ -24,9 +24,9 @@ impl Volume {
                 geometry.segments
             )));
         }
-        if tuning.checkpoint_bytes < geometry.segment_bytes() {
+        if tuning.checkpoint_bytes != 0 && tuning.checkpoint_bytes < geometry.segment_bytes() {
             return Err(IoError::Invalid(format!(
-                "a checkpoint each {} bytes is too often: at least each {} (a segment)",
+                "a checkpoint each {} bytes is too often: at least each {} (a segment), or 0 to have it chosen",
                 tuning.checkpoint_bytes,
                 geometry.segment_bytes()
             )));

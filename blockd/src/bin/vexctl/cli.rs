@@ -75,7 +75,7 @@ pub enum Command {
     /// Change how a daemon keeps house, while it serves; without KEY=VALUE, show it.
     ///
     /// Keys: cleaner_mib_per_s (what the cleaner moves at most while nobody waits for space; 0 for no limit), checkpoint_mib (log
-    /// between checkpoints: bounds the time of recovery), free_segments (what the cleaner aims for; 0 chooses), dead_percent_max (the
+    /// between checkpoints: bounds what a start replays; 0 chooses), free_segments (what the cleaner aims for; 0 chooses), dead_percent_max (the
     /// cleaner goes on while more than this part of the filled space is dead; 100 for never). A change holds until the daemon ends.
     Tune(TuneArgs),
     /// Have a daemon take no more clients, finish what is under way, write everything and end.

@@ -91,7 +91,7 @@ pub struct Export {
     /// What stands between the volume and its image.
     #[serde(default)]
     pub cache: Cache,
-    /// Log between checkpoints.
+    /// Log between checkpoints; chosen if not given.
     pub checkpoint_mib: Option<u64>,
     /// Memory for the map.
     pub map_mib: Option<u64>,

@@ -16,7 +16,7 @@ pub struct Tuning {
     pub dead_percent_max: u8,
     /// Most bytes a second that the cleaner moves while nobody waits for space; 0 = no limit.
     pub cleaner_bytes_per_s: u64,
-    /// Bytes of log between checkpoints: bounds the time of recovery. At least one page.
+    /// Bytes of log between checkpoints: bounds what a start replays. 0 weighs that against what they cost.
     pub checkpoint_bytes: u64,
 }
 
@@ -26,7 +26,7 @@ impl Default for Tuning {
             free_segments: 0,
             dead_percent_max: 100,
             cleaner_bytes_per_s: 200 << 20,
-            checkpoint_bytes: 256 << 20,
+            checkpoint_bytes: 0,
         }
     }
 }
@@ -94,9 +94,12 @@ impl LiveTuning {
         self.checkpoint_bytes.store(tuning.checkpoint_bytes, Ordering::Relaxed);
     }
 
-    /// Pages of log between checkpoints.
-    pub fn checkpoint_pages(&self) -> u64 {
-        (self.checkpoint_bytes.load(Ordering::Relaxed) / PAGE as u64).max(1)
+    /// Pages of log between checkpoints, if that is set.
+    pub fn checkpoint_pages(&self) -> Option<u64> {
+        match self.checkpoint_bytes.load(Ordering::Relaxed) {
+            0 => None,
+            bytes => Some((bytes / PAGE as u64).max(1)),
+        }
     }
 }
 
@@ -122,13 +125,15 @@ mod tests {
         assert_eq!(live.get(), Tuning::default());
         live.set(tuning);
         assert_eq!(live.get(), tuning);
-        assert_eq!(live.checkpoint_pages(), 1 << 22);
+        assert_eq!(live.checkpoint_pages(), Some(1 << 22));
         {
             let _compacting = live.compact();
             assert_eq!((live.dead_percent_max(), live.get()), (0, tuning), "the settings stay");
         }
         assert_eq!(live.dead_percent_max(), 30);
         live.set(Tuning { checkpoint_bytes: 0, ..tuning });
-        assert_eq!(live.checkpoint_pages(), 1, "not a checkpoint for each nothing");
+        assert_eq!(live.checkpoint_pages(), None);
+        live.set(Tuning { checkpoint_bytes: 1, ..tuning });
+        assert_eq!(live.checkpoint_pages(), Some(1), "not a checkpoint for each nothing");
     }
 }

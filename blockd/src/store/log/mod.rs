@@ -35,7 +35,9 @@ const GATHER_PAGES: u64 = 16;
 const USER_RECORD_PAGES_MAX: u32 = 256;
 /// and of the cleaner: each may be a piece of a write of its own, of which there are 1024 at most.
 const COLD_RECORD_PAGES_MAX: u32 = 512;
-/// Pages that are logged for each page of a checkpoint, at least,
+/// Where nothing else is set: pages of log between checkpoints at least (256 MiB),
+const CHECKPOINT_PAGES_MIN: u64 = 64 << 10;
+/// for each page that the checkpoint writes too,
 const CHECKPOINT_LOG_PAGES: u64 = 128;
 /// but for checkpoints of more pages: so much changed map is kept in memory, and 128 times as much log replayed at a start (4 GiB).
 const CHECKPOINT_PAGES_MAX: u64 = 8 << 10;
@@ -337,11 +339,14 @@ impl Log {
         reclaimable && self.reclaim_tried != self.next_seq
     }
 
-    /// So much was logged since the last checkpoint that the next one should begin. One that would write much waits for longer,
-    /// as long as what it would write can be kept in memory.
+    /// So much was logged since the last checkpoint that the next one should begin. Unless it is set how much, one that would
+    /// write much waits for longer, as long as what it would write can be kept in memory.
     fn is_time_for_checkpoint(&self) -> bool {
         let logged = self.pages_since_checkpoint;
-        if logged < self.shared.tuning.checkpoint_pages() {
+        if let Some(set) = self.shared.tuning.checkpoint_pages() {
+            return logged >= set;
+        }
+        if logged < CHECKPOINT_PAGES_MIN {
             return false;
         }
         let cost = self.shared.next_checkpoint_pages(&self.shared.maps.read());
@@ -370,7 +375,8 @@ impl Log {
             Err(e) => {
                 self.shared.counters.checkpoints_without_room.inc();
                 // Tried again after as much again was written; the log itself is sound.
-                self.pages_since_checkpoint = self.shared.tuning.checkpoint_pages() / 2;
+                self.pages_since_checkpoint =
+                    self.shared.tuning.checkpoint_pages().unwrap_or(CHECKPOINT_PAGES_MIN) / 2;
                 let space = self.shared.describe_space(&self.shared.maps.read());
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some ({space})");
                 self.end_changes(&Err(e.clone()));
