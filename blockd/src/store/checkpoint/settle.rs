@@ -74,6 +74,8 @@ impl Settling {
             }
         }
         if done {
+            #[cfg(test)]
+            log.shared.maps.read().verify_meta(&log.own_pages);
             tracing::debug!(generation = log.superblock.generation, freed = self.freed, "checkpoint");
         }
         done

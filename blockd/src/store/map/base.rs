@@ -713,6 +713,12 @@ impl BaseMap {
         self.slots.values().filter_map(|s| s.disk().map(|d| d.loc)).chain(self.directory.pages())
     }
 
+    /// Pages of the last checkpoint that the one which begins next drops.
+    #[cfg(test)]
+    pub(in crate::store) fn dropped_next(&self) -> &[Loc] {
+        &self.dropped.next
+    }
+
     /// Every page of a checkpoint that this map has still had, now that it ends.
     pub(in crate::store) fn into_locs(mut self) -> Vec<Loc> {
         let mut locs = std::mem::take(&mut self.dropped.next);

@@ -13,6 +13,8 @@ pub mod directory;
 pub mod leaf;
 pub mod overlay;
 pub mod segments;
+#[cfg(test)]
+mod verify;
 
 use super::format::checkpoint::MapId;
 use super::format::record::{Entry, FLAG_COMMIT, FLAG_ROLLBACK, Record, SessionState};

@@ -310,12 +310,19 @@ impl SegmentTable {
         }
     }
 
+    /// A segment that data can be in. A replay begins with a map as old as the checkpoint, and meets the records that took the
+    /// last data of a segment in which that very checkpoint stands: it was freed while the checkpoint was under way.
+    fn data_segment(&mut self, loc: Loc) -> Option<&mut Segment> {
+        self.segments.get_mut(loc.segment as usize).filter(|s| s.stream != Stream::Meta)
+    }
+
     /// The committed map refers to one page more.
     pub fn add_base(&mut self, loc: Loc) {
-        if let Some(s) = self.segments.get_mut(loc.segment as usize) {
+        if let Some(s) = self.data_segment(loc) {
             s.live_base += 1;
+            let first = s.live() == 1;
             self.data_live += 1;
-            if s.live() == 1 {
+            if first {
                 self.look(loc.segment);
             }
         }
@@ -323,7 +330,7 @@ impl SegmentTable {
 
     /// The committed map refers to one page less.
     pub fn drop_base(&mut self, loc: Loc) {
-        if let Some(s) = self.segments.get_mut(loc.segment as usize)
+        if let Some(s) = self.data_segment(loc)
             && s.live_base > 0
         {
             s.live_base -= 1;
@@ -334,10 +341,11 @@ impl SegmentTable {
 
     /// The open epoch refers to one page more.
     pub fn add_open(&mut self, loc: Loc) {
-        if let Some(s) = self.segments.get_mut(loc.segment as usize) {
+        if let Some(s) = self.data_segment(loc) {
             s.live_open += 1;
+            let first = s.live() == 1;
             self.data_live += 1;
-            if s.live() == 1 {
+            if first {
                 self.look(loc.segment);
             }
         }
@@ -345,7 +353,7 @@ impl SegmentTable {
 
     /// The open epoch refers to one page less.
     pub fn drop_open(&mut self, loc: Loc) {
-        if let Some(s) = self.segments.get_mut(loc.segment as usize)
+        if let Some(s) = self.data_segment(loc)
             && s.live_open > 0
         {
             s.live_open -= 1;
