@@ -227,10 +227,13 @@ impl Machine {
         let disk = &self.driver.disk;
         if matches!(e, IoError::NoSpace) {
             let store = self.driver.store();
-            let used = store.used_pages(&store.maps.read());
+            let maps = store.maps.read();
+            let used = store.used_pages(&maps);
             let capacity = volume_capacity_pages(store.kind, store.geometry);
+            // What a leaf maps that cannot be read cannot be moved.
+            let stuck = disk.fault_fired() && maps.segments.all().iter().any(|s| s.damaged);
             assert!(
-                used * 100 >= capacity * FULL_PERCENT,
+                stuck || used * 100 >= capacity * FULL_PERCENT,
                 "{what}: {e}, with {used} of {capacity} pages used"
             );
             return;
