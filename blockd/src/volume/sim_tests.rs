@@ -24,6 +24,7 @@ mod scrub;
 mod snapshots;
 mod space;
 mod stale;
+mod steps;
 mod vexfs;
 
 use rand::Rng;

@@ -26,5 +26,7 @@ impl Maps {
             let found = pages.get(&segment).map_or(0, BTreeSet::len);
             assert_eq!(counted as usize, found, "pages of the checkpoint in segment {segment}, {s:?}");
         }
+        let all: usize = pages.values().map(BTreeSet::len).sum();
+        assert_eq!(self.segments.meta_live(), all as u64, "pages of the checkpoint");
     }
 }

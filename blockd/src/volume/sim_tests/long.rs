@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 use super::number;
 use super::raw::RawLife;
 use super::script::{Life, Op, Weights, attempt, draw};
+use super::steps;
 use super::vexfs::VexFsLife;
 
 /// How often each comes, in ten thousand: a busy server that dies a few times an hour.
@@ -41,7 +42,7 @@ fn live_long<L: Life>(seed: u64, hours: u64) {
         while timeline.now_us() < hours * HOUR_US {
             let step = draw(&mut rng, &WEIGHTS);
             timeline.note(format!("{at}: {:?} with seed {:#x}", step.op, step.seed));
-            life.step(step);
+            steps::step(life, step);
             // Bursts, and pauses of some seconds in between.
             let pause_us = if rng.random_ratio(1, 50) { 10_000_000 } else { 100_000 };
             timeline.pass(rng.random_range(0..pause_us));
@@ -51,7 +52,7 @@ fn live_long<L: Life>(seed: u64, hours: u64) {
                 eprintln!("{}: {told} of {hours} hours, {at} steps", L::NAME);
             }
         }
-        life.end();
+        steps::end(life);
     });
     if let Err(failure) = outcome {
         panic!(
