@@ -48,6 +48,12 @@ impl Handler for Fake {
                     return Ok(json!("stopped"));
                 }
             },
+            Request::Send { to, .. } => {
+                let mut stream = replies.client_stream().map_err(|error| format!("no stream: {error}"))?;
+                stream.write_all(to.repeat(50_000).as_bytes()).map_err(|error| error.to_string())?;
+                replies.progress(json!("half")).map_err(|_| "gone".to_owned())?;
+                Ok(json!("sent"))
+            }
             _ => panic!("a bug in a command"),
         }
     }
@@ -132,6 +138,43 @@ fn requests_are_answered_in_turn_with_progress_and_errors() {
         let all = Request::Checkpoint { export: None };
         let done: Value = client.ask_with_progress(&all, |step| steps.push(step["step"].clone())).unwrap();
         assert_eq!((done, steps), (json!("done"), vec![json!(0), json!(1), json!(2)]));
+    });
+}
+
+#[test]
+fn a_stream_comes_on_a_socket_that_the_client_sends() {
+    on_both_engines(|place| {
+        let mut client = ControlClient::connect(&place.path).unwrap();
+        let request = Request::Send { export: None, from: None, to: "x".into() };
+        for _ in 0..2 {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let reader = std::thread::spawn(move || {
+                let mut text = String::new();
+                ours.read_to_string(&mut text).map(|_| text)
+            });
+            let mut told = Vec::new();
+            let sent: Value =
+                client.ask_with_stream(&request, theirs.into(), |value| told.push(value)).unwrap();
+            assert_eq!((sent, told), (json!("sent"), vec![json!("half")]));
+            assert_eq!(reader.join().unwrap().unwrap(), "x".repeat(50_000));
+        }
+        // Not a socket.
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let refused = client.ask_with_stream::<Value>(&request, file.into(), |_| {}).unwrap_err();
+        assert!(refused.to_string().contains("no stream"), "{refused}");
+        // Not a descriptor; and the connection is still good.
+        let mut stream = connect(&place.path);
+        send(&stream, b"{\"cmd\":\"send\",\"to\":\"x\"}\n");
+        assert_eq!(line(&mut stream), "{\"progress\":{\"awaiting\":\"descriptor\"}}\n");
+        send(&stream, b"F");
+        assert!(error(&mut stream).contains("no stream"));
+        send(&stream, b"{\"cmd\":\"status\"}\n");
+        assert_eq!(line(&mut stream), "{\"result\":{\"fine\":true}}\n");
+        // Gone instead of an answer.
+        send(&stream, b"{\"cmd\":\"send\",\"to\":\"x\"}\n");
+        assert!(line(&mut stream).contains("awaiting"));
+        stream.get_ref().shutdown(Shutdown::Write).unwrap();
+        assert!(error(&mut stream).contains("no stream"));
     });
 }
 

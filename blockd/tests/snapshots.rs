@@ -58,11 +58,20 @@ fn check(device: &dyn Device, plain: &Plain) {
 
 struct Vexctl {
     run_dir: PathBuf,
+    /// Working directory, if it matters.
+    directory: Option<PathBuf>,
 }
 
 impl Vexctl {
+    fn new(dir: &Path) -> Self {
+        Vexctl { run_dir: dir.join("run"), directory: None }
+    }
+
     fn run(&self, args: &[&str], image: &Path, more: &[&str], stdin: &[u8]) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vexctl"))
+            .current_dir(self.directory.as_deref().unwrap_or(Path::new(".")))
+            // Of no use to a daemon with a private one.
+            .env("TMPDIR", "/nonexistent")
             .args(args)
             .arg(image)
             .args(more)
@@ -105,7 +114,7 @@ impl Vexctl {
 fn snapshots_of_an_image_outlive_processes_and_go_to_another() {
     let dir = tempfile::tempdir().expect("a directory");
     let (image, copy) = (dir.path().join("image"), dir.path().join("copy"));
-    let vexctl = Vexctl { run_dir: dir.path().join("run") };
+    let vexctl = Vexctl::new(dir.path());
     create(&image);
     let mut plain = Plain::new();
     write(&image, &mut plain, 0..100, 1);
@@ -164,7 +173,13 @@ impl Drop for Daemon {
 }
 
 fn serve(image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
+    serve_in(Path::new("."), image, run_dir, socket, more)
+}
+
+/// A daemon with a working directory of its own.
+fn serve_in(directory: &Path, image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"))
+        .current_dir(directory)
         .arg("serve")
         .arg(image)
         .args(["--nbd", &format!("unix:{}", socket.display())])
@@ -184,7 +199,7 @@ fn serve(image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
 fn a_daemon_is_asked_for_the_snapshots_of_its_image() {
     let dir = tempfile::tempdir().expect("a directory");
     let (image, copy) = (dir.path().join("image"), dir.path().join("copy"));
-    let vexctl = Vexctl { run_dir: dir.path().join("run") };
+    let vexctl = Vexctl::new(dir.path());
     create(&image);
     let mut plain = Plain::new();
     write(&image, &mut plain, 0..100, 1);
@@ -210,4 +225,70 @@ fn a_daemon_is_asked_for_the_snapshots_of_its_image() {
     let client = blockd::nbd::client::NbdClient::connect(&target, Default::default()).expect("it connects");
     assert!(client.info().read_only);
     check(&client, &plain);
+}
+
+#[test]
+fn a_daemon_is_asked_for_its_own_image_and_no_other_of_the_same_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    for place in [&here, &there] {
+        std::fs::create_dir(place).expect("a directory");
+        create(&place.join("disk.img"));
+    }
+    let mut vexctl = Vexctl::new(dir.path());
+    let relative = Path::new("disk.img");
+    let daemon = serve_in(&there, relative, &vexctl.run_dir, &dir.path().join("nbd"), &[]);
+    let names = |vexctl: &Vexctl| [&here, &there].map(|place| vexctl.names(&place.join("disk.img")));
+    // From where the same relative path means another image.
+    vexctl.directory = Some(here.clone());
+    vexctl.ok(&["snapshot", "create"], relative, &["mine"], b"");
+    assert_eq!(names(&vexctl), [vec!["mine"], vec![]], "here, there");
+    vexctl.directory = Some(there.clone());
+    vexctl.ok(&["snapshot", "create"], relative, &["its"], b"");
+    vexctl.directory = None;
+    assert_eq!(names(&vexctl), [vec!["mine"], vec!["its"]], "here, there");
+    // Another path to the served one.
+    let link = here.join("link");
+    std::os::unix::fs::symlink(there.join("disk.img"), &link).expect("a link");
+    assert_eq!(vexctl.names(&link), ["its"]);
+    // The file at the path is another one than the daemon has open.
+    let image = there.join("disk.img");
+    std::fs::rename(&image, there.join("old.img")).expect("renamed");
+    create(&image);
+    vexctl.ok(&["snapshot", "create"], &image, &["new"], b"");
+    assert_eq!(vexctl.names(&image), ["new"]);
+    assert_eq!(vexctl.names(&there.join("old.img")), ["its"]);
+    // Overwritten under the daemon, which nothing can keep: no guess is made.
+    let other = std::fs::read(&image).expect("read");
+    let mut old = std::fs::OpenOptions::new().write(true).open(there.join("old.img")).expect("opened");
+    std::io::Write::write_all(&mut old, &other[..64 << 10]).expect("written");
+    let said = vexctl.refused(&["snapshot", "delete"], &there.join("old.img"), &["its"], b"");
+    assert!(said.contains("was overwritten") && said.contains("disk"), "{said}");
+    drop(daemon);
+}
+
+#[test]
+fn a_daemon_that_says_nothing_is_left_out() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    let vexctl = Vexctl::new(dir.path());
+    create(&image);
+    let _daemon = serve(&image, &vexctl.run_dir, &dir.path().join("nbd"), &[]);
+    // As a stopped process: connections come about, and nobody answers. It is before "image" in the list.
+    let silent = vexctl.run_dir.join("a.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).expect("a socket");
+    let created = vexctl.run(&["snapshot", "create"], &image, &["a"], b"");
+    let said = String::from_utf8(created.stderr).expect("UTF-8");
+    assert!(
+        created.status.success() && said.contains("a.sock") && said.contains("does not answer"),
+        "{said}"
+    );
+    let status = Command::new(env!("CARGO_BIN_EXE_vexctl"))
+        .arg("status")
+        .env("VEXFS_RUN_DIR", &vexctl.run_dir)
+        .output()
+        .expect("it ends");
+    let (out, said) = (String::from_utf8_lossy(&status.stdout), String::from_utf8_lossy(&status.stderr));
+    assert!(status.status.success() && out.contains("image: serving"), "{out}{said}");
+    assert!(said.contains("a.sock") && said.contains("does not answer"), "{said}");
 }

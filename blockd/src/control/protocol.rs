@@ -4,12 +4,12 @@
 //! `{"progress":…}`, then one `{"result":…}` or one `{"error":"a sentence"}`. Then it may send the next one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::stats::{RequestStats, StoreStats};
+use crate::storage::identity::Identity;
 use crate::store::scrub::Report;
 use crate::volume::status::VolumeStatus;
 
@@ -17,6 +17,10 @@ use crate::volume::status::VolumeStatus;
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// Longest line that a client takes for a reply, in bytes.
 pub const REPLY_BYTES_MAX: usize = 64 << 20;
+/// Key of a progress by which the daemon asks the client for something.
+pub const AWAITING: &str = "awaiting";
+/// Its value: one end of a unix stream socket, with a byte (SCM_RIGHTS).
+pub const DESCRIPTOR: &str = "descriptor";
 
 /// What can be asked.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
@@ -62,7 +66,9 @@ pub enum Request {
         /// The snapshot's name.
         name: String,
     },
-    /// Write a backup stream to a unix socket.
+    /// Write a backup stream to a socket of the client's. The daemon asks for it by the progress
+    /// `{"awaiting":"descriptor"}`; the client answers with one byte that carries one end of a unix(7) stream socket
+    /// (SCM_RIGHTS) and keeps the other, on which the stream comes and ends.
     Send {
         /// The export; may be left out if there is only one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,8 +78,6 @@ pub enum Request {
         from: Option<String>,
         /// The newer snapshot.
         to: String,
-        /// Path of a unix socket that takes the stream.
-        into: PathBuf,
     },
     /// Change settings of one volume, or of all, until they are closed; gives what holds then, by export.
     Tune {
@@ -164,8 +168,10 @@ pub struct ConnectionStatus {
 pub struct ExportStatus {
     /// The export's name; may be empty.
     pub name: String,
-    /// Path of the image.
+    /// Path of the image, absolute in the daemon's view of the file system.
     pub image: String,
+    /// Which file or block device that is.
+    pub identity: Option<Identity>,
     /// The volume in it.
     pub volume: VolumeStatus,
 }

@@ -5,15 +5,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::net::SocketFlags;
+use rustix::net::sockopt::{socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::protocol::{REQUEST_BYTES_MAX, Reply, Request};
+use super::descriptor;
+use super::protocol::{AWAITING, DESCRIPTOR, REQUEST_BYTES_MAX, Reply, Request};
 use super::stream::{Acceptor, Engine, Stream};
 
 /// Connections at a time.
@@ -60,6 +63,22 @@ impl Replies {
 
     fn send(&self, reply: &Reply) -> Result<(), Gone> {
         self.lines.blocking_send(line(reply)).map_err(|_| Gone)
+    }
+
+    /// Asks the client for one end of a unix stream socket, to send it what is not JSON.
+    ///
+    /// # Errors
+    /// It has gone, sends nothing for [`PATIENCE`], or sends something else.
+    pub fn client_stream(&self) -> io::Result<UnixStream> {
+        let asked = self.progress(serde_json::json!({ AWAITING: DESCRIPTOR }));
+        asked.map_err(|Gone| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        let socket = descriptor::receive(&self.socket, PATIENCE)?;
+        if (socket_domain(&socket)?, socket_type(&socket)?) != (AddressFamily::UNIX, SocketType::STREAM) {
+            return Err(io::Error::other("the descriptor that the client sent is no unix stream socket"));
+        }
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 
     /// The client's socket, to ask who it is.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use super::identity::Identity;
 use super::plain::{PlainQueue, read_rest};
 use super::ring::{ReadRings, RingQueue};
 use super::{Cache, IoEngine, Read, ScatteredRead, Storage, WriteQueue};
@@ -228,6 +229,10 @@ fn read_each(file: &File, reads: &mut [Read<'_>]) {
 impl Storage for FileStorage {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.file.metadata().ok().map(|meta| Identity::of(&meta))
     }
 
     fn read_batch(&self, reads: &mut [Read<'_>]) {

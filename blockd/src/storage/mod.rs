@@ -7,6 +7,7 @@
 //! Alignment: every offset and every buffer is a multiple of 4096, so that O_DIRECT is possible.
 
 pub mod file;
+pub mod identity;
 pub mod memory;
 mod plain;
 mod ring;
@@ -17,6 +18,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::buf::AlignedBuf;
+use identity::Identity;
 
 /// How the backing is read and written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -174,6 +176,10 @@ pub trait WriteQueue: Send {
 pub trait Storage: Send + Sync {
     /// Length in bytes.
     fn len_bytes(&self) -> u64;
+    /// Which file or block device it is, if it is one.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
     /// Carries out all reads, several at once where it can, and sets their results.
     fn read_batch(&self, reads: &mut [Read<'_>]);
     /// Carries out all reads, several at once where it can, and hands each one over as soon as it is finished. Where a

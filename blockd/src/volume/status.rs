@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Volume;
 use crate::stats::StoreStats;
+use crate::storage::identity::Identity;
 use crate::store::map::segments::State;
 use crate::store::space::{Class, volume_capacity_pages};
 
@@ -106,6 +107,11 @@ impl Volume {
                 open_pages: maps.overlay.page_count(),
             },
         }
+    }
+
+    /// Which file or block device the image is.
+    pub fn identity(&self) -> Option<Identity> {
+        self.core.store.storage.identity()
     }
 
     /// What the store did since it was opened.

@@ -19,15 +19,16 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
     let sockets = daemon::sockets(&args.daemon)?;
     let mut shown = 0;
     for path in &sockets {
-        let status: Status =
-            match ControlClient::connect(path).and_then(|mut daemon| daemon.ask(&Request::Status {})) {
-                Ok(status) => status,
-                Err(error) if sockets.len() > 1 => {
-                    eprintln!("vexctl: {error}");
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
+        let status: Status = match ControlClient::connect(path)
+            .and_then(|mut daemon| daemon.ask_at_once(&Request::Status {}))
+        {
+            Ok(status) => status,
+            Err(error) if sockets.len() > 1 => {
+                eprintln!("vexctl: {error}");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         shown += 1;
         if args.json {
             print(&format!("{}\n", serde_json::to_string(&status)?))?;

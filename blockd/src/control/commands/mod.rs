@@ -29,8 +29,8 @@ pub(super) fn run(host: &Host, request: Request, replies: &Replies) -> Result<Va
         Request::SnapshotRollback { export, name } => {
             snapshot::rollback(host, export.as_deref(), &name, replies)
         }
-        Request::Send { export, from, to, into } => {
-            let what = snapshot::Send { from: from.as_deref(), to: &to, into: &into };
+        Request::Send { export, from, to } => {
+            let what = snapshot::Send { from: from.as_deref(), to: &to };
             snapshot::send(host, export.as_deref(), &what, replies)
         }
         Request::Tune { export, set } => value(&tune::run(host, export.as_deref(), &set)?),

@@ -1,8 +1,6 @@
 //! `snapshot-create`, `snapshot-list`, `snapshot-delete`, `snapshot-rollback` and `send`.
 
-use std::io::{self, BufWriter, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,8 +58,6 @@ pub(super) fn rollback(
 pub(super) struct Send<'a> {
     pub(super) from: Option<&'a str>,
     pub(super) to: &'a str,
-    /// A unix socket that takes the stream.
-    pub(super) into: &'a Path,
 }
 
 pub(super) fn send(
@@ -71,15 +67,15 @@ pub(super) fn send(
     replies: &Replies,
 ) -> Result<Value, String> {
     let volume = Arc::clone(&host.select_one(export)?.volume);
-    let lost = |e: io::Error| format!("the stream cannot be sent to {}: {e}", what.into.display());
-    let mut out = BufWriter::with_capacity(PIECE_BYTES, UnixStream::connect(what.into).map_err(lost)?);
+    let stream = replies.client_stream().map_err(|e| format!("there is no socket for the stream: {e}"))?;
+    let mut out = BufWriter::with_capacity(PIECE_BYTES, stream);
     let mut told = Told::new(replies);
     volume
         .send(what.from, what.to, &mut out, |p| {
             told.say(|| json!({ "done_bytes": p.done_bytes, "total_bytes": p.total_bytes }));
         })
         .map_err(|e| e.to_string())?;
-    out.flush().map_err(lost)?;
+    out.flush().map_err(|e| format!("the stream cannot be sent: {e}"))?;
     Ok(json!({}))
 }
 

@@ -11,6 +11,7 @@ pub(super) fn status(host: &Host) -> Status {
     let export = |served: &crate::control::host::Served| ExportStatus {
         name: served.name.clone(),
         image: served.image.display().to_string(),
+        identity: served.volume.identity(),
         volume: served.volume.status(),
     };
     Status {

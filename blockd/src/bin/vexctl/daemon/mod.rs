@@ -1,6 +1,7 @@
 //! Daemons: found by name, and asked through their control sockets.
 
 pub mod jobs;
+pub mod of_image;
 pub mod stats;
 
 use std::path::PathBuf;

@@ -1,26 +1,21 @@
 //! The volume that a command is about: in an image that nobody has open, or served by a daemon, which is asked then.
 
-use std::fs::DirBuilder;
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use blockd::control::client::ControlClient;
-use blockd::control::paths;
-use blockd::control::protocol::{Request, Status};
+use blockd::control::protocol::Request;
 use blockd::report::one_line;
 use blockd::volume::backup::Progress;
 use blockd::volume::snapshot::SnapshotList;
 use blockd::volume::{OpenOptions, Volume};
 use serde_json::Value;
 
-/// Between two looks whether the daemon has connected.
-const LOOK: Duration = Duration::from_millis(5);
+use crate::daemon;
 
 /// A volume.
 pub enum Target {
@@ -36,7 +31,7 @@ impl Target {
     /// # Errors
     /// With cause and remedy.
     pub fn open(image: &Path, read_only: bool) -> Result<Self> {
-        match daemon_of(image) {
+        match daemon::of_image::find(image)? {
             Some((client, export)) => Ok(Target::Daemon(Box::new(client), export)),
             None => Ok(Target::Image(open(image, read_only)?)),
         }
@@ -124,14 +119,9 @@ impl Target {
         match self {
             Target::Image(volume) => Ok(volume.send(from, to, out, progress)?),
             Target::Daemon(client, export) => {
-                let socket = Socket::new().context("there can be no socket for the stream")?;
-                let request = Request::Send {
-                    export: Some(export),
-                    from: from.map(str::to_owned),
-                    to: to.to_owned(),
-                    into: socket.path.clone(),
-                };
-                take_stream(&socket, *client, request, out, progress)
+                let request =
+                    Request::Send { export: Some(export), from: from.map(str::to_owned), to: to.to_owned() };
+                take_stream(*client, request, out, progress)
             }
         }
     }
@@ -146,88 +136,29 @@ pub fn open(image: &Path, read_only: bool) -> Result<Arc<Volume>> {
         .map_err(|e| anyhow!("{}: {}", image.display(), one_line(&e)))
 }
 
-/// The daemon that serves an image, and its export's name.
-fn daemon_of(image: &Path) -> Option<(ControlClient, String)> {
-    let image = image.canonicalize().ok()?;
-    let sockets = paths::list(&paths::directory()?).ok()?;
-    sockets.into_iter().find_map(|(_, socket)| {
-        // A killed daemon leaves its socket behind.
-        let mut client = ControlClient::connect(&socket).ok()?;
-        let status: Status = client.ask(&Request::Status {}).ok()?;
-        let serves = |path: &str| Path::new(path).canonicalize().is_ok_and(|path| path == image);
-        let export = status.exports.into_iter().find(|export| serves(&export.image))?;
-        Some((client, export.name))
-    })
-}
-
 fn number(progress: &Value, key: &str) -> u64 {
     progress.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// A socket in a directory of its own, both gone when it is dropped.
-struct Socket {
-    directory: PathBuf,
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl Socket {
-    fn new() -> io::Result<Self> {
-        let name = format!("vexctl-{}-{:016x}", std::process::id(), rand::random::<u64>());
-        let directory = std::env::temp_dir().join(name);
-        DirBuilder::new().mode(0o700).create(&directory)?;
-        let path = directory.join("stream");
-        match UnixListener::bind(&path).and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        {
-            Ok(listener) => Ok(Socket { directory, path, listener }),
-            Err(e) => {
-                // The first error is the one to report.
-                let _ = std::fs::remove_dir_all(&directory);
-                Err(e)
-            }
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.directory) {
-            eprintln!("vexctl: {} cannot be removed: {e}", self.directory.display());
-        }
-    }
-}
-
-/// Has a daemon send to the socket, and passes on what comes.
+/// Has a daemon send on a socket, and passes on what comes.
 fn take_stream(
-    socket: &Socket,
     mut client: ControlClient,
     request: Request,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
+    let (stream, theirs) = UnixStream::pair().context("there can be no socket for the stream")?;
     let (tell, told) = mpsc::channel();
     let asking = std::thread::spawn(move || {
-        let asked = client.ask_with_progress::<Value>(&request, |p| {
+        let asked = client.ask_with_stream::<Value>(&request, theirs.into(), |p| {
             let of = |key| number(&p, key);
             // Who does not listen any more has an error to tell.
             let _ = tell.send(Progress { done_bytes: of("done_bytes"), total_bytes: of("total_bytes") });
         });
         asked.map(|_| ())
     });
-    let mut copied = Ok(());
-    loop {
-        match socket.listener.accept() {
-            Ok((stream, _)) => {
-                copied = copy(stream, out, || told.try_iter().for_each(&mut *progress));
-                break;
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && !asking.is_finished() => {
-                std::thread::sleep(LOOK);
-            }
-            // Refused before it connected: the daemon's sentence says why.
-            Err(_) => break,
-        }
-    }
+    // If the daemon refuses, its end is closed here, and nothing comes. Ours is closed before the answer is waited for.
+    let copied = copy(stream, out, || told.try_iter().for_each(&mut *progress));
     match asking.join() {
         Ok(asked) if copied.is_ok() => Ok(asked?),
         Ok(_) => copied.context("writing the stream failed"),
@@ -236,7 +167,6 @@ fn take_stream(
 }
 
 fn copy(mut stream: UnixStream, out: &mut dyn Write, mut between: impl FnMut()) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     let mut buf = vec![0; 256 << 10];
     loop {
         between();
