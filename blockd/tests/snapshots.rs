@@ -292,3 +292,41 @@ fn a_daemon_that_says_nothing_is_left_out() {
     assert!(status.status.success() && out.contains("image: serving"), "{out}{said}");
     assert!(said.contains("a.sock") && said.contains("does not answer"), "{said}");
 }
+
+/// What the daemon tells Prometheus in a line that begins so.
+fn metric(socket: &Path, line: &str) -> f64 {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("a connection");
+    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\n\r\n").expect("a request");
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut text).expect("an answer");
+    let found =
+        text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_else(|| panic!("no {line} in {text}"));
+    found.trim().parse().expect("a number")
+}
+
+#[test]
+fn what_a_snapshots_clients_ask_is_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [image, socket, metrics] = ["image", "nbd", "metrics"].map(|name| dir.path().join(name));
+    let vexctl = Vexctl::new(dir.path());
+    create(&image);
+    let mut plain = Plain::new();
+    write(&image, &mut plain, 0..100, 1);
+    vexctl.ok(&["snapshot", "create"], &image, &["a"], b"");
+    let metrics_at = format!("unix:{}", metrics.display());
+    // As an export beside the volume, and alone.
+    for (more, export) in [(&[][..], "vol@a"), (&["--snapshot", "a"], "vol")] {
+        let arguments = [&["--export", "vol", "--metrics", &metrics_at], more].concat();
+        let _daemon = serve(&image, &vexctl.run_dir, &socket, &arguments);
+        let numbers = || {
+            ["vexfs_connections{export=\"vol\"}", "vexfs_request_bytes_total{export=\"vol\",op=\"read\"}"]
+                .map(|line| metric(&metrics, line))
+        };
+        assert_eq!(numbers(), [0.0, 0.0], "{export}");
+        let target = blockd::nbd::client::Target { socket: socket.clone(), export: export.into() };
+        let client =
+            blockd::nbd::client::NbdClient::connect(&target, Default::default()).expect("it connects");
+        check(&client, &plain);
+        assert_eq!(numbers(), [1.0, (200 * PAGE) as f64], "{export}");
+    }
+}

@@ -65,11 +65,14 @@ impl Listening {
     /// # Errors
     /// When someone listens there, or it cannot be made.
     pub fn bind(address: &Address) -> Result<Self, BindError> {
-        let system =
-            |what: &'static str, path: PathBuf| move |source| BindError::System { what, path, source };
         match address {
             Address::Unix(path) => {
-                paths::make_directory(path).map_err(system("make the directory of", path.clone()))?;
+                let what = "make the directory of";
+                paths::make_directory(path).map_err(|source| BindError::System {
+                    what,
+                    path: path.clone(),
+                    source,
+                })?;
                 let (socket, file) = SocketFile::bind(path, MODE)?;
                 Ok(Listening {
                     fd: Arc::new(socket.into()),
@@ -80,7 +83,7 @@ impl Listening {
             }
             Address::Tcp(tcp) => {
                 let listener = TcpListener::bind(tcp)
-                    .map_err(system("listen on", PathBuf::from(address.to_string())))?;
+                    .map_err(|source| BindError::Tcp { address: address.to_string(), source })?;
                 Ok(Listening {
                     fd: Arc::new(listener.into()),
                     address: address.clone(),
@@ -132,5 +135,16 @@ mod tests {
         {
             assert!(parse(bad).unwrap_err().contains("unix:PATH"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_port_in_use_is_said_to_be_one() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(taken.local_addr().unwrap());
+        let refused = Listening::bind(&address).err().expect("an error").to_string();
+        assert!(
+            refused.contains(&address.to_string()) && refused.contains("a port that is free"),
+            "{refused}"
+        );
     }
 }

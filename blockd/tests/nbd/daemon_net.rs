@@ -160,3 +160,55 @@ fn options_reach_the_sockets_and_exports() {
     }
     assert_eq!(daemon.stop(), Some(0));
 }
+
+#[test]
+fn what_serve_refuses_check_config_refuses_too() {
+    let place = place(VolumeKind::Raw);
+    let config = place.image.with_file_name("config.toml");
+    let run = |head: &str, listen: &str, export: &str, command: &[&str]| {
+        let text = format!(
+            "control = \"none\"\n{head}\n[[listen]]\n{listen}\n[[export]]\nimage = \"{}\"\n{export}\n",
+            place.image.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_vexfs-blockd")).args(command).arg(&config).output().unwrap()
+    };
+    let unix = format!("address = \"unix:{}\"", place.socket.display());
+    let tcp = "address = \"tcp:127.0.0.1:0\"";
+    let files = "tls_cert = \"/nonexistent\"\ntls_key = \"/nonexistent\"";
+    for (head, listen, export, word) in [
+        ("", tcp, "", "insecure = true"),
+        ("", &format!("{tcp}\n{files}"), "", "/nonexistent"),
+        ("", &format!("{unix}\n{files}"), "", "protected by its mode"),
+        ("", &unix, "block_size = 777", "power of two"),
+        ("log = \"foo=bar=baz\"", &unix, "", "is no filter"),
+    ] {
+        for command in [&["check-config"][..], &["serve", "--config"]] {
+            let output = run(head, listen, export, command);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{command:?} {listen} {export}: {said}");
+            assert!(said.contains(word), "{command:?}: {said}");
+        }
+    }
+    let good = run("", &unix, "name = \"x\"\nsnapshot = \"monday\"", &["check-config"]);
+    let said = String::from_utf8(good.stdout).unwrap();
+    assert!(good.status.success() && said.contains("snapshot \"monday\" of"), "{said}");
+}
+
+#[test]
+fn only_the_port_with_tls_is_announced_as_such() {
+    let place = place(VolumeKind::Raw);
+    let files = Certificates::make(place.image.parent().unwrap()).server(false);
+    let config = place.image.with_file_name("config.toml");
+    let text = format!(
+        "control = \"none\"\n[[listen]]\naddress = \"tcp:127.0.0.1:0\"\ntls_cert = {:?}\ntls_key = {:?}\n\
+         [[listen]]\naddress = \"tcp:127.0.0.2:0\"\ninsecure = true\n[[export]]\nimage = {:?}\n",
+        files.certificates, files.key, place.image
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
+    let daemon = Daemon::run(command.args(["serve", "--config"]).arg(&config));
+    let ready = &daemon.ready;
+    assert!(ready.contains("nbds://127.0.0.1:") && ready.contains("nbd://127.0.0.2:"), "{ready}");
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -110,7 +110,7 @@ pub struct Serve {
 
 /// Checks a configuration file, and says what it would serve
 ///
-/// Nothing is opened or bound. Exit status 0 if it is good, 1 if not.
+/// No image is opened and nothing is bound; certificates and keys are read. Exit status 0 if it is good, 1 if not.
 #[derive(ClapArgs, Debug)]
 pub struct CheckConfig {
     /// The file

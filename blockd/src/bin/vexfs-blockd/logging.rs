@@ -5,15 +5,25 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::LogFormat;
 
+/// Reads a filter.
+///
+/// # Errors
+/// It is none.
+pub fn filter(text: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(text).with_context(|| {
+        format!("log: {text:?} is no filter; write error, warn, info, debug, trace or module=level")
+    })
+}
+
 /// Starts it.
 ///
 /// # Errors
 /// The filter is none.
-pub fn start(filter: &str, format: LogFormat) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
-        format!("--log {filter:?} is no filter; write error, warn, info, debug, trace or module=level")
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+pub fn start(text: &str, format: LogFormat) -> Result<()> {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter(text)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

@@ -1,14 +1,17 @@
 //! What the daemon is to do: the configuration file with the flags over it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use blockd::control::listen::Address;
 use blockd::control::paths;
+use blockd::nbd::server::Export as NbdExport;
+use blockd::storage::identity::Identity;
 
 use crate::args::{Io, LogFormat, Serve};
 use crate::config::{self, Export, File, Listen};
+use crate::{logging, nbd};
 
 /// Time for clients at the end, unless it is set.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +66,7 @@ impl Settings {
             }];
         }
         if !args.nbd.addresses.is_empty() {
-            file.listen = args.nbd.listen();
+            file.listen = args.nbd.listen()?;
         }
         file.name = args.name.clone().or(file.name);
         file.log = args.log.clone().or(file.log);
@@ -81,7 +84,12 @@ impl Settings {
     ///
     /// # Errors
     /// Its parts do not fit together.
-    pub fn from_file(file: File) -> Result<Settings> {
+    pub fn from_file(mut file: File) -> Result<Settings> {
+        for export in &mut file.export {
+            // What the daemon says of it must mean the same to others, who have another working directory.
+            export.image = std::path::absolute(&export.image).context("image = \"\" is no path")?;
+        }
+        file.listen.iter().try_for_each(nbd::check)?;
         let Some(first) = file.export.first() else {
             bail!("nothing to serve: name an image, or put an [[export]] into the configuration");
         };
@@ -92,13 +100,21 @@ impl Settings {
                 "the name of the export of {} is too long: it has at most 4096 bytes",
                 export.image.display()
             );
+            if let Some(bytes) = export.block_size {
+                ensure!(
+                    NbdExport::BLOCK_BYTES.contains(&bytes) && bytes.is_power_of_two(),
+                    "a block_size of {bytes} bytes for {} is none; write a power of two up to {}",
+                    export.image.display(),
+                    NbdExport::BLOCK_BYTES.end()
+                );
+            }
             ensure!(
                 earlier.iter().all(|other| other.name != export.name),
                 "two exports are called {:?}; give each a name of its own",
                 export.name
             );
             ensure!(
-                earlier.iter().all(|other| other.image != export.image),
+                earlier.iter().all(|other| !is_same(&other.image, &export.image)),
                 "{} is exported twice; an image can be opened once",
                 export.image.display()
             );
@@ -119,9 +135,11 @@ impl Settings {
         let metrics = file.metrics.iter().map(|text| {
             text.parse().map_err(anyhow::Error::msg).with_context(|| format!("metrics = {text:?}"))
         });
+        let log = file.log.unwrap_or_else(|| "info".into());
+        logging::filter(&log)?;
         Ok(Settings {
             name,
-            log: file.log.unwrap_or_else(|| "info".into()),
+            log,
             log_format: file.log_format.unwrap_or(LogFormat::Text),
             control,
             metrics: metrics.collect::<Result<_>>()?,
@@ -130,6 +148,11 @@ impl Settings {
             exports: file.export,
         })
     }
+}
+
+/// Two paths lead to one file, as far as that can be told.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || matches!((Identity::at(one), Identity::at(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 #[cfg(test)]
@@ -160,7 +183,7 @@ mod tests {
             ["--config", config, "b.img", "--nbd", "unix:/run/b", "--log", "debug", "--drain-timeout", "4"];
         let over = settings(&[&flags[..], &["--control", "unix:/c", "--name", "m"]].concat()).unwrap();
         assert_eq!((over.name.as_str(), over.log.as_str()), ("m", "debug"));
-        assert_eq!(over.exports[0].image, PathBuf::from("b.img"));
+        assert_eq!(over.exports[0].image, std::env::current_dir().unwrap().join("b.img"));
         assert_eq!(over.listen[0].address.to_string(), "unix:/run/b");
         assert_eq!((over.control, over.drain_timeout), (Control::At("/c".into()), Duration::from_secs(4)));
     }
@@ -176,11 +199,41 @@ mod tests {
             (format!("{listen}{}{}", export("a", "x"), export("a", "y")), "exported twice"),
             (format!("name = \"../x\"\n{listen}{}", export("a", "x")), "daemon's name"),
             (format!("control = \"tcp:127.0.0.1:1\"\n{listen}{}", export("a", "x")), "unix:PATH"),
+            (format!("log = \"foo=bar=baz\"\n{listen}{}", export("a", "x")), "is no filter"),
+            (format!("{listen}{}block_size = 777\n", export("a", "x")), "power of two"),
+            (format!("{listen}{}block_size = 131072\n", export("a", "x")), "power of two"),
+            (format!("{listen}{}", export("", "x")), "no path"),
+            (
+                format!("{listen}{}{}", export("/dev/null", "x"), export("/dev/../dev/null", "y")),
+                "exported twice",
+            ),
+            (format!("{listen}insecure = true\n{}", export("a", "x")), "protected by its mode"),
+            (format!("[[listen]]\naddress = \"tcp:[::1]\"\n{}", export("a", "x")), "insecure = true"),
             (format!("metrics = [\"tcp:0.0.0.0:1\"]\n{listen}{}", export("a", "x")), "other machines"),
         ] {
             let file = toml::from_str(&text).unwrap();
             let message = format!("{:#}", Settings::from_file(file).unwrap_err());
             assert!(message.contains(word), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn flags_for_tcp_want_an_address_of_it() {
+        let serve = |more: &[&str]| {
+            let args =
+                Args::try_parse_from([&["vexfs-blockd", "serve", "--config", "/nonexistent"], more].concat());
+            args.map(|args| args.command)
+        };
+        for flags in [&["--insecure"][..], &["--tls-cert", "c", "--tls-key", "k"]] {
+            let refused = serve(flags).unwrap_err().to_string();
+            assert!(refused.contains("--nbd"), "{refused}");
+            assert!(serve(&[&["--nbd", "tcp:[::1]"], flags].concat()).is_ok());
+            let unix = settings(&[&["a.img", "--nbd", "unix:/s"], flags].concat()).unwrap_err().to_string();
+            assert!(unix.contains("are for TCP"), "{unix}");
+            let both = ["a.img", "--nbd", "unix:/s", "--nbd", "tcp:[::1]"];
+            let both = settings(&[&both[..], flags].concat()).unwrap().listen;
+            let protected = both.iter().map(|one| one.insecure || one.tls_cert.is_some());
+            assert_eq!(protected.collect::<Vec<_>>(), [false, true]);
         }
     }
 }

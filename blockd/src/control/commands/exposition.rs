@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::status;
 use crate::control::host::Host;
-use crate::control::protocol::{ExportStats, ExportStatus};
+use crate::control::protocol::{ConnectionStatus, ExportStats, ExportStatus};
 use crate::stats::{HistogramStats, RequestStats, StoreStats};
 use crate::volume::status::VolumeStatus;
 
@@ -140,8 +140,11 @@ pub fn text(host: &Host) -> String {
     head(&mut out, "vexfs_start_time_seconds", "gauge", "Since when it serves, as seconds since 1970.");
     sample(&mut out, "vexfs_start_time_seconds", &[], start.as_secs_f64());
     head(&mut out, "vexfs_connections", "gauge", "Clients that send requests.");
+    let names: Vec<&str> = status.exports.iter().map(|export| export.name.as_str()).collect();
     for export in &status.exports {
-        let count = status.connections.iter().filter(|connection| connection.export == export.name).count();
+        let is_its =
+            |connection: &&ConnectionStatus| volume_of(&connection.export, &names) == Some(&export.name);
+        let count = status.connections.iter().filter(is_its).count();
         sample(&mut out, "vexfs_connections", &[("export", &export.name)], count as f64);
     }
     head(&mut out, "vexfs_negotiations", "gauge", "Clients in their negotiation.");
@@ -149,6 +152,12 @@ pub fn text(host: &Host) -> String {
     volumes(&mut out, &status.exports);
     stores(&mut out, &stats.exports.iter().collect::<Vec<_>>());
     out
+}
+
+/// Which of the volumes' exports a client's export is, or is a snapshot of (`NAME@SNAPSHOT`, which has no further `@`).
+fn volume_of<'a>(export: &str, names: &[&'a str]) -> Option<&'a str> {
+    let named = |wanted: &str| names.iter().copied().find(|name| *name == wanted);
+    named(export).or_else(|| named(export.rsplit_once('@')?.0))
 }
 
 fn volumes(out: &mut String, exports: &[ExportStatus]) {
@@ -230,6 +239,21 @@ mod tests {
         sample(&mut out, "x_bytes", &[("export", "a\"b\\c\nd"), ("op", "read")], 12e15);
         sample(&mut out, "y", &[], 0.25);
         assert_eq!(out, "x_bytes{export=\"a\\\"b\\\\c\\nd\",op=\"read\"} 12000000000000000\ny 0.25\n");
+    }
+
+    #[test]
+    fn a_snapshots_clients_are_those_of_its_volume() {
+        let names = ["a", "a@b", ""];
+        for (export, volume) in [
+            ("a", Some("a")),
+            ("a@x", Some("a")),
+            ("a@b", Some("a@b")),
+            ("a@b@x", Some("a@b")),
+            ("@x", Some("")),
+        ] {
+            assert_eq!(volume_of(export, &names), volume, "{export}");
+        }
+        assert_eq!(volume_of("c@a", &names), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A device under a name, as clients see it.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceInfo, VolumeKind};
@@ -43,6 +44,9 @@ pub enum ExportError {
 }
 
 impl Export {
+    /// Block sizes that clients can be told, in bytes, of which powers of two are possible.
+    pub const BLOCK_BYTES: RangeInclusive<u32> = 1..=BLOCK_BYTES_MAX;
+
     /// The device as it is.
     ///
     /// # Errors

@@ -21,13 +21,12 @@ pub struct SnapshotDevice {
     volume: Arc<Volume>,
     id: SnapshotId,
     name: String,
-    counters: Arc<RequestCounters>,
 }
 
 impl SnapshotDevice {
     pub(super) fn open(volume: Arc<Volume>, name: &str) -> Result<Self, SnapshotError> {
         let id = volume.core.store.maps.write().snapshots.open(name)?;
-        Ok(SnapshotDevice { volume, id, name: name.to_owned(), counters: Arc::default() })
+        Ok(SnapshotDevice { volume, id, name: name.to_owned() })
     }
 
     /// The snapshot's name.
@@ -63,8 +62,9 @@ impl Device for SnapshotDevice {
         DeviceInfo { read_only: true, ..self.volume.info() }
     }
 
+    /// The volume's.
     fn counters(&self) -> Arc<RequestCounters> {
-        Arc::clone(&self.counters)
+        self.volume.counters()
     }
 
     fn connect(&self) -> ClientId {

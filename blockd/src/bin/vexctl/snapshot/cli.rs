@@ -10,7 +10,8 @@ use crate::cli::parse_bytes;
 pub enum SnapshotCommand {
     /// Take a snapshot.
     ///
-    /// On a raw volume it has every write that was acknowledged; on a VexFS volume it is the last commit (sync(1) makes one).
+    /// On a raw volume it has every write that was acknowledged; on a VexFS volume it is the last commit (`sync FILE`, for any file on it, makes one;
+    /// sync without FILE does not reach a FUSE file system).
     /// It costs no space when it is taken; what is overwritten or deleted later stays for as long as a snapshot has it.
     Create(OneSnapshot),
     /// Show the snapshots of a volume, oldest first.
