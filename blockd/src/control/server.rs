@@ -68,7 +68,7 @@ impl Replies {
     /// Asks the client for one end of a unix stream socket, to send it what is not JSON.
     ///
     /// # Errors
-    /// It has gone, sends nothing for [`PATIENCE`], or sends something else.
+    /// It has gone, sends nothing for half a minute, or sends something else.
     pub fn client_stream(&self) -> io::Result<UnixStream> {
         let asked = self.progress(serde_json::json!({ AWAITING: DESCRIPTOR }));
         asked.map_err(|Gone| io::Error::from(io::ErrorKind::BrokenPipe))?;

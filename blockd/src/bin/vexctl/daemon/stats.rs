@@ -33,7 +33,7 @@ pub fn run(args: &StatsArgs) -> Result<ExitCode> {
 
 fn ask(args: &StatsArgs) -> Result<Stats> {
     // A connection each time: the daemon does not keep those that say nothing for long.
-    Ok(connect(&args.daemon)?.ask(&Request::Stats {})?)
+    Ok(connect(&args.daemon)?.ask_at_once(&Request::Stats {})?)
 }
 
 fn show(args: &StatsArgs, now: &Stats, before: Option<&Stats>) -> Result<()> {
