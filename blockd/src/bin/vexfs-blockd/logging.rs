@@ -11,7 +11,9 @@ use crate::args::LogFormat;
 /// It is none.
 pub fn filter(text: &str) -> Result<EnvFilter> {
     EnvFilter::try_new(text).with_context(|| {
-        format!("log: {text:?} is no filter; write error, warn, info, debug, trace or module=level")
+        format!(
+            "--log (or log in the configuration): {text:?} is no filter; write error, warn, info, debug, trace or module=level"
+        )
     })
 }
 
