@@ -11,7 +11,7 @@ use std::thread::ThreadId;
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
 use super::handshake::{Admitted, Replies, Transmission};
-use super::parked::{Parked, ParkedState};
+use super::parked::{Parked, ParkedState, Told};
 use super::pause::Source;
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
@@ -111,6 +111,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
             Ok(socket) => {
                 let state = ParkedState {
                     export: info.export,
+                    told: Told::of(export),
                     peer: info.peer,
                     since: info.since,
                     negotiated: *negotiated,
