@@ -29,6 +29,9 @@ use crate::device::{IoError, VolumeKind};
 use crate::stats::StoreCounters;
 use crate::storage::Storage;
 
+/// A link stands in one of so many pages at the end of a segment: what does not fit before is a record of a header and at most
+/// two pages that must not be parted.
+const LINK_PAGES: usize = 3;
 /// Part of the map's memory that the deltas of snapshots may take beside it.
 const DELTAS_SHARE: usize = 4;
 /// Segments in which witnesses are looked for when damage may have taken a link.
@@ -508,7 +511,7 @@ fn scan_stream(
                 // The end of the log, or damage: from here on records are only witnesses.
                 if in_order {
                     scan.end = Some(at);
-                    link_lost = u32::from(at.offset) + 2 >= shared.geometry.segment_pages;
+                    link_lost = u32::from(at.offset) + LINK_PAGES as u32 >= shared.geometry.segment_pages;
                 }
                 in_order = false;
                 i += 1;
@@ -530,7 +533,7 @@ fn scan_stream(
             }
         }
         // If damage took the link, the witnesses are in segments that nothing names any more.
-        let tail = &bytes[bytes.len().saturating_sub(2 * PAGE)..];
+        let tail = &bytes[bytes.len().saturating_sub(LINK_PAGES * PAGE)..];
         link_lost |= !in_order && !linked && !tail_is_intact(shared, start.segment, tail);
         if link_lost && !linked && !looked_ahead {
             looked_ahead = true;
@@ -545,7 +548,7 @@ fn scan_stream(
     Ok(scan)
 }
 
-/// Whether damage may have taken the end of a segment whose log ends before it: a link stands in one of the last two pages, of
+/// Whether damage may have taken the end of a segment whose log ends before it: a link stands in one of the last pages, of
 /// this use, or still of the last one.
 fn tail_is_intact(shared: &Shared, segment: u32, tail: &[u8]) -> bool {
     let first = shared.geometry.segment_pages - (tail.len() / PAGE) as u32;
