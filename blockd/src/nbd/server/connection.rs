@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
@@ -64,7 +65,8 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
     let Admitted { export, negotiated, seat } = admitted;
     let number = seat.number();
     let Some((info, pause)) = seat.entry() else { return };
-    let mut receiver = Receiver::resumed(Source::new(stream, pause), &before.unread);
+    let source = Source::new(stream, pause, Duration::from_millis(shared.limits.stalled_timeout_ms));
+    let mut receiver = Receiver::resumed(source, &before.unread);
     let (outbox, writer) = match Outbox::start(Arc::clone(stream), &format!("nbd-{number}-out")) {
         Ok(started) => started,
         Err(error) => {
@@ -72,7 +74,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
             return;
         }
     };
-    seat.wait_for_dead_ones();
+    seat.wait_for_dead_ones(Duration::from_millis(shared.limits.left_timeout_ms));
     let device = &**export.device();
     let client = device.connect();
     if !before.client.is_empty() {
@@ -90,6 +92,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
         deep: Cell::new(0),
         batch: RefCell::default(),
         flushes: Flushes::default(),
+        stop_at: Cell::new(None),
     };
     let end = connection.transmit(&mut receiver);
     connection.submit_batch();
@@ -164,6 +167,8 @@ struct Connection<'a> {
     /// Taken in, not yet given to the device.
     batch: RefCell<Batch>,
     flushes: Flushes,
+    /// Once the server stops: where in the stream what has arrived till then ends.
+    stop_at: Cell<Option<u64>>,
 }
 
 /// Whether the client flushes after each write. Then the flush is begun as soon as the write is answered, and goes on
@@ -226,6 +231,9 @@ impl Connection<'_> {
         if receiver.stream().is_called() {
             return Err(End::Paused);
         }
+        if receiver.stream().is_stopping() && self.has_taken_all(receiver) {
+            return Ok(None);
+        }
         receiver.stream().may_pause(true);
         let request = if extended {
             receiver.head().map(|head| head.map(|head| Request::decode_extended(&head)))
@@ -244,6 +252,16 @@ impl Connection<'_> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether everything was taken in that was there when this was first asked.
+    fn has_taken_all(&self, receiver: &Receiver<Source<'_>>) -> bool {
+        let end = self.stop_at.get().unwrap_or_else(|| {
+            let waiting = rustix::io::ioctl_fionread(receiver.stream()).unwrap_or(0);
+            receiver.taken() + receiver.buffered() as u64 + waiting
+        });
+        self.stop_at.set(Some(end));
+        receiver.taken() >= end
     }
 
     fn begin(
