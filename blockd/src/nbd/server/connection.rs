@@ -14,6 +14,7 @@ use super::check::{Checked, check, payload_behind};
 use super::handshake::{Admitted, Replies, Transmission};
 use super::parked::{Parked, ParkedState};
 use super::pause::Source;
+use super::provision::{PORTION_BYTES, Provision, Range};
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
@@ -75,7 +76,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
         }
     };
     seat.wait_for_dead_ones(Duration::from_millis(shared.limits.left_timeout_ms));
-    let device = &**export.device();
+    let device = export.device();
     let client = device.connect();
     if !before.client.is_empty() {
         device.restore_client(client, &before.client);
@@ -154,7 +155,7 @@ impl From<io::Error> for End {
 }
 
 struct Connection<'a> {
-    device: &'a dyn Device,
+    device: &'a Arc<dyn Device>,
     /// The device as the export shows it.
     info: &'a DeviceInfo,
     client: ClientId,
@@ -285,7 +286,20 @@ impl Connection<'_> {
             }
             Checked::Flush => (self.permit(0), IoOp::Flush),
             Checked::Trim { fua } => (self.permit(0), IoOp::Trim { offset, len_bytes, fua }),
-            Checked::WriteZeroes { fua } => (self.permit(0), IoOp::WriteZeroes { offset, len_bytes, fua }),
+            Checked::WriteZeroes { fua, no_hole: true } => {
+                let permit = self.permit(len_bytes.min(PORTION_BYTES) as usize);
+                if len_bytes > PORTION_BYTES {
+                    let done = self.done(request, permit);
+                    let range = Range { offset, len_bytes, fua };
+                    let (device, outbox) = (Arc::clone(self.device), Arc::clone(&self.outbox));
+                    Provision::start(device, self.client, outbox, &range, done);
+                    return Ok(());
+                }
+                (permit, IoOp::WriteZeroes { offset, len_bytes, fua, no_hole: true })
+            }
+            Checked::WriteZeroes { fua, no_hole: false } => {
+                (self.permit(0), IoOp::WriteZeroes { offset, len_bytes, fua, no_hole: false })
+            }
             Checked::Cache => {
                 self.answer(request, Answer::Done, self.permit(0));
                 return Ok(());
@@ -297,9 +311,7 @@ impl Connection<'_> {
             Checked::Disconnect => return Ok(()),
         };
         let here = self.only_request(receiver, &op, &permit);
-        let outbox = Arc::clone(&self.outbox);
-        let (request, reader, replies) = (*request, self.reader, self.negotiated.replies);
-        let done = Box::new(move |result| complete(&outbox, replies, &request, result, permit, reader));
+        let done = self.done(request, permit);
         if here {
             let flush_next = self.flushes.likely_after(&op);
             // Replies of requests before it are with the client, or it would not be the only one.
@@ -326,6 +338,13 @@ impl Connection<'_> {
             self.outbox.flush();
         }
         Ok(())
+    }
+
+    /// Answers a request when it is finished.
+    fn done(&self, request: &Request, permit: Permit) -> Done {
+        let outbox = Arc::clone(&self.outbox);
+        let (request, reader, replies) = (*request, self.reader, self.negotiated.replies);
+        Box::new(move |result| complete(&outbox, replies, &request, result, permit, reader))
     }
 
     /// Gives the device what was taken in.
@@ -358,6 +377,7 @@ impl Connection<'_> {
         receiver.skip(payload)?;
         let why = match number {
             errno::EPERM => "the export is read-only",
+            errno::ENOTSUP => "zeros that leave no hole are written like data, so not fast",
             errno::ENOSPC => "the range ends behind the end of the export",
             _ => "the command, its flags or its range do not fit the export and what was negotiated",
         };
@@ -458,7 +478,9 @@ fn complete(
 fn payload_bytes(op: &IoOp) -> usize {
     match op {
         IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => buf.len(),
-        IoOp::Flush | IoOp::Trim { .. } | IoOp::WriteZeroes { .. } => 0,
+        // At most a portion.
+        IoOp::WriteZeroes { len_bytes, no_hole: true, .. } => *len_bytes as usize,
+        IoOp::Flush | IoOp::Trim { .. } | IoOp::WriteZeroes { no_hole: false, .. } => 0,
     }
 }
 
