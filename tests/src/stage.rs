@@ -155,10 +155,11 @@ impl Daemon {
     ///
     /// # Panics
     /// It does not.
-    pub fn ends(mut self) {
+    pub fn ends(mut self) -> String {
         let status = self.process.wait();
         assert!(status.success(), "the daemon ended with {status}:\n{}", self.process.log());
         self.process.assert_no_panic();
+        self.process.log()
     }
 
     /// Process id.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vexfs_tests::process::{self, Background};
 use vexfs_tests::programs::{ours, tool};
-use vexfs_tests::stage::Stage;
+use vexfs_tests::stage::{Daemon, Stage};
 
 const VOLUME_MIB: u64 = 64;
 
@@ -330,6 +330,65 @@ fn a_mount_goes_on_in_its_session_when_a_new_process_takes_over() {
     daemon.stop();
     let log = std::fs::read_to_string(stage.path("fuse.log")).unwrap();
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "the mount noticed nothing: {log}");
+}
+
+/// A take-over that fails leaves the old daemon as it was: reachable, with its clients.
+fn assert_goes_on(stage: &Stage, daemon: &Daemon, mut fio: Background) {
+    vexfs_tests::wait::until("the daemon being back", || pid(stage));
+    assert_eq!(pid(stage), Some(daemon.pid().into()));
+    assert!(stage.socket().exists() && stage.run_dir().join("image.sock").exists(), "the sockets stay");
+    assert!(fio.wait().success(), "{}\n{}", fio.log(), daemon.log());
+    process::ok(tool("nbdinfo").arg("--size").arg(stage.uri()));
+}
+
+#[test]
+fn a_daemon_of_another_image_takes_nothing_over() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let daemon = stage.daemon();
+    let mut fio = fio(&stage);
+    wait_for_client(&stage, &mut fio);
+    let other = stage.path("other/image.img");
+    std::fs::create_dir(other.parent().unwrap()).unwrap();
+    process::ok(ours("mkfs.vexfs").arg(&other).args(["--raw", "--size", "64M"]));
+    let mut command = ours("vexfs-blockd");
+    command.arg("serve").arg(&other).arg("--nbd").arg(format!("unix:{}", stage.socket().display()));
+    let refused = process::fails(command.arg("--takeover").env("VEXFS_RUN_DIR", stage.run_dir()));
+    assert!(refused.contains("\"image\" is volume") && refused.contains("--name"), "{refused}");
+    assert_goes_on(&stage, &daemon, fio);
+    daemon.stop();
+}
+
+#[test]
+fn a_successor_that_cannot_serve_leaves_the_sockets_where_they_are() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let daemon = stage.daemon();
+    let mut fio = fio(&stage);
+    wait_for_client(&stage, &mut fio);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = format!("tcp:{}", taken.local_addr().unwrap());
+    let refused = process::fails(stage.daemon_command().args(["--takeover", "--metrics", &metrics]));
+    assert!(refused.contains("cannot serve metrics"), "{refused}");
+    assert_goes_on(&stage, &daemon, fio);
+    daemon.stop();
+    assert!(!stage.socket().exists(), "it removes the socket in the end");
+}
+
+#[test]
+fn a_signal_to_stop_in_a_hand_over_ends_it() {
+    let stage = Stage::raw(VOLUME_MIB);
+    let daemon = stage.daemon();
+    // One that negotiates keeps the hand-over waiting for a moment.
+    let mut silent = UnixStream::connect(stage.socket()).unwrap();
+    silent.read_exact(&mut [0; 18]).unwrap();
+    let mut successor = UnixStream::connect(stage.run_dir().join("image.sock")).unwrap();
+    successor.write_all(b"{\"cmd\":\"takeover\"}\n").unwrap();
+    process::ok(Command::new("kill").args(["-TERM", &daemon.pid().to_string()]));
+    // If the signal came too late, it had everything offered, and refuses by going away.
+    let offered = successor.read_exact(&mut [0; 8]).is_ok();
+    drop(successor);
+    let log = daemon.ends();
+    assert_eq!(offered, log.contains("going on in this process"), "{log}");
+    assert!(!stage.socket().exists() && !stage.run_dir().join("image.sock").exists(), "{log}");
 }
 
 #[test]

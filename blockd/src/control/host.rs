@@ -35,6 +35,9 @@ pub struct Host {
     started: Instant,
     engine: OnceLock<Engine>,
     draining: AtomicBool,
+    handing_over: AtomicBool,
+    /// For good: nobody is to take over.
+    ending: AtomicBool,
     server: Stopper,
     on_drain: Box<dyn Fn() + Send + Sync>,
     successor: Mutex<Option<UnixStream>>,
@@ -58,6 +61,8 @@ impl Host {
             started: Instant::now(),
             engine: OnceLock::new(),
             draining: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             server,
             on_drain,
             successor: Mutex::new(None),
@@ -127,9 +132,10 @@ impl Host {
         }
     }
 
-    /// Takes no more clients from now on. May be called more than once; does not wait.
+    /// Takes no more clients from now on, and ends; whoever waits to take over gets nothing. May be called more than once; does not wait.
     pub fn drain(&self) {
-        if !self.draining.swap(true, Ordering::SeqCst) {
+        self.draining.store(true, Ordering::SeqCst);
+        if !self.ending.swap(true, Ordering::SeqCst) {
             (self.on_drain)();
         }
         self.server.stop();
@@ -140,12 +146,19 @@ impl Host {
         // One that asked before has given up, or it would have got everything by now.
         *self.successor.lock() = Some(successor);
         self.draining.store(true, Ordering::SeqCst);
+        self.handing_over.store(true, Ordering::SeqCst);
         self.server.hand_over();
+    }
+
+    /// Somebody asked to take over, whatever came of it: the files of sockets stay.
+    pub fn is_handing_over(&self) -> bool {
+        self.handing_over.load(Ordering::SeqCst)
     }
 
     /// Who wants everything, if it is not to end for good.
     pub fn take_successor(&self) -> Option<UnixStream> {
-        self.successor.lock().take()
+        let successor = self.successor.lock().take();
+        successor.filter(|_| !self.ending.load(Ordering::SeqCst))
     }
 
     /// It is about to end.

@@ -91,13 +91,20 @@ impl Listening {
         }
     }
 
-    /// Goes on with a socket that a predecessor bound. Its file is ours from now on, unless it is somebody else's.
+    /// Goes on with a socket that a predecessor bound; see [`Listening::own`].
     pub fn adopt(address: &Address, socket: OwnedFd, activated: bool) -> Self {
         let file = match address {
             Address::Unix(path) if !activated => SocketFile::adopt(path),
             _ => None,
         };
         Listening { fd: Arc::new(socket), address: address.clone(), activated, file }
+    }
+
+    /// The predecessor is out of it: the file is ours from now on, unless it is somebody else's.
+    pub fn own(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.own();
+        }
     }
 
     /// For a successor. The file of a unix socket stays.

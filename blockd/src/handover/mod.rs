@@ -3,9 +3,10 @@
 //! The successor asks over the control socket (`{"cmd":"takeover"}`). Then the old process accepts nothing any more, answers
 //! what is under way, writes a checkpoint, lets the image go, and sends over the same socket what it served: the
 //! listening sockets and the live connections as descriptors (SCM_RIGHTS, unix(7)), with the state of each. The
-//! successor opens the image, goes on, and says so; only then the old process ends. If the successor dies
-//! or gives up before, the old process opens the image again and goes on itself: nothing was lost, since both
-//! have the descriptors.
+//! successor opens the image, and when nothing can fail any more says so: from that word on it alone reads from the connections,
+//! and the old process ends. If the successor dies or gives up before, the old process opens the image again and goes on
+//! itself: nothing was lost, since both have the descriptors, and no request was carried out by both.
+//! A successor that exports another volume under a name of the old one gives up.
 //!
 //! On the wire: [`MAGIC`], the length of a JSON text as 8 bytes little-endian, the text ([`Manifest`]), then one byte with a
 //! descriptor for each listener and each connection, in order; back comes [`DONE`].
@@ -22,10 +23,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::protocol::{Reply, Request};
 use crate::nbd::server::{Parked, ParkedState};
+use uuid::Uuid;
 
 /// What the old process says first; a refusal is a reply in JSON instead.
 const MAGIC: [u8; 8] = *b"VEXFSHO1";
-/// What the successor says when it serves.
+/// What the successor says when all is its.
 const DONE: [u8; 4] = *b"done";
 /// Longest manifest: unread bytes of many connections, as numbers in JSON.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
@@ -66,9 +68,20 @@ pub struct Handed {
     pub state: ListenerState,
 }
 
+/// What is exported under a name.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Exported {
+    /// Name of the export.
+    pub name: String,
+    /// The volume's uuid.
+    pub volume: Uuid,
+}
+
 /// All that goes from one process to the other.
 #[derive(Default, Debug)]
 pub struct Estate {
+    /// What the old process exports.
+    pub exports: Vec<Exported>,
     /// Where clients come in.
     pub listeners: Vec<Handed>,
     /// Those who are in.
@@ -78,6 +91,7 @@ pub struct Estate {
 /// [`Estate`] without the descriptors.
 #[derive(Serialize, Deserialize)]
 struct Manifest {
+    exports: Vec<Exported>,
     listeners: Vec<ListenerState>,
     connections: Vec<ParkedState>,
 }
@@ -88,6 +102,24 @@ pub enum HandOverError {
     /// The old process said no.
     #[error("the running daemon refuses to hand over: {0}")]
     Refused(String),
+    /// The same name, another image.
+    #[error(
+        "the running daemon's export {name:?} is volume {old}, this one's is {new}; stop that daemon first, or give \
+         this one another --name and other addresses"
+    )]
+    OtherVolume {
+        /// Name of the export.
+        name: String,
+        /// The running daemon's volume.
+        old: Uuid,
+        /// This process's volume.
+        new: Uuid,
+    },
+    /// It has given up.
+    #[error(
+        "the running daemon did not wait for this process to be ready, and goes on itself: {0}; try again"
+    )]
+    TooLate(io::Error),
     /// It cannot be reached, or broke off.
     #[error("cannot take over from the daemon at {path}: {source}; is it running, and of the same version?")]
     Broken {
@@ -102,11 +134,30 @@ pub enum HandOverError {
 pub struct Predecessor(UnixStream);
 
 impl Predecessor {
-    /// This process serves now; the old one may end.
-    pub fn done(mut self) {
-        if let Err(error) = self.0.write_all(&DONE) {
-            tracing::warn!(%error, "the old process has gone before the hand-over was done");
+    /// From now on all is this process's, and the old one may end. Before, no byte may be read from a connection.
+    ///
+    /// # Errors
+    /// The old process does not wait any more, and may be serving again: nothing is this process's.
+    pub fn done(mut self) -> Result<(), HandOverError> {
+        self.0.write_all(&DONE).map_err(HandOverError::TooLate)
+    }
+}
+
+impl Estate {
+    /// Whether a process with these exports may have it: a name that both have must be one volume.
+    ///
+    /// # Errors
+    /// [`HandOverError::OtherVolume`].
+    pub fn check(&self, exports: &[Exported]) -> Result<(), HandOverError> {
+        for ours in exports {
+            if let Some(old) =
+                self.exports.iter().find(|old| old.name == ours.name && old.volume != ours.volume)
+            {
+                let (name, old, new) = (ours.name.clone(), old.volume, ours.volume);
+                return Err(HandOverError::OtherVolume { name, old, new });
+            }
         }
+        Ok(())
     }
 }
 
@@ -117,7 +168,7 @@ impl Predecessor {
 pub fn take_over(control: &Path, drain: Duration) -> Result<(Estate, Predecessor), HandOverError> {
     let broken = |source| HandOverError::Broken { path: control.into(), source };
     let mut stream = UnixStream::connect(control).map_err(broken)?;
-    stream.set_read_timeout(Some(PATIENCE + drain)).map_err(broken)?;
+    stream.set_read_timeout(Some(PATIENCE.saturating_add(drain))).map_err(broken)?;
     let mut line = serde_json::to_vec(&Request::Takeover {}).map_err(|e| broken(e.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(broken)?;
@@ -151,7 +202,7 @@ fn receive(stream: &mut UnixStream) -> io::Result<Estate> {
     if manifest.listeners.len() + manifest.connections.len() > DESCRIPTORS_MAX {
         return Err(io::Error::other("the manifest names too many descriptors"));
     }
-    let mut estate = Estate::default();
+    let mut estate = Estate { exports: manifest.exports, ..Estate::default() };
     for state in manifest.listeners {
         estate.listeners.push(Handed { socket: descriptors::receive(stream)?, state });
     }
@@ -170,6 +221,7 @@ pub fn give(estate: &Estate, mut successor: &UnixStream) -> io::Result<()> {
     successor.set_read_timeout(Some(PATIENCE))?;
     successor.set_write_timeout(Some(PATIENCE))?;
     let manifest = Manifest {
+        exports: estate.exports.clone(),
         listeners: estate.listeners.iter().map(|handed| handed.state.clone()).collect(),
         connections: estate.connections.iter().map(|parked| parked.state.clone()).collect(),
     };
@@ -202,7 +254,12 @@ mod tests {
             address: format!("unix:{}", dir.join("s").display()),
             activated: false,
         };
-        Estate { listeners: vec![Handed { socket: listener.into(), state }], connections: Vec::new() }
+        let exports = vec![Exported { name: "disk".into(), volume: Uuid::from_u128(7) }];
+        Estate {
+            exports,
+            listeners: vec![Handed { socket: listener.into(), state }],
+            connections: Vec::new(),
+        }
     }
 
     #[test]
@@ -221,7 +278,7 @@ mod tests {
                 std::os::unix::net::UnixListener::from(got.listeners.into_iter().next().unwrap().socket);
             let _client = UnixStream::connect(dir.path().join("s")).unwrap();
             listener.accept().unwrap();
-            Predecessor(new).done();
+            Predecessor(new).done().unwrap();
             giving.join().unwrap().unwrap();
         });
     }
@@ -243,6 +300,23 @@ mod tests {
         });
     }
 
+    #[test]
+    fn who_is_not_waited_for_any_more_has_nothing() {
+        let (old, new) = UnixStream::pair().unwrap();
+        drop(old);
+        assert!(matches!(Predecessor(new).done(), Err(HandOverError::TooLate(_))));
+    }
+
+    #[test]
+    fn a_name_that_both_have_is_one_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let estate = estate(dir.path());
+        let exported = |name: &str, volume| Exported { name: name.into(), volume: Uuid::from_u128(volume) };
+        estate.check(&[exported("disk", 7), exported("new", 8)]).unwrap();
+        let refused = estate.check(&[exported("new", 8), exported("disk", 8)]).unwrap_err();
+        assert!(matches!(refused, HandOverError::OtherVolume { .. }), "{refused}");
+    }
+
     fn estate_in(dir: &Path) -> Estate {
         let dir = dir.join("other");
         std::fs::create_dir(&dir).unwrap();
@@ -259,7 +333,7 @@ mod tests {
         }
         // A descriptor is announced, and a plain byte comes.
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        let text = br#"{"listeners":[{"kind":"nbd","address":"x","activated":false}],"connections":[]}"#;
+        let text = br#"{"exports":[],"listeners":[{"kind":"nbd","address":"x","activated":false}],"connections":[]}"#;
         theirs.write_all(&(text.len() as u64).to_le_bytes()).unwrap();
         theirs.write_all(text).unwrap();
         theirs.write_all(b"x").unwrap();

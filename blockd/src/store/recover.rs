@@ -35,6 +35,8 @@ const DELTAS_SHARE: usize = 4;
 const WITNESS_SEGMENTS_MAX: usize = 4096;
 /// In so many of them behind their first record too, when that is damaged.
 const WITNESS_SEGMENTS_DEEP: usize = 4;
+/// So many, the newest, are read whole: what they hold last knows most of how far the log was.
+const WITNESS_SEGMENTS_WHOLE: usize = 4;
 /// And so far: a stretch of damage as long as a record, and the longest record behind it.
 const WITNESS_PAGES_DEEP: u32 = 2 * 258;
 
@@ -416,7 +418,8 @@ fn replay(
     let mut unused_heads = Vec::new();
     for (stream, position) in Stream::LOGGED.into_iter().zip(root.positions) {
         let scan = scan_stream(shared, sb, stream, position, root.next_seq)?;
-        if position.at.offset == 1 && scan.records.is_empty() && scan.stray.is_empty() {
+        let of_this_use = |r: &Record| (r.at.segment, r.use_seq) == (position.at.segment, position.use_seq);
+        if position.at.offset == 1 && scan.records.is_empty() && !scan.stray.iter().any(of_this_use) {
             unused_heads.push(position.at.segment);
         }
         found.extend(scan.records);
@@ -531,7 +534,12 @@ fn scan_stream(
         link_lost |= !in_order && !linked && !tail_is_intact(shared, start.segment, tail);
         if link_lost && !linked && !looked_ahead {
             looked_ahead = true;
-            next.extend(later_segments(shared, sb, use_seq)?);
+            let mut later = later_segments(shared, sb, use_seq)?;
+            later.sort_unstable_by_key(|(_, record)| std::cmp::Reverse(record.use_seq));
+            next.extend(
+                later.iter().take(WITNESS_SEGMENTS_WHOLE).map(|(start, record)| (*start, record.use_seq)),
+            );
+            scan.stray.extend(later.into_iter().skip(WITNESS_SEGMENTS_WHOLE).map(|(_, record)| record));
         }
     }
     Ok(scan)
@@ -550,7 +558,7 @@ fn tail_is_intact(shared: &Shared, segment: u32, tail: &[u8]) -> bool {
 }
 
 /// Records in segments that this start of the store opened later than `use_seq`, one of each segment.
-fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, u64)>, StoreError> {
+fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<(Loc, Record)>, StoreError> {
     let likely: Vec<u32> = {
         let maps = shared.maps.read();
         let unused: BTreeSet<u32> = maps.segments.free().chain(maps.segments.empty()).collect();
@@ -560,9 +568,8 @@ fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<
     };
     let ours = |page: &[u8], at: Loc| {
         let record = page.starts_with(&MAGIC).then(|| Record::decode(page).ok())??;
-        (record.uuid == shared.uuid && record.at == at && record.incarnation == sb.incarnation)
-            .then_some(record.use_seq)
-            .filter(|found| *found > use_seq)
+        let later = record.incarnation == sb.incarnation && record.use_seq > use_seq;
+        (record.uuid == shared.uuid && record.at == at && later).then_some(record)
     };
     let mut found = Vec::new();
     let mut deep_left = WITNESS_SEGMENTS_DEEP;
@@ -570,8 +577,8 @@ fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<
         let start = Loc { segment, offset: 1 };
         let byte = shared.geometry.byte(start);
         let page = read(&*shared.storage, "reading the log", byte, PAGE)?;
-        if let Some(use_seq) = ours(&page, start) {
-            found.push((start, use_seq));
+        if let Some(record) = ours(&page, start) {
+            found.push((start, record));
         } else if deep_left > 0 && Record::decode(&page).is_err() && page.iter().any(|b| *b != page[0]) {
             // The same damage may have taken the first records there.
             deep_left -= 1;
@@ -579,7 +586,7 @@ fn later_segments(shared: &Shared, sb: &Superblock, use_seq: u64) -> Result<Vec<
             let bytes = read(&*shared.storage, "reading the log", byte, pages as usize * PAGE)?;
             found.extend(bytes.chunks_exact(PAGE).zip(1..).find_map(|(page, offset)| {
                 let at = Loc { segment, offset };
-                ours(page, at).map(|use_seq| (at, use_seq))
+                ours(page, at).map(|record| (at, record))
             }));
         }
     }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use layout::addr::PAGE;
+use layout::addr::{MAP_UNIT_PAGES, PAGE};
 
 use super::clean::copy::copies_of;
 use super::clean::meta::empty_meta;
@@ -19,6 +19,7 @@ use super::format::segment::Stream;
 use super::log::{Job, JobDone, Log, Op};
 use super::map::segments::{Segment, State};
 use super::recover::{RecoverOptions, open_with, read_superblock};
+use super::snapshot::LeafId;
 use super::space::{Taker, volume_capacity_pages};
 use super::{Shared, StoreError};
 use crate::device::IoError;
@@ -61,6 +62,11 @@ pub fn resize(
     let now = read_superblock(&**storage)?;
     let new = geometry(sizes.backing_bytes, now.geometry.segment_bytes())?;
     if sizes.raw_bytes < now.raw_bytes {
+        if new.segments < now.geometry.segments {
+            // Refused before anything is lost.
+            let mover = Mover::open(storage, options, u32::MAX)?;
+            mover.check_fits(new, mover.mapped_from(sizes.raw_bytes)?)?;
+        }
         cut_volume(storage, options, sizes.raw_bytes, now.raw_bytes)?;
     }
     if new.segments < now.geometry.segments {
@@ -109,7 +115,7 @@ fn empty_tail(
     for _ in 0..ROUNDS_MAX {
         match Mover::open(storage, options, new.segments) {
             Ok(mut mover) => {
-                mover.check_fits(new)?;
+                mover.check_fits(new, 0)?;
                 if mover.empty_from(new.segments, progress)? && mover.leaves_room(new.segments)? {
                     return Ok(());
                 }
@@ -120,7 +126,7 @@ fn empty_tail(
         // What is free stands past the new end, or is too little to move in: make room in front, with all segments to
         // work in.
         let mut mover = Mover::open(storage, options, u32::MAX)?;
-        mover.check_fits(new)?;
+        mover.check_fits(new, 0)?;
         mover.make_room(new.segments)?;
     }
     let mover = Mover::open(storage, options, u32::MAX)?;
@@ -157,10 +163,34 @@ impl Mover {
         Ok(Mover { shared: opened.shared, log })
     }
 
-    /// Refuses, with figures, what cannot fit.
-    fn check_fits(&self, new: Geometry) -> Result<(), StoreError> {
+    /// Pages that are given back when a raw volume is cut there.
+    fn mapped_from(&self, raw_bytes: u64) -> Result<u64, StoreError> {
+        let first = raw_bytes / PAGE as u64;
+        let units = first.next_multiple_of(MAP_UNIT_PAGES);
+        loop {
+            let mut missing = Vec::new();
+            {
+                let maps = self.shared.maps.read();
+                // What a snapshot keeps stays.
+                if !maps.snapshots.is_empty() {
+                    return Ok(0);
+                }
+                maps.base.missing(first, units - first, &mut missing);
+                if missing.is_empty() {
+                    let mut count = maps.base.count_units(units, u64::MAX);
+                    maps.base.for_each_in(first, units - first, |_, _| count += 1);
+                    return Ok(count);
+                }
+            }
+            missing.into_iter().try_for_each(|key| self.shared.load(LeafId::committed(key))).map_err(io)?;
+        }
+    }
+
+    /// Refuses, with figures, what cannot fit, less what is given back before.
+    fn check_fits(&self, new: Geometry, given_back: u64) -> Result<(), StoreError> {
         let maps = self.shared.maps.read();
-        let (used, room) = (self.shared.used_pages(&maps), volume_capacity_pages(self.shared.kind, new));
+        let used = self.shared.used_pages(&maps).saturating_sub(given_back);
+        let room = volume_capacity_pages(self.shared.kind, new);
         if used <= room {
             return Ok(());
         }

@@ -10,6 +10,7 @@
 mod checkpoints;
 mod corners;
 mod damage;
+mod directories;
 mod driver;
 mod faults;
 mod long;

@@ -25,7 +25,7 @@ fn limits(drain_timeout_ms: u64) -> Limits {
 
 fn serve(listeners: Vec<Listener>, ram: &Arc<Ram>, parked: Vec<Parked>, limits: Limits) -> Running {
     let exports = Exports::single(Export::new("disk", ram.clone()).unwrap());
-    let server = Server::bind(listeners, exports, limits).unwrap();
+    let mut server = Server::bind(listeners, exports, limits).unwrap();
     let sockets = server.sockets().unwrap();
     server.resume(parked);
     Running {
@@ -97,6 +97,31 @@ fn a_request_that_came_in_parts_is_carried_out_once_by_the_successor() {
     assert_eq!(peer.reply(), (0, 9));
     peer.take(512);
     server.stop();
+}
+
+#[test]
+fn nobody_goes_on_with_another_volume_than_the_one_that_was_negotiated() {
+    let info = |ram: &Arc<Ram>| blockd::device::Device::info(&**ram);
+    let changed: [fn(&mut blockd::device::DeviceInfo); 4] = [
+        |info| info.uuid = uuid::Uuid::from_u128(8),
+        |info| info.size_bytes *= 2,
+        |info| info.block_bytes_min = 4096,
+        |info| info.read_only = true,
+    ];
+    for change in changed {
+        let (_dir, path) = socket();
+        let old = Ram::new(SIZE);
+        let mut other = info(&old);
+        change(&mut other);
+        let other = Ram::with(other);
+        let server = first(&path, &old);
+        let mut peer = Peer::transmitting(&path);
+        assert_eq!(peer.write(0, 0, &[7; 4096]), 0);
+        let server = server.hand_over(&other);
+        peer.assert_closed();
+        assert_eq!(other.bytes(0, 4096), vec![0; 4096]);
+        server.stop();
+    }
 }
 
 #[test]

@@ -41,11 +41,12 @@ fn address(socket: impl AsFd) -> Result<String> {
     })
 }
 
-/// A socket that the configuration does not want any more; its file goes, unless it is systemd's.
+/// Closes a socket that nobody wants any more; its file goes, unless it is systemd's.
 pub fn discard(handed: Handed) {
     let ListenerState { address, activated, .. } = handed.state;
-    tracing::info!(address, "a socket is not configured any more; closing it");
-    if let (Some(path), false) = (address.strip_prefix("unix:"), activated) {
-        drop(SocketFile::adopt(Path::new(path)));
+    if let (Some(path), false) = (address.strip_prefix("unix:"), activated)
+        && let Some(mut file) = SocketFile::adopt(Path::new(path))
+    {
+        file.own();
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use blockd::control::host::{Host, Served};
 use blockd::device::Device;
-use blockd::handover::{self, Estate, Handed, Kind, ListenerState, Predecessor};
+use blockd::handover::{self, Estate, Exported, Handed, Kind, ListenerState, Predecessor};
 use blockd::nbd::server::{Exports, Limits, Parked, Server, SnapshotExports};
 use blockd::report::one_line;
 use blockd::session::boot_id;
@@ -35,7 +35,7 @@ pub fn run(args: &Serve) -> Result<()> {
         let (estate, predecessor) = take_over(&settings)?;
         (estate, Some(predecessor))
     } else {
-        (Estate { listeners: activation::listeners()?, connections: Vec::new() }, None)
+        (Estate { listeners: activation::listeners()?, ..Estate::default() }, None)
     };
     loop {
         let Some((successor, left)) = serve(&settings, estate, predecessor.take(), &signals)? else {
@@ -47,6 +47,11 @@ pub fn run(args: &Serve) -> Result<()> {
                 tracing::info!(took = ?begun.elapsed(), "handed over");
                 if let Ok(peer) = socket_peercred(&successor) {
                     notify::successor(peer.pid.as_raw_nonzero().get().unsigned_abs());
+                    if signals.stopping() {
+                        // It came when nothing was left to end here.
+                        tracing::info!(pid = %peer.pid, "passing the signal to stop on");
+                        rustix::process::kill_process(peer.pid, rustix::process::Signal::TERM)?;
+                    }
                 }
                 return Ok(());
             }
@@ -85,13 +90,16 @@ fn serve(
             Err(error) => Err(one_line(error.as_ref())),
         });
         side.stop();
+        // There are some if a signal to stop came in the midst of a hand-over.
+        drop(connections);
+        listeners.into_iter().filter(|_| host.is_handing_over()).for_each(activation::discard);
         return closed.map(|()| None);
     };
     if let Err(error) = closed {
         // Whoever opens it next replays the log.
         tracing::error!("{}", one_line(error.as_ref()));
     }
-    let mut estate = Estate { listeners, connections };
+    let mut estate = Estate { exports: exported(settings, &volumes), listeners, connections };
     estate.listeners.extend(side.hand_over()?);
     Ok(Some((successor, estate)))
 }
@@ -103,6 +111,15 @@ fn open(settings: &Settings) -> Result<Vec<Arc<Volume>>> {
             .with_context(|| format!("cannot open the image {}", export.image.display()))
     };
     settings.exports.iter().map(volume).collect()
+}
+
+/// The volumes by the names of their exports.
+fn exported(settings: &Settings, volumes: &[Arc<Volume>]) -> Vec<Exported> {
+    let exported = |(config, volume): (&config::Export, &Arc<Volume>)| Exported {
+        name: config.name.clone(),
+        volume: volume.info().uuid,
+    };
+    settings.exports.iter().zip(volumes).map(exported).collect()
 }
 
 /// What is exported of a volume.
@@ -159,6 +176,7 @@ fn serve_volumes(
     predecessor: Option<Predecessor>,
     signals: &SignalThread,
 ) -> Result<Ended> {
+    estate.check(&exported(settings, volumes))?;
     let exports = Exports::new();
     for (config, volume) in settings.exports.iter().zip(volumes) {
         let export = nbd::export(config, device(config, volume)?)
@@ -171,13 +189,13 @@ fn serve_volumes(
         drain_timeout_ms: u64::try_from(settings.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     };
-    let Estate { mut listeners, connections } = estate;
+    let Estate { mut listeners, connections, .. } = estate;
     let activated: Vec<String> = listeners
         .iter()
         .filter(|handed| handed.state.activated)
         .map(|handed| handed.state.address.clone())
         .collect();
-    let server = Server::bind(nbd::listeners(&settings.listen, &mut listeners)?, exports, limits)?;
+    let mut server = Server::bind(nbd::listeners(&settings.listen, &mut listeners)?, exports, limits)?;
     let served = |(config, volume): (&config::Export, &Arc<Volume>)| Served {
         name: config.name.clone(),
         image: config.image.clone(),
@@ -190,19 +208,24 @@ fn serve_volumes(
         server.stopper(),
         Box::new(|| notify::stopping("draining")),
     );
-    let side = SideWork::start(settings, &host, &mut listeners)?;
-    listeners.into_iter().for_each(activation::discard);
+    let mut side = SideWork::start(settings, &host, &mut listeners)?;
     let handed = |(address, socket)| {
         let activated = activated.contains(&address);
         Handed { socket, state: ListenerState { kind: Kind::Nbd, address, activated } }
     };
     let left =
         server.sockets().context("the listening sockets cannot be copied")?.into_iter().map(handed).collect();
-    server.resume(connections);
-    announce(settings, volumes, &server.addresses());
+    // Nothing can fail any more. Until the old process knows, not a byte may be read: it would carry out again what it has.
     if let Some(predecessor) = predecessor {
-        predecessor.done();
+        predecessor.done()?;
     }
+    server.resume(connections);
+    side.own();
+    for unwanted in listeners {
+        tracing::info!(address = unwanted.state.address, "a socket is not configured any more; closing it");
+        activation::discard(unwanted);
+    }
+    announce(settings, volumes, &server.addresses());
     notify::ready("serving");
     signals.watch(Some(&host));
     let connections = server.run();

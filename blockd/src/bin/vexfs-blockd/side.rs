@@ -55,6 +55,11 @@ impl SideWork {
         Ok(SideWork { side, sockets })
     }
 
+    /// The predecessor is out of it: files of sockets that it handed over are ours.
+    pub fn own(&mut self) {
+        self.sockets.iter_mut().for_each(|(_, socket)| socket.own());
+    }
+
     /// Ends it; answers under way are still given.
     pub fn stop(self) {
         self.side.stop();

@@ -48,6 +48,11 @@ impl SignalThread {
         Ok(SignalThread(state))
     }
 
+    /// A signal to end has come.
+    pub fn stopping(&self) -> bool {
+        self.0.lock().stopping
+    }
+
     /// This is to be ended by a signal, or nothing is at the moment.
     pub fn watch(&self, host: Option<&Arc<Host>>) {
         let mut state = self.0.lock();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
 use super::handshake::{Admitted, Replies, Transmission};
-use super::parked::{Parked, ParkedState};
+use super::parked::{Parked, ParkedState, Told};
 use super::pause::Source;
 use super::provision::{PORTION_BYTES, Provision, Range};
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
@@ -115,6 +115,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
             Ok(socket) => {
                 let state = ParkedState {
                     export: info.export,
+                    told: Told::of(export),
                     peer: info.peer,
                     since: info.since,
                     negotiated: *negotiated,

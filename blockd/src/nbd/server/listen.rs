@@ -91,7 +91,7 @@ enum Place {
     },
     /// Bound and listening already, by systemd; its file is not ours.
     Inherited(OwnedFd),
-    /// Bound and listening already, by a predecessor; its file is ours from now on.
+    /// Bound and listening already, by a predecessor; its file is ours once that is out of it.
     Adopted(OwnedFd),
 }
 
@@ -150,6 +150,13 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// A predecessor is out of it.
+    pub fn own(&mut self) {
+        if let Socket::Unix(_, Some(file)) = &mut self.socket {
+            file.own();
+        }
+    }
+
     /// The address in the form of [`Address`], for people and tools.
     pub fn address(&self) -> String {
         match &self.socket {

@@ -190,8 +190,10 @@ impl Server {
         Stopper { shared: Arc::clone(&self.shared) }
     }
 
-    /// Goes on with connections that another server has parked. To be called before [`Server::run`].
-    pub fn resume(&self, parked: Vec<Parked>) {
+    /// Goes on with connections that another server has parked, and which that will not touch any more. From now on the
+    /// files of listeners that it handed over are this server's. To be called before [`Server::run`].
+    pub fn resume(&mut self, parked: Vec<Parked>) {
+        self.bound.iter_mut().for_each(listen::Bound::own);
         parked.into_iter().for_each(|parked| parked.resume(&self.shared));
     }
 

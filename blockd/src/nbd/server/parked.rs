@@ -6,15 +6,36 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+use super::export::Export;
 use super::handshake::{Admitted, Transmission};
 use super::{Shared, connection};
+
+/// What a client was told of its export, and counts on.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Told {
+    uuid: Uuid,
+    size_bytes: u64,
+    block_bytes_min: u32,
+    read_only: bool,
+}
+
+impl Told {
+    pub fn of(export: &Export) -> Told {
+        let info = export.info();
+        let (size_bytes, block_bytes_min) = (info.size_bytes, info.block_bytes_min);
+        Told { uuid: info.uuid, size_bytes, block_bytes_min, read_only: info.read_only }
+    }
+}
 
 /// What a successor must know of a connection, besides its socket.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct ParkedState {
     /// Name of its export.
     pub export: String,
+    /// What was said of that; another volume, or a changed one, is none that the client may go on with.
+    pub(super) told: Told,
     /// Who it is, for people.
     pub peer: String,
     /// When it asked for its export.
@@ -39,12 +60,15 @@ pub struct Parked {
 impl Parked {
     /// Serves it from now on. One that cannot be served is closed, so that its client comes again.
     pub(super) fn resume(self, shared: &Arc<Shared>) {
-        let ParkedState { export: name, peer, since, negotiated, unread, client } = self.state;
+        let ParkedState { export: name, told, peer, since, negotiated, unread, client } = self.state;
         let resumed = (|| {
             let export = match shared.exports.find(&name) {
                 Ok(export) => export,
                 Err(why) => return Err(format!("{why:?}")),
             };
+            if Told::of(&export) != told {
+                return Err("its export is another volume now, or was changed".into());
+            }
             let socket = self.socket.try_clone().map_err(|e| e.to_string())?;
             let max = shared.limits.connections;
             let seat = shared

@@ -67,7 +67,7 @@ pub enum BindError {
     },
 }
 
-/// The file of a listening socket; dropping it removes the file.
+/// The file of a listening socket; dropping it removes the file, if it is ours.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -98,10 +98,16 @@ impl SocketFile {
         Ok((UnixListener::from(fd), socket))
     }
 
-    /// The file of a socket that was bound by a predecessor; `None` if there is no socket there any more.
+    /// The file of a socket that a predecessor has bound, which may yet need it: see [`SocketFile::own`]. `None` if there is no
+    /// socket there any more.
     pub fn adopt(path: &Path) -> Option<SocketFile> {
         let file = std::fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket())?;
-        Some(SocketFile { path: path.into(), identity: (file.dev(), file.ino()), keep: false })
+        Some(SocketFile { path: path.into(), identity: (file.dev(), file.ino()), keep: true })
+    }
+
+    /// The predecessor is out of it: dropping this removes the file.
+    pub fn own(&mut self) {
+        self.keep = false;
     }
 
     /// The file stays: a successor listens on the same socket.
@@ -176,6 +182,12 @@ mod tests {
         assert_eq!(mode(), 0o666, "whatever the umask is");
         file.keep();
         assert!(path.exists());
+        let mut adopted = SocketFile::adopt(&path).unwrap();
+        drop(SocketFile::adopt(&path));
+        assert!(path.exists(), "its predecessor may still need it");
+        adopted.own();
+        drop(adopted);
+        assert!(!path.exists());
     }
 
     #[test]

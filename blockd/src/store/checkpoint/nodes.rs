@@ -128,6 +128,9 @@ impl Checkpoint {
             pages.places.push(loc);
             let node = Node { page: Mapping { loc, crc }, count: part.len() as u16 };
             if let Some(map) = maps.frozen_map(id) {
+                // It may belong under another page than the one whose place it takes: that had taken in the first ones of its
+                // right neighbour.
+                place.above.insert(map.directory.key_for(level + 1, part_key));
                 map.directory.insert(level, part_key, node);
             }
         }

@@ -30,6 +30,12 @@ impl Checkpoint {
         // The places come first, since the table of segments in the payload has to show them.
         let (places, root_at) = {
             let mut maps = shared.maps.write();
+            #[cfg(test)]
+            self.frozen
+                .maps
+                .iter()
+                .filter_map(|map| maps.frozen_map_ref(map.id))
+                .for_each(|map| map.verify_directory());
             payload.maps = self.frozen.maps.iter().map(|map| map_ref(&mut maps, map)).collect();
             let pages = payload.encoded_bytes().div_ceil(PAGE);
             let places =

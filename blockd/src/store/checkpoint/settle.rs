@@ -81,7 +81,7 @@ impl Settling {
         done
     }
 
-    fn thaw(&mut self, log: &Log) {
+    fn thaw(&mut self, log: &mut Log) {
         self.thawed = true;
         let mut unlocked = Vec::new();
         let retired = {
@@ -106,5 +106,7 @@ impl Settling {
             ended.extend(map.into_locs());
         }
         log.shared.maps.write().dropped.extend(ended);
+        // What ran empty meanwhile, by records that are durable, was held only by the checkpoint before.
+        log.now_durable(log.durable_seq);
     }
 }

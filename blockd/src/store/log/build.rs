@@ -33,6 +33,9 @@ impl Log {
         let mut progress = false;
         while !self.lane(stream).is_empty() && self.may_build(stream) {
             progress |= self.finish_bare_jobs(stream);
+            if stream == Stream::User && self.waits_for_checkpoint() {
+                return progress;
+            }
             let Some(job) = self.lane(stream).front() else { break };
             let has_pages = job.ops.iter().any(|op| op.pages() > 0);
             let room_wanted = match has_pages {
@@ -66,6 +69,21 @@ impl Log {
             progress = true;
         }
         progress
+    }
+
+    /// Whether the lane waits for a checkpoint: a discard takes hardly any room in the log and may yet change many leaves, for
+    /// which there must be room in a checkpoint, now and at the next start. Tried once for each state of the log.
+    fn waits_for_checkpoint(&mut self) -> bool {
+        if self.checkpoint.is_none() && self.reclaim_tried == self.next_seq {
+            return false;
+        }
+        let waits = {
+            let maps = self.shared.maps.read();
+            maps.dirty_count() >= self.shared.geometry.segment_pages as usize
+                && maps.segments.free_count() <= self.shared.keep_segments(&maps, Taker::Cleaner)
+        };
+        self.checkpoint_wanted |= waits && self.checkpoint.is_none();
+        waits
     }
 
     /// Few pages wait for a record in flight, since others may join them.

@@ -157,24 +157,39 @@ impl Log {
 
 /// Loads the leaves a record needs and applies it.
 pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), IoError> {
-    if !shared.maps.read().leaves_missing(record).is_empty() {
-        // Found again under the hold, so that none of them goes before all are there; what is loaded may name more.
-        shared.maps.write().hold(true);
-        loop {
-            let missing = shared.maps.read().leaves_missing(record);
-            if missing.is_empty() {
-                break;
-            }
-            if let Some(e) = missing.iter().find_map(|leaf| shared.load(*leaf).err()) {
-                shared.maps.write().hold(false);
-                return Err(e);
-            }
+    loop {
+        let mut maps = shared.maps.write();
+        // Asked under the lock under which it is applied: readers load leaves too, and that evicts others.
+        let missing = maps.leaves_missing(record);
+        if missing.is_empty() {
+            maps.apply(record);
+            maps.hold(false);
+            return Ok(());
+        }
+        // Until it is applied none of them goes; what is loaded may name more.
+        maps.hold(true);
+        drop(maps);
+        if let Some(e) = missing.iter().find_map(|leaf| shared.load(*leaf).err()) {
+            shared.maps.write().hold(false);
+            return Err(e);
         }
     }
-    let mut maps = shared.maps.write();
-    maps.apply(record);
-    maps.hold(false);
-    Ok(())
+}
+
+/// Whoever changes the log holds one: a panic in the midst of a change would leave it half done, for others to go on with
+/// and to make durable. The process ends at once instead, and the next start replays what is whole.
+pub(super) struct Whole;
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        // Tests of the store itself assert things in there.
+        if !cfg!(test) && std::thread::panicking() {
+            tracing::error!(
+                "a panic within the log; ending at once, the next start replays it: please report this"
+            );
+            std::process::abort();
+        }
+    }
 }
 
 impl Log {

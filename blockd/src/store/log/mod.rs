@@ -285,6 +285,7 @@ impl Log {
 
     /// As [`Log::pump`], as far as it may be done there.
     pub fn pump_at(&mut self, place: Place) {
+        let _whole = complete::Whole;
         if place == Place::Thread {
             self.step_checkpoint();
         }

@@ -1,11 +1,33 @@
-//! Counts what stands in segments of meta pages again, from the maps: every test that makes a checkpoint does.
+//! What must hold of the maps after each checkpoint: every test that makes one checks it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Maps;
+use super::base::BaseMap;
 use super::segments::State;
 use crate::store::format::Loc;
+use crate::store::format::directory::Target;
 use crate::store::format::segment::Stream;
+
+impl BaseMap {
+    /// To be called when a checkpoint has written the directory, and before it is settled.
+    ///
+    /// # Panics
+    /// If a page of the directory does not list all that belongs under it: the next start would not find that.
+    pub(in crate::store) fn verify_directory(&self) {
+        for level in 0..self.directory.levels() {
+            for r in self.directory.refs(level, 0, None) {
+                let to = self.directory.next_key(level, r.key);
+                let below = match level.checked_sub(1) {
+                    None => self.refs(r.key, to).count(),
+                    Some(below) => self.directory.refs(below, r.key, to).count(),
+                };
+                let Target::Page { count, .. } = r.target else { panic!("{r:?} is a page of the directory") };
+                assert_eq!(usize::from(count), below, "references in page {:#x} of level {level}", r.key);
+            }
+        }
+    }
+}
 
 impl Maps {
     /// To be called when a checkpoint is settled and nothing has changed since; `own_pages` are its payload and root.

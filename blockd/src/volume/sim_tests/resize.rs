@@ -169,6 +169,16 @@ fn what_does_not_fit_is_refused_with_figures_and_nothing_changes() {
 }
 
 #[test]
+fn a_cut_that_is_refused_loses_nothing() {
+    let (image, model) = spread(6, 5);
+    let (result, disk, _) = run(image, sizes(2, 290), 1);
+    result.expect_err("290 pages do not fit");
+    let mut driver = Driver::open(disk, 1).expect("it opens");
+    assert_eq!(driver.store().raw_bytes, PAGES * 4096);
+    check(&mut driver, &model);
+}
+
+#[test]
 fn a_volume_is_cut_and_its_space_is_free() {
     let (image, model) = spread(6, 6);
     let (result, disk, _) = run(image, sizes(2, 60), 1);
