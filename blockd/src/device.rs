@@ -53,6 +53,9 @@ pub struct DeviceInfo {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ClientId(pub u64);
 
+/// Longest [`IoOp::WriteZeroes`] that leaves no hole, in bytes.
+pub const NO_HOLE_BYTES_MAX: u64 = 32 << 20;
+
 /// One operation; offsets and lengths in bytes.
 #[derive(Debug)]
 pub enum IoOp {
@@ -64,8 +67,9 @@ pub enum IoOp {
     Flush,
     /// The range reads as zeros afterwards and its space is given back.
     Trim { offset: u64, len_bytes: u64, fua: bool },
-    /// The range reads as zeros afterwards.
-    WriteZeroes { offset: u64, len_bytes: u64, fua: bool },
+    /// The range reads as zeros afterwards. With `no_hole` it is written as data is: it takes its space now, and later
+    /// writes of it need no more; then it is at most [`NO_HOLE_BYTES_MAX`] long.
+    WriteZeroes { offset: u64, len_bytes: u64, fua: bool, no_hole: bool },
 }
 
 /// Why a request failed; one errno each, see [`IoError::errno`].

@@ -531,6 +531,46 @@ fn requests_of_many_threads_are_all_carried_out_whoever_drives_the_log() {
     }
 }
 
+/// Small requests with pauses between them, left to the volume's threads: these fall asleep and are woken all the time,
+/// and one that is not woken would hang the test.
+#[test]
+fn requests_with_pauses_between_them_wake_whoever_sleeps() {
+    const THREADS: u64 = 6;
+    for io in [IoEngine::Uring, IoEngine::Sync] {
+        let image = Image::raw(32 << 20, 64 << 20);
+        let volume = image.open(io);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let volume = &volume;
+                scope.spawn(move || {
+                    let client = volume.connect();
+                    let mut state = thread + 1;
+                    for i in 0..300u64 {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        match state >> 61 {
+                            0 => std::thread::sleep(std::time::Duration::from_micros(state >> 40 & 0xff)),
+                            1..4 => std::thread::yield_now(),
+                            _ => {}
+                        }
+                        let offset = (thread * 64 + i % 64) * 4096;
+                        let op = match state >> 33 & 7 {
+                            0 => IoOp::Flush,
+                            1 => IoOp::Trim { offset, len_bytes: 4096, fua: false },
+                            2..5 => IoOp::Read { offset, buf: AlignedBuf::recycled(4096) },
+                            _ => IoOp::Write { offset, buf: AlignedBuf::zeroed(4096), fua: i % 16 == 0 },
+                        };
+                        let (send, finished) = std::sync::mpsc::channel::<IoResult>();
+                        let done = Box::new(move |result| drop(send.send(result)));
+                        volume.submit(client, op, done);
+                        finished.recv().expect("it is carried out").expect("and succeeds");
+                    }
+                });
+            }
+        });
+        volume.shutdown().expect("a clean end");
+    }
+}
+
 #[test]
 fn reads_through_the_page_cache_see_every_write() {
     let image = Image::raw(8 << 20, 16 << 20);

@@ -482,3 +482,124 @@ impl Drop for RingQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicBool, Ordering, fence};
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::buf::AlignedBuf;
+
+    const PAGE: usize = 4096;
+    const THREADS: u64 = 6;
+    const ROUNDS: u64 = 500;
+
+    /// What waits for the thread that drives the queue, as the log's inbox does.
+    #[derive(Default)]
+    struct Inbox {
+        requests: Mutex<Vec<(u64, Sender<()>)>>,
+        sleeping: AtomicBool,
+        ended: AtomicBool,
+    }
+
+    impl Inbox {
+        fn wake(&self, waker: &Waker) {
+            fence(Ordering::SeqCst);
+            if self.sleeping.load(Ordering::SeqCst) && self.sleeping.swap(false, Ordering::SeqCst) {
+                waker();
+            }
+        }
+    }
+
+    /// Drives the queue as the log does, until it is told to end; gives how often it slept.
+    fn drive(mut queue: RingQueue, inbox: &Inbox) -> u64 {
+        queue.set_inline(false);
+        let waiter = queue.waiter();
+        let page = Arc::new(AlignedBuf::from_slice(&[7; PAGE]));
+        let mut waiting: HashMap<u64, Sender<()>> = HashMap::new();
+        let (mut token, mut slept) = (0, 0);
+        loop {
+            let mut finished = Vec::new();
+            queue.reap(&mut finished);
+            let requests = std::mem::take(&mut *inbox.requests.lock());
+            let mut progress = !finished.is_empty() || !requests.is_empty();
+            for (number, done) in requests {
+                token += 1;
+                waiting.insert(token, done);
+                if number % 16 == 0 {
+                    queue.sync(token);
+                } else {
+                    let chunk = Chunk::new(Arc::clone(&page), 0, PAGE);
+                    queue.write(token, number % 64 * PAGE as u64, vec![chunk]);
+                }
+            }
+            queue.submit();
+            progress |= queue.has_finished();
+            for completion in finished {
+                completion.result.expect("written");
+                let done = waiting.remove(&completion.token).expect("completed once");
+                done.send(()).expect("its thread waits for it");
+            }
+            if progress {
+                continue;
+            }
+            let ended = inbox.ended.load(Ordering::SeqCst);
+            if ended && waiting.is_empty() {
+                return slept;
+            }
+            inbox.sleeping.store(true, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if inbox.requests.lock().is_empty() && ended == inbox.ended.load(Ordering::SeqCst) {
+                slept += 1;
+                waiter();
+            }
+            inbox.sleeping.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Requests come at any moment of the thread's falling asleep and waking; one that it does not hear of would hang
+    /// the test.
+    #[test]
+    fn no_request_is_left_while_the_thread_sleeps() {
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        let inbox = Inbox::default();
+        let (send_waker, wakers) = channel();
+        std::thread::scope(|scope| {
+            let driver = scope.spawn(|| {
+                let queue = RingQueue::new(Arc::clone(&file)).expect("a ring");
+                send_waker.send(queue.waker()).expect("somebody wants it");
+                drive(queue, &inbox)
+            });
+            let waker = wakers.recv().expect("the queue's waker");
+            let users: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let (inbox, waker) = (&inbox, Arc::clone(&waker));
+                    scope.spawn(move || {
+                        let mut state = thread + 1;
+                        for _ in 0..ROUNDS {
+                            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                            match state >> 61 {
+                                0 => std::thread::sleep(Duration::from_micros(state >> 40 & 0xff)),
+                                1..4 => std::thread::yield_now(),
+                                _ => {}
+                            }
+                            let (done, finished) = channel();
+                            inbox.requests.lock().push((state >> 33, done));
+                            inbox.wake(&waker);
+                            finished.recv().expect("it is carried out");
+                        }
+                    })
+                })
+                .collect();
+            users.into_iter().for_each(|user| user.join().expect("no panic"));
+            inbox.ended.store(true, Ordering::SeqCst);
+            inbox.wake(&waker);
+            assert!(driver.join().expect("no panic") > 0, "it never slept, so nothing was tried");
+        });
+    }
+}

@@ -17,8 +17,9 @@ use crate::store::log::{Job, JobDone, Log};
 
 /// A change somebody asks for.
 pub(super) enum Request {
-    /// Any byte range on a raw volume, pages on VexFS.
-    Write { client: ClientId, offset: u64, buf: Arc<AlignedBuf>, fua: bool, done: Done },
+    /// Any byte range on a raw volume, pages on VexFS. With `keep_zeros` pages of zeros are written as they are, and
+    /// not made holes.
+    Write { client: ClientId, offset: u64, buf: Arc<AlignedBuf>, fua: bool, keep_zeros: bool, done: Done },
     /// The range reads as zeros afterwards.
     Zero { client: ClientId, offset: u64, len_bytes: u64, fua: bool, done: Done },
     /// All acknowledged is durable.

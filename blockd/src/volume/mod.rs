@@ -37,8 +37,11 @@ use crossbeam_channel::{Sender, unbounded};
 use layout::addr::{COMMAND_PAGE, DEVICE_BYTES, Owner, PAGE, PageNo, STATUS_PAGE, SUPERBLOCK_PAGE, owner};
 use parking_lot::{Condvar, Mutex};
 
+use crate::buf::AlignedBuf;
 use crate::completion;
-use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, VolumeKind};
+use crate::device::{
+    ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, NO_HOLE_BYTES_MAX, VolumeKind,
+};
 use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
@@ -273,14 +276,15 @@ impl Volume {
             let result = if matches!(op, IoOp::Flush) { Ok(None) } else { Err(IoError::ReadOnly) };
             return Accepted::finished(done, result);
         }
+        let no_hole = matches!(op, IoOp::WriteZeroes { no_hole: true, .. });
         Accepted::Change(match op {
             IoOp::Read { .. } | IoOp::Flush => Request::Flush { done },
             IoOp::Write { offset, buf, fua } => {
                 attempt!(self.check_range(offset, buf.len() as u64));
                 attempt!(self.check_owner(offset, buf.len() as u64));
-                Request::Write { client, offset, buf: Arc::new(buf), fua, done }
+                Request::Write { client, offset, buf: Arc::new(buf), fua, keep_zeros: false, done }
             }
-            IoOp::Trim { offset, len_bytes, fua } | IoOp::WriteZeroes { offset, len_bytes, fua } => {
+            IoOp::Trim { offset, len_bytes, fua } | IoOp::WriteZeroes { offset, len_bytes, fua, .. } => {
                 attempt!(self.check_range(offset, len_bytes));
                 attempt!(self.check_owner(offset, len_bytes));
                 let first = PageNo::containing(offset);
@@ -291,7 +295,18 @@ impl Volume {
                     let why = IoError::Invalid("control pages cannot be discarded".into());
                     return Accepted::finished(done, Err(why));
                 }
-                Request::Zero { client, offset, len_bytes, fua, done }
+                if !no_hole || len_bytes == 0 {
+                    return Accepted::Change(Request::Zero { client, offset, len_bytes, fua, done });
+                }
+                if len_bytes > NO_HOLE_BYTES_MAX {
+                    let why = format!(
+                        "{len_bytes} bytes of zeros without a hole; {NO_HOLE_BYTES_MAX} at most at a time"
+                    );
+                    return Accepted::finished(done, Err(IoError::Invalid(why)));
+                }
+                // Checked above: at most 32 MiB.
+                let buf = Arc::new(AlignedBuf::zeroed(len_bytes as usize));
+                Request::Write { client, offset, buf, fua, keep_zeros: true, done }
             }
         })
     }

@@ -71,7 +71,7 @@ impl Stepped {
 
     /// Gives it whole pages to write; `done` is called in some later step.
     pub fn write(&mut self, client: ClientId, offset: u64, buf: AlignedBuf, fua: bool, done: Done) {
-        self.submit(Request::Write { client, offset, buf: Arc::new(buf), fua, done });
+        self.submit(Request::Write { client, offset, buf: Arc::new(buf), fua, keep_zeros: false, done });
     }
 
     pub(super) fn submit(&mut self, request: Request) {

@@ -199,14 +199,23 @@ impl Worker {
         match request {
             Request::Flush { done } => self.log.submit_flush(job_done(done)),
             Request::Disconnect { client } => self.core.sessions.lock().disconnect(client),
-            Request::Write { client, offset, buf, fua, done } => self.write(client, offset, buf, fua, done),
+            Request::Write { client, offset, buf, fua, keep_zeros, done } => {
+                self.write(client, offset, buf, (fua, keep_zeros), done);
+            }
             Request::Zero { client, offset, len_bytes, fua, done } => {
                 self.zero(client, offset, len_bytes, fua, done);
             }
         }
     }
 
-    fn write(&mut self, client: ClientId, offset: u64, buf: Arc<AlignedBuf>, fua: bool, done: Done) {
+    fn write(
+        &mut self,
+        client: ClientId,
+        offset: u64,
+        buf: Arc<AlignedBuf>,
+        (fua, keep_zeros): (bool, bool),
+        done: Done,
+    ) {
         let page = offset / PAGE as u64;
         let vexfs = self.core.store.kind == VolumeKind::VexFs;
         if vexfs && page == COMMAND_PAGE.0 {
@@ -220,13 +229,17 @@ impl Worker {
             return done(Ok(None));
         }
         if !offset.is_multiple_of(PAGE as u64) || !buf.len().is_multiple_of(PAGE) {
-            let job = self.parts.write(&self.core.store, offset, &buf, job_done(done));
+            let mut job = self.parts.write(&self.core.store, offset, &buf, job_done(done));
+            if let Ok(job) = &mut job {
+                job.keep_zeros = keep_zeros;
+            }
             return self.submit_part(job, fua);
         }
         let pages = buf.len() / PAGE;
         self.parts.replaced(page, pages as u64);
         let mut job = Job::new([Op::Write { first: page, buf, page_in_buf: 0, pages }], job_done(done));
         job.durable = fua;
+        job.keep_zeros = keep_zeros;
         if vexfs {
             job.commit = page == SUPERBLOCK_PAGE.0;
             job.class = if job.commit {

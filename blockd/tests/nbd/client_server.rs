@@ -36,7 +36,7 @@ fn every_operation_passes_through_unchanged() {
     assert_eq!(back[4096..], tagged(5, 4096)[..]);
     run(IoOp::Flush).unwrap();
     run(IoOp::Trim { offset: 4096, len_bytes: 4096, fua: false }).unwrap();
-    run(IoOp::WriteZeroes { offset: 8192, len_bytes: 4096, fua: true }).unwrap();
+    run(IoOp::WriteZeroes { offset: 8192, len_bytes: 4096, fua: true, no_hole: false }).unwrap();
     assert_eq!(
         ram.take_seen(),
         [
@@ -145,7 +145,8 @@ fn long_ranges_are_split_unless_headers_are_extended() {
         calls += 1;
         (calls == 2).then_some(IoError::NoSpace)
     });
-    let failed = blocking(&client, id, IoOp::WriteZeroes { offset: 0, len_bytes, fua: false });
+    let failed =
+        blocking(&client, id, IoOp::WriteZeroes { offset: 0, len_bytes, fua: false, no_hole: false });
     assert!(matches!(failed, Err(IoError::NoSpace)), "one part failed");
     let endless = blocking(&client, id, IoOp::Trim { offset: 0, len_bytes: 1 << 62, fua: false });
     assert!(matches!(endless, Err(IoError::Invalid(_))));

@@ -42,7 +42,8 @@ fn requests_and_what_the_store_did_for_them_are_counted() {
     }
     blocking(&client, id, IoOp::Flush).unwrap();
     blocking(&client, id, IoOp::Trim { offset: 0, len_bytes: 8192, fua: false }).unwrap();
-    blocking(&client, id, IoOp::WriteZeroes { offset: MIB, len_bytes: MIB, fua: false }).unwrap();
+    blocking(&client, id, IoOp::WriteZeroes { offset: MIB, len_bytes: MIB, fua: false, no_hole: false })
+        .unwrap();
     // The image is cut short under the daemon: what is read from there fails, and is counted as failed.
     std::fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(8192).unwrap();
     let failed = blocking(&client, id, read(2 * 8192));

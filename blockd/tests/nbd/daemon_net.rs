@@ -64,8 +64,10 @@ fn a_thousand_half_open_connections_cost_little_and_keep_nobody_out() {
     assert!(more <= 8, "{more} more threads");
     let more = status(&daemon, "VmRSS:").saturating_sub(memory);
     assert!(more < 32 << 10, "{more} KiB more");
-    let more = descriptors(&daemon).saturating_sub(files);
-    assert!(more <= 2 * 256 + 40, "{more} more descriptors");
+    // Those sent away are closed sooner or later; on a busy machine not at once.
+    while descriptors(&daemon).saturating_sub(files) > 2 * 256 + 40 {
+        std::thread::yield_now();
+    }
     // Those that came first were sent away, those that came last still wait.
     let mut rest = Vec::new();
     silent_unix[0].read_to_end(&mut rest).expect("closed");
@@ -210,5 +212,20 @@ fn only_the_port_with_tls_is_announced_as_such() {
     let daemon = Daemon::run(command.args(["serve", "--config"]).arg(&config));
     let ready = &daemon.ready;
     assert!(ready.contains("nbds://127.0.0.1:") && ready.contains("nbd://127.0.0.2:"), "{ready}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn so_many_clients_as_are_set_are_served_and_the_next_is_told_what_to_do() {
+    let place = place(VolumeKind::Raw);
+    let mut command = Daemon::command(&place.image, &place.socket);
+    let daemon = Daemon::run(command.args(["--connections", "2"]));
+    let _clients = [(); 2].map(|()| Peer::transmitting(&place.socket));
+    let mut third = Peer::negotiating(&place.socket);
+    third.option(7, &crate::peer::go("", &[]));
+    let (_, kind, said) = third.option_reply();
+    let said = String::from_utf8_lossy(&said);
+    assert_eq!(kind, (1 << 31) + 2, "by policy");
+    assert!(said.contains("all 2 connections") && said.contains("--connections"), "{said}");
     assert_eq!(daemon.stop(), Some(0));
 }

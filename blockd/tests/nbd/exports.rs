@@ -265,7 +265,7 @@ fn blocks_of_512_bytes_are_written_atomically_beside_each_other() {
                         let block = (round * 7 % (PAGES * 2)) * WRITERS + w;
                         let offset = block * 512;
                         if round % 9 == 0 {
-                            let op = IoOp::WriteZeroes { offset, len_bytes: 512, fua: false };
+                            let op = IoOp::WriteZeroes { offset, len_bytes: 512, fua: false, no_hole: false };
                             blocking(&client, id, op).unwrap();
                             last.insert(block, 0);
                         } else {

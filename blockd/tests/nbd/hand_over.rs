@@ -211,3 +211,47 @@ fn a_client_that_takes_no_replies_is_cut_and_does_not_hold_the_others_up() {
     assert_eq!(server.stopper.connections().len(), 1);
     server.stop();
 }
+
+#[test]
+fn a_client_that_stopped_in_the_middle_of_a_write_is_cut_and_holds_nobody_up() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(SIZE);
+    // It is not the limit of the drain that ends it.
+    let limits = Limits { drain_timeout_ms: 600_000, stalled_timeout_ms: 20, ..Limits::default() };
+    let server = serve(vec![Listener::unix(&path)], &ram, Vec::new(), limits);
+    let mut good = Peer::transmitting(&path);
+    let mut stalled = [(); 2].map(|()| Peer::transmitting(&path));
+    // One that is taken, and one that is refused and only skipped.
+    for (peer, offset) in stalled.iter_mut().zip([0, SIZE]) {
+        assert_eq!(peer.write(0, 0, &[1; 512]), 0);
+        peer.request(0, WRITE, 1, offset, SIZE as u32);
+        // More than the socket holds, so the server has begun to read it.
+        peer.put(&[2; SIZE as usize - 4096]);
+    }
+    let server = server.hand_over(&ram);
+    assert_eq!(good.read(0, 512), vec![1; 512], "half a write is none");
+    assert_eq!(server.stopper.connections().len(), 1);
+    stalled.into_iter().for_each(Peer::assert_closed);
+    server.stop();
+}
+
+#[test]
+fn a_write_that_keeps_coming_is_carried_out_before() {
+    let (_dir, path) = socket();
+    let (old, new) = (Ram::new(SIZE), Ram::new(SIZE));
+    // Only its end is waited for.
+    let limits = Limits { drain_timeout_ms: 600_000, stalled_timeout_ms: 600_000, ..Limits::default() };
+    let server = serve(vec![Listener::unix(&path)], &old, Vec::new(), limits);
+    let mut slow = Peer::transmitting(&path);
+    slow.request(0, WRITE, 1, 0, SIZE as u32);
+    // More than the socket holds, so the server has begun to read it.
+    slow.put(&[2; SIZE as usize - 4096]);
+    server.stopper.hand_over();
+    slow.put(&[2; 4096]);
+    let parked = server.thread.join().unwrap();
+    assert_eq!(slow.reply(), (0, 1));
+    assert!(old.bytes(0, SIZE as usize) == vec![2; SIZE as usize]);
+    let server = serve(server.sockets, &new, parked, Limits::default());
+    assert_eq!(slow.read(0, 512), vec![0; 512], "the successor goes on with it");
+    server.stop();
+}

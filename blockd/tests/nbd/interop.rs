@@ -165,7 +165,7 @@ fn our_client_works_with_nbdkit() {
     run(IoOp::Flush);
     let back = run(IoOp::Read { offset: 8192, buf: AlignedBuf::zeroed(65536) }).unwrap();
     assert!(back[..] == tagged(6, 65536)[..]);
-    run(IoOp::WriteZeroes { offset: 8192, len_bytes: 4096, fua: false });
+    run(IoOp::WriteZeroes { offset: 8192, len_bytes: 4096, fua: false, no_hole: false });
     let back = run(IoOp::Read { offset: 8192, buf: AlignedBuf::zeroed(4096) }).unwrap();
     assert_eq!(back[..], [0; 4096]);
     drop(client);

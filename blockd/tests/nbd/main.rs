@@ -14,6 +14,7 @@ mod interop;
 mod interop_sparse;
 mod interop_tls;
 mod peer;
+mod provision;
 mod ram;
 mod served;
 mod server_hostile;

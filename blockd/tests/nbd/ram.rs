@@ -13,10 +13,16 @@ const PAGE: u64 = 4096;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Seen {
     Read(u64, u64),
-    Write { offset: u64, len: u64, fua: bool },
+    Write {
+        offset: u64,
+        len: u64,
+        fua: bool,
+    },
     Flush,
     Trim(u64, u64),
     WriteZeroes(u64, u64),
+    /// The same, as data.
+    NoHole(u64, u64),
     Allocation(u64, u64),
 }
 
@@ -130,6 +136,7 @@ impl Ram {
             }
             IoOp::Flush => Seen::Flush,
             IoOp::Trim { offset, len_bytes, .. } => Seen::Trim(*offset, *len_bytes),
+            IoOp::WriteZeroes { offset, len_bytes, no_hole: true, .. } => Seen::NoHole(*offset, *len_bytes),
             IoOp::WriteZeroes { offset, len_bytes, .. } => Seen::WriteZeroes(*offset, *len_bytes),
         };
         let failure = state.fault.as_mut().and_then(|fault| fault(&seen));
@@ -150,6 +157,11 @@ impl Ram {
                 Ok(None)
             }
             IoOp::Flush => Ok(None),
+            IoOp::WriteZeroes { offset, len_bytes, no_hole: true, .. } => {
+                assert!(offset + len_bytes <= self.info.size_bytes, "the server checks ranges");
+                state.write(offset, &vec![0; len_bytes as usize]);
+                Ok(None)
+            }
             IoOp::Trim { offset, len_bytes, .. } | IoOp::WriteZeroes { offset, len_bytes, .. } => {
                 assert!(offset + len_bytes <= self.info.size_bytes, "the server checks ranges");
                 state.zero(offset, len_bytes);

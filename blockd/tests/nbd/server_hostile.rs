@@ -1,10 +1,12 @@
 //! Peers that break the protocol: the connection ends or the request fails, and the server lives.
 
-use std::net::Shutdown;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 
-use blockd::nbd::server::Limits;
+use blockd::nbd::server::{Export, Exports, Limits, Listener, Security};
 
-use crate::peer::{DISC, FLUSH, Peer, READ, TRIM, WRITE, ZEROES, go, request};
+use crate::peer::{CACHE, DISC, FLUSH, Peer, READ, TRIM, WRITE, ZEROES, go, request};
 use crate::ram::Ram;
 use crate::served::{Served, socket};
 
@@ -206,7 +208,8 @@ fn connections_beyond_the_limit_are_refused() {
     three.option(7, &go("disk", &[]));
     let (option, kind, text) = three.option_reply();
     assert_eq!((option, kind), (7, (1 << 31) + 2), "by policy");
-    assert!(String::from_utf8_lossy(&text).contains("all 2 connections"));
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("all 2 connections") && text.contains("--connections"), "{text}");
     // To ask costs no place.
     three.option(6, &go("disk", &[]));
     assert_eq!(three.option_reply().1, 3);
@@ -243,4 +246,109 @@ fn a_new_connection_waits_for_what_a_left_one_began() {
     assert_eq!(new.reply(), (0, 2));
     assert_eq!(ram.bytes(0, 512), [2; 512]);
     assert_eq!(ram.take_seen().len(), 2);
+}
+
+#[test]
+fn a_client_that_left_half_and_takes_nothing_keeps_no_other_one_out() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(MIB);
+    let limits = Limits { requests: 8, payload_bytes: 4 << 20, left_timeout_ms: 1, ..Limits::default() };
+    let _served = Served::with(&path, ram.clone(), limits);
+    let mut old = Peer::transmitting(&path);
+    for cookie in 0..64 {
+        old.request(0, READ, cookie, 0, MIB as u32);
+    }
+    old.request(0, WRITE, 64, 0, 512);
+    old.put(&[1; 512]);
+    // The server is at work on it, and will wait for the client to take more.
+    assert_eq!(old.reply(), (0, 0));
+    old.0.shutdown(Shutdown::Write).unwrap();
+    let mut new = Peer::transmitting(&path);
+    assert_eq!(new.write(0, 0, &[2; 512]), 0);
+    // The old one is at its end, and its write did not overtake the new one's.
+    ram.wait_connected(1);
+    assert_eq!(new.read(0, 512), [2; 512]);
+    assert!(ram.take_seen().len() < 32, "what was left of the old one's requests is not carried out");
+    drop(old);
+}
+
+#[test]
+fn a_client_that_left_half_and_takes_its_replies_gets_them_all() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(MIB);
+    let _served = Served::with(&path, ram, Limits { left_timeout_ms: 600_000, ..Limits::default() });
+    let mut old = Peer::transmitting(&path);
+    for cookie in 0..64 {
+        old.request(0, READ, cookie, 0, MIB as u32);
+    }
+    old.0.shutdown(Shutdown::Write).unwrap();
+    let mut new = Peer::transmitting(&path);
+    let reading = std::thread::spawn(move || {
+        for cookie in 0..64 {
+            assert_eq!(old.reply(), (0, cookie));
+            old.take(MIB as usize);
+        }
+        old.assert_closed();
+    });
+    assert_eq!(new.write(0, 0, &[2; 512]), 0);
+    reading.join().unwrap();
+}
+
+#[test]
+fn a_server_that_stops_reads_no_more_than_had_come_from_a_client_that_never_pauses() {
+    // More than sockets hold, by far.
+    const REQUESTS_MAX: usize = 4_000_000;
+    let exports = Exports::single(Export::new("disk", Ram::new(MIB)).unwrap());
+    let listener = Listener::at("tcp:127.0.0.1:0".parse().unwrap(), Security::Insecure);
+    // It is not the limit of the drain that ends it.
+    let limits = Limits { drain_timeout_ms: 600_000, ..Limits::default() };
+    let (served, addresses) = Served::listening(vec![listener], exports, limits);
+    let mut peer = Peer(TcpStream::connect(addresses[0].strip_prefix("tcp:").unwrap()).unwrap());
+    peer.hear_greeting();
+    peer.put(&3u32.to_be_bytes());
+    peer.go("");
+    let many = Arc::new(request(0, CACHE, 7, 0, 512).repeat(1000));
+    let mut sending = peer.0.try_clone().unwrap();
+    let sender =
+        std::thread::spawn(move || (0..REQUESTS_MAX / 1000).all(|_| sending.write_all(&many).is_ok()));
+    for _ in 0..5000 {
+        assert_eq!(peer.reply(), (0, 7));
+    }
+    let receiver = std::thread::spawn(move || {
+        let mut some = vec![0; 1 << 20];
+        while peer.0.read(&mut some).is_ok_and(|n| n > 0) {}
+    });
+    served.stop();
+    assert!(!sender.join().unwrap(), "all was taken");
+    receiver.join().unwrap();
+}
+
+#[test]
+fn what_had_come_before_a_stop_is_answered() {
+    let (_dir, path) = socket();
+    let ram = Ram::new(MIB);
+    let served = Served::start(&path, ram.clone());
+    let mut peer = Peer::transmitting(&path);
+    ram.hold();
+    peer.request(0, READ, 0, 0, 512);
+    ram.wait_held(1);
+    let mut bytes = request(0, WRITE, 1, 0, 65536);
+    bytes.extend([3; 65536]);
+    bytes.extend(request(0, READ, 2, 0, 512));
+    peer.put(&bytes);
+    let stopper = served.stopper();
+    stopper.stop();
+    ram.release_all();
+    let mut cookies: Vec<u64> = Vec::new();
+    for _ in 0..3 {
+        let (error, cookie) = peer.reply();
+        assert_eq!(error, 0);
+        if cookie != 1 {
+            peer.take(512);
+        }
+        cookies.push(cookie);
+    }
+    cookies.sort_unstable();
+    assert_eq!(cookies, [0, 1, 2]);
+    peer.assert_closed();
 }

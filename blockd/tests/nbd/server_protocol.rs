@@ -118,6 +118,7 @@ fn every_command_reaches_the_device_with_its_flags() {
     assert_eq!(peer.call(0, FLUSH, 0, 0), 0);
     assert_eq!(peer.call(0, TRIM, 512, 512), 0);
     assert_eq!(peer.call(3, ZEROES, 1024, 512), 0);
+    assert_eq!(peer.call(1, ZEROES, 1024, 512), 0);
     assert_eq!(peer.read(0, 2048), [0; 2048]);
     assert_eq!(
         ram.take_seen(),
@@ -126,6 +127,7 @@ fn every_command_reaches_the_device_with_its_flags() {
             Seen::Read(0, 2048),
             Seen::Flush,
             Seen::Trim(512, 512),
+            Seen::NoHole(1024, 512),
             Seen::WriteZeroes(1024, 512),
             Seen::Read(0, 2048),
         ]

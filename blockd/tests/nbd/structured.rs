@@ -83,7 +83,7 @@ fn commands_without_data_and_errors_come_in_chunks_too() {
     let _served = Served::start(&path, ram.clone());
     let mut peer = Peer::structured(&path);
     for (flags, command, len) in
-        [(0, FLUSH, 0), (0, TRIM, 4096), (0b1_0011, ZEROES, 4096), (0, CACHE, 4096), (0, CACHE, 1 << 20)]
+        [(0, FLUSH, 0), (0, TRIM, 4096), (0b1_0001, ZEROES, 4096), (0, CACHE, 4096), (0, CACHE, 1 << 20)]
     {
         peer.request(flags, command, 3, 0, len);
         assert_eq!(peer.chunks(), [done(0, 3, [])], "{command}");

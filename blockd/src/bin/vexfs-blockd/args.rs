@@ -99,6 +99,12 @@ pub struct Serve {
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u64>,
 
+    /// NBD clients served at a time, over all exports; more are refused [default: 128]
+    ///
+    /// Each has two threads and two descriptors (four with TLS), and may hold 64 MiB of requests in flight.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub connections: Option<u32>,
+
     /// What to log: error, warn, info, debug, trace, or a filter such as blockd::nbd=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,

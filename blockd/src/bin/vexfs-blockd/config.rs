@@ -28,6 +28,8 @@ pub struct File {
     pub metrics: Vec<String>,
     /// Time for clients at the end.
     pub drain_timeout_s: Option<u64>,
+    /// NBD clients served at a time.
+    pub connections: Option<u32>,
     /// Where NBD clients connect.
     #[serde(default)]
     pub listen: Vec<Listen>,
@@ -141,6 +143,10 @@ pub fn read(path: &Path) -> anyhow::Result<File> {
 fn parse(text: &str) -> anyhow::Result<File> {
     let file: File =
         toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
+    anyhow::ensure!(
+        file.connections.is_none_or(|n| (1..=65536).contains(&n)),
+        "connections is a number from 1 to 65536"
+    );
     for export in &file.export {
         for (key, value) in [("checkpoint_mib", export.checkpoint_mib), ("map_mib", export.map_mib)] {
             anyhow::ensure!(value != Some(0), "{key} of {} is at least 1", export.image.display());
@@ -199,5 +205,9 @@ read_only = true
         }
         let zero = parse("[[export]]\nimage = \"a\"\nmap_mib = 0\n").unwrap_err().to_string();
         assert!(zero.contains("at least 1"), "{zero}");
+        for n in ["0", "65537"] {
+            let wrong = parse(&format!("connections = {n}\n")).unwrap_err().to_string();
+            assert!(wrong.contains("from 1 to 65536"), "{wrong}");
+        }
     }
 }

@@ -4,6 +4,7 @@ mod activation;
 mod args;
 mod check;
 mod config;
+mod descriptors;
 mod logging;
 mod nbd;
 mod notify;

@@ -20,7 +20,7 @@ use crate::args::Serve;
 use crate::settings::{Control, Settings};
 use crate::side::SideWork;
 use crate::signals::SignalThread;
-use crate::{activation, config, logging, nbd, notify};
+use crate::{activation, config, descriptors, logging, nbd, notify};
 
 /// Serves until a signal or `vexctl drain` comes, or a successor serves.
 ///
@@ -29,6 +29,7 @@ use crate::{activation, config, logging, nbd, notify};
 pub fn run(args: &Serve) -> Result<()> {
     let settings = Settings::new(args)?;
     logging::start(&settings.log, settings.log_format)?;
+    descriptors::raise(settings.connections);
     let signals = SignalThread::start(&settings)?;
     let (mut estate, mut predecessor) = if args.takeover {
         let (estate, predecessor) = take_over(&settings)?;
@@ -184,6 +185,7 @@ fn serve_volumes(
         exports.add_source(snapshots(config, volume));
     }
     let limits = Limits {
+        connections: settings.connections,
         drain_timeout_ms: u64::try_from(settings.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use blockd::control::listen::Address;
 use blockd::control::paths;
-use blockd::nbd::server::Export as NbdExport;
+use blockd::nbd::server::{Export as NbdExport, Limits};
 use blockd::storage::identity::Identity;
 
 use crate::args::{Io, LogFormat, Serve};
@@ -25,6 +25,7 @@ pub struct Settings {
     pub control: Control,
     pub metrics: Vec<Address>,
     pub drain_timeout: Duration,
+    pub connections: usize,
     pub listen: Vec<Listen>,
     pub exports: Vec<Export>,
 }
@@ -73,6 +74,7 @@ impl Settings {
         file.log_format = args.log_format.or(file.log_format);
         file.control = args.control.clone().or(file.control);
         file.drain_timeout_s = args.drain_timeout.or(file.drain_timeout_s);
+        file.connections = args.connections.or(file.connections);
         let mut settings = Self::from_file(file)?;
         if !args.metrics.is_empty() {
             settings.metrics.clone_from(&args.metrics);
@@ -144,6 +146,9 @@ impl Settings {
             control,
             metrics: metrics.collect::<Result<_>>()?,
             drain_timeout: file.drain_timeout_s.map_or(DRAIN_TIMEOUT, Duration::from_secs),
+            connections: file
+                .connections
+                .map_or(Limits::default().connections, |n| usize::try_from(n).unwrap_or(usize::MAX)),
             listen: file.listen,
             exports: file.export,
         })
@@ -172,16 +177,20 @@ mod tests {
     fn flags_override_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
-        let text = "name = \"n\"\nlog = \"warn\"\ncontrol = \"none\"\ndrain_timeout_s = 3\n\
+        let text = "name = \"n\"\nlog = \"warn\"\ncontrol = \"none\"\ndrain_timeout_s = 3\nconnections = 7\n\
                     [[listen]]\naddress = \"unix:/run/a\"\n[[export]]\nimage = \"/a.img\"\nname = \"a\"\n";
         std::fs::write(&path, text).unwrap();
         let config = path.to_str().unwrap();
         let plain = settings(&["--config", config]).unwrap();
         assert_eq!((plain.name.as_str(), plain.log.as_str(), plain.exports.len()), ("n", "warn", 1));
+        assert_eq!(plain.connections, 7);
         assert_eq!((plain.control, plain.drain_timeout), (Control::Off, Duration::from_secs(3)));
         let flags =
             ["--config", config, "b.img", "--nbd", "unix:/run/b", "--log", "debug", "--drain-timeout", "4"];
-        let over = settings(&[&flags[..], &["--control", "unix:/c", "--name", "m"]].concat()).unwrap();
+        let more = ["--control", "unix:/c", "--name", "m", "--connections", "9"];
+        let over = settings(&[&flags[..], &more].concat()).unwrap();
+        assert_eq!(over.connections, 9);
+        assert_eq!(settings(&["c.img", "--nbd", "unix:/c"]).unwrap().connections, 128);
         assert_eq!((over.name.as_str(), over.log.as_str()), ("m", "debug"));
         assert_eq!(over.exports[0].image, std::env::current_dir().unwrap().join("b.img"));
         assert_eq!(over.listen[0].address.to_string(), "unix:/run/b");

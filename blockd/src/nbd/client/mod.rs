@@ -149,22 +149,25 @@ impl Device for NbdClient {
         let inner = &*self.inner;
         match op {
             IoOp::Read { offset, buf } => match inner.payload_len(buf.len()) {
-                Ok(len) => inner.send((CMD_READ, false, offset, len), Payload::Read(buf), done),
+                Ok(len) => inner.send((CMD_READ, 0, offset, len), Payload::Read(buf), done),
                 Err(e) => done(Err(e)),
             },
             IoOp::Write { offset, buf, fua } => match inner.payload_len(buf.len()) {
-                Ok(len) => inner.send((CMD_WRITE, fua, offset, len), Payload::Write(Arc::new(buf)), done),
+                Ok(len) => {
+                    inner.send((CMD_WRITE, fua_flag(fua), offset, len), Payload::Write(Arc::new(buf)), done)
+                }
                 Err(e) => done(Err(e)),
             },
             // Nothing was written, and such a server may not know the command.
             IoOp::Flush if inner.info.read_only => done(Ok(None)),
-            IoOp::Flush => inner.send((CMD_FLUSH, false, 0, 0), Payload::None, done),
+            IoOp::Flush => inner.send((CMD_FLUSH, 0, 0, 0), Payload::None, done),
             IoOp::Trim { offset, len_bytes, fua } => {
                 // A trim that our own daemon takes reads as zeros afterwards, as `Device` promises.
-                inner.range([CMD_TRIM, CMD_WRITE_ZEROES], offset, len_bytes, fua, done);
+                inner.range([CMD_TRIM, CMD_WRITE_ZEROES], offset, len_bytes, fua_flag(fua), done);
             }
-            IoOp::WriteZeroes { offset, len_bytes, fua } => {
-                inner.range([CMD_WRITE_ZEROES, CMD_WRITE_ZEROES], offset, len_bytes, fua, done);
+            IoOp::WriteZeroes { offset, len_bytes, fua, no_hole } => {
+                let flags = fua_flag(fua) | if no_hole { flags::COMMAND_NO_HOLE } else { 0 };
+                inner.range([CMD_WRITE_ZEROES, CMD_WRITE_ZEROES], offset, len_bytes, flags, done);
             }
         }
     }
@@ -181,6 +184,10 @@ impl Drop for NbdClient {
     }
 }
 
+fn fua_flag(fua: bool) -> u16 {
+    if fua { flags::COMMAND_FUA } else { 0 }
+}
+
 impl Inner {
     fn payload_len(&self, len: usize) -> Result<u64, IoError> {
         u64::try_from(len).ok().filter(|&n| n <= self.payload_max.into()).ok_or_else(|| {
@@ -192,8 +199,7 @@ impl Inner {
     }
 
     /// Keeps a request, and sends it if there is a connection.
-    fn send(&self, (command, fua, offset, len_bytes): (u16, bool, u64, u64), payload: Payload, done: Done) {
-        let flags = if fua { flags::COMMAND_FUA } else { 0 };
+    fn send(&self, (command, flags, offset, len_bytes): (u16, u16, u64, u64), payload: Payload, done: Done) {
         let (out, alone) = {
             let mut state = self.state.lock();
             if let Some(error) = state.ended.clone() {
@@ -217,7 +223,7 @@ impl Inner {
     }
 
     /// Sends a trim or write-zeroes by the first command that the server knows, in parts.
-    fn range(&self, commands: [u16; 2], offset: u64, len_bytes: u64, fua: bool, done: Done) {
+    fn range(&self, commands: [u16; 2], offset: u64, len_bytes: u64, flags: u16, done: Done) {
         let known = commands.into_iter().find(|&command| {
             let flag =
                 if command == CMD_TRIM { flags::EXPORT_SEND_TRIM } else { flags::EXPORT_SEND_WRITE_ZEROES };
@@ -242,7 +248,7 @@ impl Inner {
             let begin = part * part_bytes;
             let len = (len_bytes - begin).min(part_bytes);
             if let Some(done) = dones.pop() {
-                self.send((command, fua, offset + begin, len), Payload::None, done);
+                self.send((command, flags, offset + begin, len), Payload::None, done);
             }
         }
     }

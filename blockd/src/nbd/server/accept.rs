@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle, set_tcp_nodelay};
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay, set_tcp_user_timeout,
+};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -18,8 +20,11 @@ use super::lobby::Place;
 use super::socket::SocketFile;
 use super::{Shared, bridge, connection};
 
-/// A TCP client that vanished is noticed after about this long, and ten probes of the system's interval.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// A silent TCP client is asked whether it is there after this long, and then again and again.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A TCP client that answers nothing, or takes nothing of what was sent, for so long has vanished, in milliseconds.
+const TCP_USER_TIMEOUT_MS: u32 = 60_000;
 /// Wait before the next try after accept(2) failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -115,7 +120,7 @@ impl Accepting {
                 match stream {
                     Stream::Unix(stream) => receive(&shared, &place, &who, stream, &security).await,
                     Stream::Tcp(stream) => {
-                        prepare(&stream)?;
+                        prepare(stream.as_fd())?;
                         receive(&shared, &place, &who, stream, &security).await
                     }
                 }
@@ -134,10 +139,12 @@ impl Accepting {
 }
 
 /// TCP as NBD needs it: no waiting for more bytes, and a peer that vanished is noticed.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: impl AsFd + Copy) -> io::Result<()> {
     set_tcp_nodelay(stream, true)?;
     set_socket_keepalive(stream, true)?;
-    Ok(set_tcp_keepidle(stream, KEEPALIVE_IDLE)?)
+    set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    Ok(set_tcp_user_timeout(stream, TCP_USER_TIMEOUT_MS)?)
 }
 
 /// A stream that can leave the event loop.
@@ -220,4 +227,23 @@ fn end(who: &str, outcome: Outcome) -> io::Result<()> {
         _ => tracing::debug!(who, "an NBD client ended the negotiation"),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::{socket_keepalive, tcp_keepidle, tcp_keepintvl, tcp_user_timeout};
+
+    use super::*;
+
+    #[test]
+    fn a_tcp_client_that_vanished_is_noticed_within_a_minute_or_so() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        prepare(stream.as_fd()).unwrap();
+        assert_eq!(tcp_user_timeout(&stream).unwrap(), TCP_USER_TIMEOUT_MS);
+        assert!(socket_keepalive(&stream).unwrap());
+        let asked = tcp_keepidle(&stream).unwrap() + tcp_keepintvl(&stream).unwrap();
+        assert!(asked < Duration::from_millis(TCP_USER_TIMEOUT_MS.into()), "asked before it is given up");
+    }
 }

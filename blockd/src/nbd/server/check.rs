@@ -4,7 +4,7 @@ use super::handshake::{Replies, Transmission};
 use super::reply::EXTENTS_MAX;
 use crate::device::DeviceInfo;
 use crate::nbd::proto::PAYLOAD_BYTES_MAX;
-use crate::nbd::proto::errno::{EINVAL, ENOSPC, EPERM};
+use crate::nbd::proto::errno::{EINVAL, ENOSPC, ENOTSUP, EPERM};
 use crate::nbd::proto::flags::{
     COMMAND_DONT_FRAGMENT, COMMAND_FAST_ZERO, COMMAND_FUA, COMMAND_NO_HOLE, COMMAND_PAYLOAD_LEN,
     COMMAND_REQUEST_ONE,
@@ -30,6 +30,7 @@ pub enum Checked {
     },
     WriteZeroes {
         fua: bool,
+        no_hole: bool,
     },
     /// Nothing to do: the store reads what is asked for, when it is asked for.
     Cache,
@@ -75,7 +76,12 @@ pub fn check(request: &Request, info: &DeviceInfo, negotiated: Transmission) -> 
         CMD_WRITE_ZEROES => {
             check_writable(info)?;
             check_range(request, info, ENOSPC)?;
-            Ok(Checked::WriteZeroes { fua })
+            let no_hole = request.flags & COMMAND_NO_HOLE != 0;
+            if no_hole && request.flags & COMMAND_FAST_ZERO != 0 {
+                // Every page is written.
+                return Err(ENOTSUP);
+            }
+            Ok(Checked::WriteZeroes { fua, no_hole })
         }
         CMD_CACHE => {
             check_range(request, info, EINVAL)?;
@@ -180,7 +186,11 @@ mod tests {
         assert_eq!(run(CMD_CACHE, 0, 0, 1 << 20), Ok(Checked::Cache));
         assert_eq!(run(CMD_CACHE, 0, 512, 1 << 20), Err(EINVAL));
         assert_eq!(run(CMD_CACHE, 8, 0, 512), Err(EINVAL));
-        assert_eq!(run(CMD_WRITE_ZEROES, 0b1_0011, 0, 512), Ok(Checked::WriteZeroes { fua: true }));
+        let zeroes = |flags| run(CMD_WRITE_ZEROES, flags, 0, 512);
+        assert_eq!(zeroes(0b1_0001), Ok(Checked::WriteZeroes { fua: true, no_hole: false }));
+        assert_eq!(zeroes(0b0_0011), Ok(Checked::WriteZeroes { fua: true, no_hole: true }));
+        assert_eq!(zeroes(0b1_0010), Err(ENOTSUP), "to leave no hole is as slow as a write");
+        assert_eq!(run(CMD_WRITE_ZEROES, 0b1_0010, 1 << 20, 512), Err(ENOSPC), "a wrong range goes first");
     }
 
     #[test]
@@ -209,11 +219,13 @@ mod tests {
         assert_eq!(behind(Transmission::default(), CMD_READ, 32, 512), Some(0));
     }
 
+    const ZEROES_NO_HOLE: Checked = Checked::WriteZeroes { fua: false, no_hole: true };
+
     #[test]
     fn ranges_up_to_the_last_byte_pass() {
         assert_eq!(run(CMD_READ, 0, (1 << 20) - 512, 512), Ok(Checked::Read { len_bytes: 512 }));
         assert_eq!(run(CMD_WRITE, 1, 0, 1 << 20), Ok(Checked::Write { len_bytes: 1 << 20, fua: true }));
-        assert_eq!(run(CMD_WRITE_ZEROES, 2, 0, 1 << 20), Ok(Checked::WriteZeroes { fua: false }));
+        assert_eq!(run(CMD_WRITE_ZEROES, 2, 0, 1 << 20), Ok(ZEROES_NO_HOLE));
         assert_eq!(run(CMD_TRIM, 1, 512, 512), Ok(Checked::Trim { fua: true }));
         assert_eq!(run(CMD_FLUSH, 1, 0, 0), Ok(Checked::Flush));
     }

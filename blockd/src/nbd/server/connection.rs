@@ -7,12 +7,14 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use super::budget::{Budget, Permit};
 use super::check::{Checked, check, payload_behind};
 use super::handshake::{Admitted, Replies, Transmission};
 use super::parked::{Parked, ParkedState, Told};
 use super::pause::Source;
+use super::provision::{PORTION_BYTES, Provision, Range};
 use super::reply::{self, Answer, EXTENTS_MAX, Reply};
 use super::{Limits, Shared};
 use crate::buf::AlignedBuf;
@@ -64,7 +66,8 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
     let Admitted { export, negotiated, seat } = admitted;
     let number = seat.number();
     let Some((info, pause)) = seat.entry() else { return };
-    let mut receiver = Receiver::resumed(Source::new(stream, pause), &before.unread);
+    let source = Source::new(stream, pause, Duration::from_millis(shared.limits.stalled_timeout_ms));
+    let mut receiver = Receiver::resumed(source, &before.unread);
     let (outbox, writer) = match Outbox::start(Arc::clone(stream), &format!("nbd-{number}-out")) {
         Ok(started) => started,
         Err(error) => {
@@ -72,8 +75,8 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
             return;
         }
     };
-    seat.wait_for_dead_ones();
-    let device = &**export.device();
+    seat.wait_for_dead_ones(Duration::from_millis(shared.limits.left_timeout_ms));
+    let device = export.device();
     let client = device.connect();
     if !before.client.is_empty() {
         device.restore_client(client, &before.client);
@@ -90,6 +93,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
         deep: Cell::new(0),
         batch: RefCell::default(),
         flushes: Flushes::default(),
+        stop_at: Cell::new(None),
     };
     let end = connection.transmit(&mut receiver);
     connection.submit_batch();
@@ -152,7 +156,7 @@ impl From<io::Error> for End {
 }
 
 struct Connection<'a> {
-    device: &'a dyn Device,
+    device: &'a Arc<dyn Device>,
     /// The device as the export shows it.
     info: &'a DeviceInfo,
     client: ClientId,
@@ -165,6 +169,8 @@ struct Connection<'a> {
     /// Taken in, not yet given to the device.
     batch: RefCell<Batch>,
     flushes: Flushes,
+    /// Once the server stops: where in the stream what has arrived till then ends.
+    stop_at: Cell<Option<u64>>,
 }
 
 /// Whether the client flushes after each write. Then the flush is begun as soon as the write is answered, and goes on
@@ -227,6 +233,9 @@ impl Connection<'_> {
         if receiver.stream().is_called() {
             return Err(End::Paused);
         }
+        if receiver.stream().is_stopping() && self.has_taken_all(receiver) {
+            return Ok(None);
+        }
         receiver.stream().may_pause(true);
         let request = if extended {
             receiver.head().map(|head| head.map(|head| Request::decode_extended(&head)))
@@ -245,6 +254,16 @@ impl Connection<'_> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether everything was taken in that was there when this was first asked.
+    fn has_taken_all(&self, receiver: &Receiver<Source<'_>>) -> bool {
+        let end = self.stop_at.get().unwrap_or_else(|| {
+            let waiting = rustix::io::ioctl_fionread(receiver.stream()).unwrap_or(0);
+            receiver.taken() + receiver.buffered() as u64 + waiting
+        });
+        self.stop_at.set(Some(end));
+        receiver.taken() >= end
     }
 
     fn begin(
@@ -268,7 +287,20 @@ impl Connection<'_> {
             }
             Checked::Flush => (self.permit(0), IoOp::Flush),
             Checked::Trim { fua } => (self.permit(0), IoOp::Trim { offset, len_bytes, fua }),
-            Checked::WriteZeroes { fua } => (self.permit(0), IoOp::WriteZeroes { offset, len_bytes, fua }),
+            Checked::WriteZeroes { fua, no_hole: true } => {
+                let permit = self.permit(len_bytes.min(PORTION_BYTES) as usize);
+                if len_bytes > PORTION_BYTES {
+                    let done = self.done(request, permit);
+                    let range = Range { offset, len_bytes, fua };
+                    let (device, outbox) = (Arc::clone(self.device), Arc::clone(&self.outbox));
+                    Provision::start(device, self.client, outbox, &range, done);
+                    return Ok(());
+                }
+                (permit, IoOp::WriteZeroes { offset, len_bytes, fua, no_hole: true })
+            }
+            Checked::WriteZeroes { fua, no_hole: false } => {
+                (self.permit(0), IoOp::WriteZeroes { offset, len_bytes, fua, no_hole: false })
+            }
             Checked::Cache => {
                 self.answer(request, Answer::Done, self.permit(0));
                 return Ok(());
@@ -280,9 +312,7 @@ impl Connection<'_> {
             Checked::Disconnect => return Ok(()),
         };
         let here = self.only_request(receiver, &op, &permit);
-        let outbox = Arc::clone(&self.outbox);
-        let (request, reader, replies) = (*request, self.reader, self.negotiated.replies);
-        let done = Box::new(move |result| complete(&outbox, replies, &request, result, permit, reader));
+        let done = self.done(request, permit);
         if here {
             let flush_next = self.flushes.likely_after(&op);
             // Replies of requests before it are with the client, or it would not be the only one.
@@ -309,6 +339,13 @@ impl Connection<'_> {
             self.outbox.flush();
         }
         Ok(())
+    }
+
+    /// Answers a request when it is finished.
+    fn done(&self, request: &Request, permit: Permit) -> Done {
+        let outbox = Arc::clone(&self.outbox);
+        let (request, reader, replies) = (*request, self.reader, self.negotiated.replies);
+        Box::new(move |result| complete(&outbox, replies, &request, result, permit, reader))
     }
 
     /// Gives the device what was taken in.
@@ -341,6 +378,7 @@ impl Connection<'_> {
         receiver.skip(payload)?;
         let why = match number {
             errno::EPERM => "the export is read-only",
+            errno::ENOTSUP => "zeros that leave no hole are written like data, so not fast",
             errno::ENOSPC => "the range ends behind the end of the export",
             _ => "the command, its flags or its range do not fit the export and what was negotiated",
         };
@@ -441,7 +479,9 @@ fn complete(
 fn payload_bytes(op: &IoOp) -> usize {
     match op {
         IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => buf.len(),
-        IoOp::Flush | IoOp::Trim { .. } | IoOp::WriteZeroes { .. } => 0,
+        // At most a portion.
+        IoOp::WriteZeroes { len_bytes, no_hole: true, .. } => *len_bytes as usize,
+        IoOp::Flush | IoOp::Trim { .. } | IoOp::WriteZeroes { no_hole: false, .. } => 0,
     }
 }
 

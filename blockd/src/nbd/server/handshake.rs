@@ -95,10 +95,15 @@ impl Host<'_> {
         let who = (self.who.to_owned(), tls == Tls::Active);
         self.shared.registry.reserve(export, socket, who, max).map_err(|refused| match refused {
             Refused::Full => {
-                tracing::warn!(max, "too many NBD connections; refusing one");
-                (REP_ERR_POLICY, format!("all {max} connections that this server takes are in use"))
+                tracing::warn!(max, "too many NBD connections; refusing one (--connections sets how many there may be)");
+                let why = format!(
+                    "all {max} connections that this server takes are in use; close one, or have it serve more \
+                     (vexfs-blockd serve --connections N)"
+                );
+                (REP_ERR_POLICY, why)
             }
             Refused::Stopping => (REP_ERR_SHUTDOWN, "the server is being shut down".into()),
+            Refused::Left => (REP_ERR_POLICY, "the client has left".into()),
         })
     }
 }

@@ -24,6 +24,7 @@ mod lobby;
 mod meta;
 mod parked;
 mod pause;
+mod provision;
 mod registry;
 mod reply;
 mod socket;
@@ -70,6 +71,12 @@ pub struct Limits {
     pub payload_bytes: usize,
     /// Time for the handshake, TLS included, in milliseconds.
     pub handshake_timeout_ms: u64,
+    /// Time for a connection whose client has left it, but does not take its replies, before it is cut in favour
+    /// of a newer one, in milliseconds.
+    pub left_timeout_ms: u64,
+    /// At a hand-over: time for the next bytes of a request that is there in part, in milliseconds; then its
+    /// connection is cut.
+    pub stalled_timeout_ms: u64,
     /// Time for the draining of all connections at [`Stopper::stop`], in milliseconds; then they
     /// are cut.
     pub drain_timeout_ms: u64,
@@ -78,11 +85,13 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            connections: 64,
+            connections: 128,
             negotiations: 256,
             requests: 256,
             payload_bytes: 64 << 20,
             handshake_timeout_ms: 20_000,
+            left_timeout_ms: 1_000,
+            stalled_timeout_ms: 2_000,
             drain_timeout_ms: 10_000,
         }
     }

@@ -3,6 +3,10 @@
 //! A read that waits cannot be given up by closing or shutting down: the socket goes on in another process. So the thread
 //! gets a signal, whose only effect is that its read returns EINTR; it looks for the call then, and else never but
 //! between two system calls. Since a signal may come just before the read begins, it is sent again until the thread answers.
+//! In the middle of a message it reads on, but not for longer than the rest of it keeps coming.
+//!
+//! At the end of a server the socket is shut down for reading, which ends a read that waits. But TCP still gives out what
+//! arrives afterwards, so the thread is told too that it stops.
 
 use std::cell::Cell;
 use std::io::{self, IoSliceMut, Read};
@@ -10,7 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::thread::gettid;
 
 /// Ignored by default, and used by nobody else here.
@@ -20,6 +27,7 @@ const SIGNAL: libc::c_int = libc::SIGURG;
 #[derive(Default, Debug)]
 pub struct Pause {
     wanted: AtomicBool,
+    stopping: AtomicBool,
     /// The thread that waits; 0 if none does yet, or any more.
     thread: AtomicI32,
 }
@@ -39,6 +47,11 @@ impl Pause {
         if failed {
             tracing::debug!(error = %io::Error::last_os_error(), "a connection's thread cannot be called");
         }
+    }
+
+    /// No more is to be read than what has arrived.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
     }
 
     /// Whether it was called.
@@ -71,13 +84,14 @@ pub struct Source<'a> {
     stream: &'a UnixStream,
     pause: Arc<Pause>,
     may_pause: Cell<bool>,
+    stalled_max: Duration,
 }
 
 impl<'a> Source<'a> {
-    /// To be read by the calling thread.
-    pub fn new(stream: &'a UnixStream, pause: Arc<Pause>) -> Self {
+    /// To be read by the calling thread. Once it is called, bytes in the middle of a message are waited for so long.
+    pub fn new(stream: &'a UnixStream, pause: Arc<Pause>, stalled_max: Duration) -> Self {
         pause.thread.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
-        Source { stream, pause, may_pause: Cell::new(false) }
+        Source { stream, pause, may_pause: Cell::new(false), stalled_max }
     }
 
     /// Whether reads may end with a pause: between messages only, where nothing that was read can be lost.
@@ -90,14 +104,42 @@ impl<'a> Source<'a> {
         self.pause.is_wanted()
     }
 
+    /// No more is to be read than what has arrived.
+    pub fn is_stopping(&self) -> bool {
+        self.pause.stopping.load(Ordering::Relaxed)
+    }
+
     fn uninterrupted(&mut self, mut read: impl FnMut(&UnixStream) -> io::Result<usize>) -> io::Result<usize> {
         loop {
-            if self.may_pause.get() && self.pause.is_wanted() {
-                return Err(io::ErrorKind::TimedOut.into());
+            if self.pause.is_wanted() {
+                if self.may_pause.get() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                self.wait_for_more()?;
             }
             match read(self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
+            }
+        }
+    }
+
+    /// Waits for bytes, but not for long.
+    fn wait_for_more(&self) -> io::Result<()> {
+        let until = Instant::now() + self.stalled_max;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            // Fails only for times that no one configures.
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(self.stream, PollFlags::IN)], Some(&left)) {
+                Ok(0) => {
+                    let why = "the rest of a request did not come while the server waited to be handed over";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+                Ok(_) => return Ok(()),
+                // A call; the time goes on.
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
     }
@@ -128,7 +170,6 @@ impl AsFd for Source<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::time::Duration;
 
     use super::*;
 
@@ -138,7 +179,7 @@ mod tests {
         let pause = Arc::new(Pause::default());
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let mut source = Source::new(&ours, Arc::clone(&pause));
+                let mut source = Source::new(&ours, Arc::clone(&pause), Duration::from_secs(60));
                 let mut out = [0; 8];
                 assert_eq!(source.read(&mut out).unwrap(), 3, "not called yet");
                 source.may_pause(true);
@@ -162,5 +203,17 @@ mod tests {
         theirs.write_all(b"f").unwrap();
         let mut out = [0; 8];
         assert_eq!((&ours).read(&mut out).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_message_whose_rest_does_not_come_is_given_up_when_called() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let pause = Arc::new(Pause::default());
+        let mut source = Source::new(&ours, Arc::clone(&pause), Duration::from_millis(1));
+        pause.call();
+        theirs.write_all(b"abc").unwrap();
+        let mut out = [0; 8];
+        assert_eq!(source.read(&mut out).unwrap(), 3, "what is there is read");
+        assert_eq!(source.read(&mut out).unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

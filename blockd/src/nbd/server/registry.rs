@@ -46,6 +46,8 @@ struct Entry {
     stream: Option<Arc<UnixStream>>,
     /// No request of it is being carried out, and none will be.
     executed: bool,
+    /// Its client left, and was in the way of others: it is not begun, or its replies go nowhere.
+    cut: bool,
     /// Calls the thread that reads.
     pause: Arc<Pause>,
 }
@@ -72,6 +74,8 @@ pub enum Refused {
     Full,
     /// The server stops.
     Stopping,
+    /// Its client left, and another one waited for the end of what it asked for.
+    Left,
 }
 
 /// A connection's place in the registry.
@@ -106,7 +110,7 @@ impl Registry {
         let device = Arc::as_ptr(export.device()).cast::<()>() as usize;
         live.entries.insert(
             number,
-            Entry { info, device, peer, stream: None, executed: false, pause: Arc::default() },
+            Entry { info, device, peer, stream: None, executed: false, cut: false, pause: Arc::default() },
         );
         Ok(Seat { registry: Arc::clone(self), number })
     }
@@ -120,6 +124,7 @@ impl Registry {
     pub fn stop_reading(&self) {
         let mut live = self.live.lock();
         live.stopped = true;
+        live.entries.values().for_each(|entry| entry.pause.stop());
         for stream in live.entries.values().filter_map(|entry| entry.stream.as_ref()) {
             // Fails only if the peer has gone already.
             let _ = stream.shutdown(Shutdown::Read);
@@ -184,6 +189,26 @@ impl Registry {
     }
 }
 
+impl Entry {
+    /// A newer connection to the device has to wait until all of this one is carried out.
+    fn is_in_the_way(&self, device: usize) -> bool {
+        let ended = self.executed || (self.cut && self.stream.is_none());
+        self.device == device && !ended && is_left(&self.peer)
+    }
+
+    /// Begins nothing more; replies go nowhere.
+    fn cut(&mut self) {
+        if !std::mem::replace(&mut self.cut, true) {
+            let ConnectionInfo { number, peer, .. } = &self.info;
+            tracing::warn!(number, peer, "an NBD client left without taking its replies; cutting it");
+        }
+        if let Some(stream) = &self.stream {
+            // Fails only if the peer has gone already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 impl Live {
     /// Calls the threads that read.
     fn call(&self) {
@@ -216,13 +241,16 @@ impl Seat {
     /// Requests are read from `stream` from now on.
     ///
     /// # Errors
-    /// When the server is stopping.
+    /// When the server is stopping, or the client left and was in the way of another.
     pub fn begin(&self, stream: &Arc<UnixStream>) -> Result<(), Refused> {
         let mut live = self.registry.live.lock();
         if live.stopped {
             return Err(Refused::Stopping);
         }
         if let Some(entry) = live.entries.get_mut(&self.number) {
+            if entry.cut {
+                return Err(Refused::Left);
+            }
             entry.stream = Some(Arc::clone(stream));
         }
         Ok(())
@@ -231,15 +259,20 @@ impl Seat {
     /// Waits until nothing sent on older connections to the same device that their peers have left can still be
     /// carried out. A client that lost its connection sends its requests again on this one: what
     /// it sent before must not overtake what it sends after.
-    pub fn wait_for_dead_ones(&self) {
+    ///
+    /// One that a client has left only half, to take its replies late or never, is cut after `patience`: then nothing
+    /// more of it is begun, and what was begun is waited for.
+    pub fn wait_for_dead_ones(&self, patience: Duration) {
         let mut live = self.registry.live.lock();
         let Some(device) = live.entries.get(&self.number).map(|entry| entry.device) else { return };
-        while live
-            .entries
-            .range(..self.number)
-            .any(|(_, entry)| entry.device == device && !entry.executed && is_left(&entry.peer))
-        {
-            self.registry.changed.wait(&mut live);
+        let mut until = Instant::now() + patience;
+        while live.entries.range(..self.number).any(|(_, entry)| entry.is_in_the_way(device)) {
+            if !self.registry.changed.wait_until(&mut live, until).timed_out() {
+                continue;
+            }
+            let in_the_way = |(_, entry): &(&u64, &mut Entry)| entry.is_in_the_way(device);
+            live.entries.range_mut(..self.number).filter(in_the_way).for_each(|(_, entry)| entry.cut());
+            until = Instant::now() + patience;
         }
     }
 
@@ -273,6 +306,8 @@ fn is_left(stream: &impl AsFd) -> bool {
 mod tests {
     use super::*;
     use crate::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, VolumeKind};
+
+    const LONG: Duration = Duration::from_secs(600);
 
     struct Nothing;
 
@@ -316,18 +351,52 @@ mod tests {
         let (one, peer_of_one) = UnixStream::pair().unwrap();
         let (two, _peer_of_two) = UnixStream::pair().unwrap();
         let first = reserve(&registry, &export, &one).unwrap();
-        first.wait_for_dead_ones();
+        first.wait_for_dead_ones(LONG);
         let second = reserve(&registry, &export, &two).unwrap();
         assert_eq!(reserve(&registry, &export, &one).err(), Some(Refused::Full));
-        second.wait_for_dead_ones();
+        second.wait_for_dead_ones(LONG);
         drop((one, peer_of_one));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| second.wait_for_dead_ones());
+            let waiting = scope.spawn(|| second.wait_for_dead_ones(LONG));
             first.executed();
             waiting.join().unwrap();
         });
         drop((first, second));
         registry.drain(Duration::ZERO);
+    }
+
+    #[test]
+    fn a_left_one_that_does_not_end_is_cut_and_still_waited_for() {
+        let export = Export::new("a", Arc::new(Nothing)).unwrap();
+        let registry = Arc::new(Registry::default());
+        let (one, mut peer_of_one) = UnixStream::pair().unwrap();
+        let (two, _peer_of_two) = UnixStream::pair().unwrap();
+        let one = Arc::new(one);
+        let first = reserve(&registry, &export, &one).unwrap();
+        first.begin(&one).unwrap();
+        let second = reserve(&registry, &export, &two).unwrap();
+        peer_of_one.shutdown(Shutdown::Write).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| second.wait_for_dead_ones(Duration::from_millis(1)));
+            // It is cut: the end comes, though nobody else closes it.
+            std::io::copy(&mut peer_of_one, &mut std::io::sink()).unwrap();
+            assert!(!waiting.is_finished(), "what was begun is not finished");
+            first.executed();
+            waiting.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_left_one_that_has_not_begun_is_not_begun_any_more() {
+        let export = Export::new("a", Arc::new(Nothing)).unwrap();
+        let registry = Arc::new(Registry::default());
+        let (one, peer_of_one) = UnixStream::pair().unwrap();
+        let (two, _peer_of_two) = UnixStream::pair().unwrap();
+        let first = reserve(&registry, &export, &one).unwrap();
+        let second = reserve(&registry, &export, &two).unwrap();
+        peer_of_one.shutdown(Shutdown::Write).unwrap();
+        second.wait_for_dead_ones(Duration::from_millis(1));
+        assert_eq!(first.begin(&Arc::new(one)).err(), Some(Refused::Left));
     }
 
     #[test]
@@ -351,7 +420,7 @@ mod tests {
         let (one, peer_of_one) = UnixStream::pair().unwrap();
         let _first = reserve(&registry, &a, &one).unwrap();
         drop(peer_of_one);
-        reserve(&registry, &b, &one).unwrap().wait_for_dead_ones();
+        reserve(&registry, &b, &one).unwrap().wait_for_dead_ones(LONG);
     }
 
     #[test]

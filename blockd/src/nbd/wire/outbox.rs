@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::send::send_some;
 use crate::completion::Deferred;
@@ -137,6 +138,15 @@ impl<F: Frame> Outbox<F> {
     /// Frames are dropped: the peer is gone, or the outbox was closed.
     pub fn is_closed(&self) -> bool {
         self.state.lock().closed
+    }
+
+    /// Nobody will get what is pushed: it is closed, or the stream is cut or its peer gone.
+    pub fn is_broken(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.stream, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.is_closed()
+            || poll(&mut fds, Some(&now)).is_ok()
+                && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     /// Takes no more frames; the thread sends the rest and ends.
@@ -350,6 +360,26 @@ mod tests {
         outbox.close();
         thread.join().unwrap();
         drop(theirs);
+    }
+
+    #[test]
+    fn a_half_closed_peer_is_not_a_broken_one() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ours = Arc::new(ours);
+        let (outbox, thread) = Outbox::<Bytes>::start(Arc::clone(&ours), "outbox").unwrap();
+        assert!(!outbox.is_broken());
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert!(!outbox.is_broken());
+        ours.shutdown(Shutdown::Both).unwrap();
+        assert!(outbox.is_broken(), "cut");
+        outbox.finish();
+        thread.join().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (outbox, thread) = Outbox::<Bytes>::start(Arc::new(ours), "outbox").unwrap();
+        drop(theirs);
+        assert!(outbox.is_broken(), "gone");
+        outbox.close();
+        thread.join().unwrap();
     }
 
     #[test]

@@ -23,12 +23,13 @@ pub struct Receiver<R> {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    taken: u64,
 }
 
 impl<R: Read> Receiver<R> {
     /// Nothing is read yet.
     pub fn new(stream: R) -> Self {
-        Receiver { stream, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0 }
+        Receiver { stream, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0, taken: 0 }
     }
 
     /// Another receiver of the same stream has read `unread` ahead already.
@@ -58,6 +59,11 @@ impl<R: Read> Receiver<R> {
         self.end - self.start
     }
 
+    /// Bytes of messages taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Takes a message head of `N` bytes (at most 256 KiB); `None` if the peer closed the
     /// connection before its first byte.
     ///
@@ -71,6 +77,7 @@ impl<R: Read> Receiver<R> {
         let mut out = [0; N];
         out.copy_from_slice(&self.buffer[self.start..self.start + N]);
         self.start += N;
+        self.taken += N as u64;
         Ok(Some(out))
     }
 
@@ -97,6 +104,7 @@ impl<R: Read> Receiver<R> {
     /// # Errors
     /// Those of the stream; `UnexpectedEof` if it ends before.
     pub fn payload(&mut self, out: &mut [u8]) -> io::Result<()> {
+        self.taken += out.len() as u64;
         let mut filled = self.buffered().min(out.len());
         out[..filled].copy_from_slice(&self.buffer[self.start..self.start + filled]);
         self.start += filled;
@@ -131,6 +139,7 @@ impl<R: Read> Receiver<R> {
     /// # Errors
     /// As [`Receiver::payload`].
     pub fn skip(&mut self, len_bytes: u64) -> io::Result<()> {
+        self.taken = self.taken.saturating_add(len_bytes);
         let mut left = len_bytes;
         loop {
             let n = left.min(self.buffered() as u64);
@@ -193,6 +202,7 @@ mod tests {
             let mut at = 0;
             let mut round = 0;
             while at + 60_000 < bytes.len() {
+                assert_eq!(r.taken(), at as u64);
                 assert_eq!(r.head::<28>().unwrap().unwrap()[..], bytes[at..at + 28]);
                 at += 28;
                 let mut payload = vec![0; 100 + round * 5000];

@@ -76,6 +76,8 @@ pub struct Job {
     pub durable: bool,
     /// All of it (two pages at most, and a discard) goes into one record, so that a crash leaves all or nothing.
     pub whole: bool,
+    /// Pages of zeros are written like others, and not made holes: they take their space.
+    pub keep_zeros: bool,
     /// How deep it may dig into the reserve.
     pub class: Class,
     /// Told the outcome.
@@ -92,6 +94,7 @@ impl Job {
             session: None,
             durable: false,
             whole: false,
+            keep_zeros: false,
             class: Class::Data,
             done,
         }
@@ -119,6 +122,7 @@ pub(super) fn fill(
     pages_max: u32,
 ) -> (bool, u64) {
     let mut zeros = 0;
+    let keep_zeros = job.keep_zeros;
     while let Some(op) = job.ops.front_mut() {
         match op {
             Op::Discard { first, count } => {
@@ -138,7 +142,7 @@ pub(super) fn fill(
                 let mut chunk_start = start;
                 while *pages > 0 {
                     let bytes = &buf[*page_in_buf * PAGE..(*page_in_buf + 1) * PAGE];
-                    let zero = bytes == ZERO_PAGE;
+                    let zero = !keep_zeros && bytes == ZERO_PAGE;
                     let pushed = if zero {
                         list.push_discard(*first, 1)
                     } else {

@@ -315,6 +315,10 @@ impl Log {
                 continue;
             }
             if self.start_sync() {
+                if self.queue.has_finished() {
+                    // Nobody would be told of it a second time.
+                    continue;
+                }
                 return;
             }
             if !self.refuse_cold() {

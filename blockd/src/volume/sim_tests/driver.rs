@@ -95,7 +95,7 @@ impl Driver {
     pub(super) fn write(&mut self, client: ClientId, offset: u64, bytes: &[u8], fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
         let buf = Arc::new(AlignedBuf::from_slice(bytes));
-        self.submit(Request::Write { client, offset, buf, fua, done });
+        self.submit(Request::Write { client, offset, buf, fua, keep_zeros: false, done });
         ticket
     }
 
