@@ -70,7 +70,7 @@ fn a_daemon_is_configured_watched_and_drained() {
     let daemon = stage.daemon_by(&serve(&stage, &config));
 
     let before = json(stage.vexctl().args(["stats", "--json"]));
-    qemu_io(&stage, &["write -P 7 0 1M", "write -z 1M 1M", "flush", "read -P 7 0 1M", "discard 0 64k"]);
+    qemu_io(&stage, &["write -P 7 0 1M", "write -z -u 1M 1M", "flush", "read -P 7 0 1M", "discard 0 64k"]);
     let text = process::ok(stage.vexctl().arg("status"));
     assert!(
         text.contains("disk: serving") && text.contains("\"vol\"") && text.contains("64.0 MiB"),
