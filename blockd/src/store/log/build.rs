@@ -33,11 +33,9 @@ impl Log {
         let mut progress = false;
         while !self.lane(stream).is_empty() && self.may_build(stream) {
             progress |= self.finish_bare_jobs(stream);
-            if stream == Stream::User && self.waits_for_checkpoint() {
-                return progress;
-            }
             let Some(job) = self.lane(stream).front() else { break };
             let has_pages = job.ops.iter().any(|op| op.pages() > 0);
+            let only_discards = !has_pages && !job.ops.is_empty();
             let room_wanted = match has_pages {
                 true if job.whole => 3,
                 true => 2,
@@ -45,6 +43,9 @@ impl Log {
             };
             // Commits and discards make space: they may use what is kept for the cleaner.
             let urgent = stream == Stream::Cold || !has_pages || job.class == Class::Commit;
+            if stream == Stream::User && only_discards && self.waits_for_checkpoint() {
+                return progress;
+            }
             // The last page of a segment is kept for the record that links to the next one.
             let last = self.shared.geometry.segment_pages - 1;
             if u32::from(self.head(stream).at.offset) + room_wanted > last {
