@@ -25,7 +25,6 @@ mod scrub;
 mod snapshots;
 mod space;
 mod stale;
-mod steps;
 mod vexfs;
 
 use rand::Rng;

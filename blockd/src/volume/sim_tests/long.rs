@@ -7,7 +7,6 @@ use rand::{Rng, SeedableRng};
 use super::number;
 use super::raw::RawLife;
 use super::script::{Life, Op, Weights, attempt, draw};
-use super::steps;
 use super::vexfs::VexFsLife;
 
 /// How often each comes, in ten thousand: a busy server that dies a few times an hour.
@@ -42,7 +41,7 @@ fn live_long<L: Life>(seed: u64, hours: u64) {
         while timeline.now_us() < hours * HOUR_US {
             let step = draw(&mut rng, &WEIGHTS);
             timeline.note(format!("{at}: {:?} with seed {:#x}", step.op, step.seed));
-            steps::step(life, step);
+            life.step(step);
             // Bursts, and pauses of some seconds in between.
             let pause_us = if rng.random_ratio(1, 50) { 10_000_000 } else { 100_000 };
             timeline.pass(rng.random_range(0..pause_us));
@@ -52,7 +51,7 @@ fn live_long<L: Life>(seed: u64, hours: u64) {
                 eprintln!("{}: {told} of {hours} hours, {at} steps", L::NAME);
             }
         }
-        steps::end(life);
+        life.end();
     });
     if let Err(failure) = outcome {
         panic!(

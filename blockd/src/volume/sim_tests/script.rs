@@ -13,7 +13,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::number;
-use super::steps::{self, Kind};
 use crate::storage::sim::timeline::Timeline;
 
 /// What a step does.
@@ -104,11 +103,15 @@ pub(super) fn draw(rng: &mut StdRng, weights: &Weights) -> Step {
 }
 
 /// A volume, the model of it, and what can happen to both.
-pub(super) trait Life: Kind {
+pub(super) trait Life {
     /// For messages.
     const NAME: &'static str;
     /// A new volume.
     fn begin(seed: u64, timeline: Timeline) -> Self;
+    /// One step; panics when the volume is not as the model says.
+    fn step(&mut self, step: Step);
+    /// The last comparison.
+    fn end(&mut self);
 }
 
 thread_local! {
@@ -143,11 +146,11 @@ fn run<L: Life>(seed: u64, steps: &[Step]) -> Result<Timeline, Failure> {
     attempt::<L>(seed, |life, timeline, at| {
         for step in steps {
             timeline.note(format!("{at}: {:?}", step.op));
-            steps::step(life, *step);
+            life.step(*step);
             *at += 1;
         }
         timeline.note("the end");
-        steps::end(life);
+        life.end();
     })
 }
 

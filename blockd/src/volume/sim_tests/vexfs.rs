@@ -9,18 +9,19 @@ use layout::addr::{
 use layout::command::{
     CMD_ATTACH, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN, COMMAND_MAGIC, Command, CommandReply, Status,
 };
-use rand::Rng;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::damage::Mortal;
+use super::damage::{self, Mortal};
 use super::driver::{Driver, Ticket};
 use super::machine::Machine;
 use super::past::{self, Historic, Past, State};
-use super::script::{self, Life};
-use super::steps::{self, Kind};
+use super::script::{self, Life, Op, Step};
 use super::{content, seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::Crash;
+use crate::storage::sim::faults::ReadFault;
 use crate::storage::sim::timeline::Timeline;
 
 const IMAGE_BYTES: usize = 4 << 20;
@@ -149,6 +150,56 @@ impl VexFsLife {
         self.model.places[i]
     }
 
+    fn send_batch(&mut self) -> Batch {
+        let mut batch = Batch::new();
+        for _ in 0..self.machine.rng.random_range(1..16) {
+            let page = self.some_page();
+            if batch.iter().any(|(_, p, _)| *p == page) {
+                continue;
+            }
+            let m = &mut self.machine;
+            let tag = if m.once_in(8) { 0 } else { m.new_tag() };
+            let ticket = if tag == 0 && m.once_in(2) {
+                m.driver.zero(self.client, page << 12, 4096, false)
+            } else {
+                let fua = m.once_in(10);
+                m.driver.write(self.client, page << 12, &content(page, tag), fua)
+            };
+            m.timeline.note(format!("  page {page:#x} = {tag}"));
+            batch.push((ticket, page, tag));
+        }
+        batch
+    }
+
+    fn account(&mut self, batch: Batch) {
+        for (ticket, page, tag) in batch {
+            let outcome = ticket.lock().clone();
+            if let Some(Err(e)) = &outcome {
+                self.machine.assert_failure_explained(&format!("write of page {page:#x}"), e);
+            }
+            if matches!(outcome, Some(Ok(()))) {
+                set(&mut self.model.open, page, tag);
+            } else if matches!(outcome, Some(Err(IoError::NoSpace))) {
+                // One page: nothing of it was written.
+                self.machine.timeline.note(format!("  no room for page {page:#x}"));
+            } else {
+                self.model.unknown.entry(page).or_default().push(tag);
+            }
+        }
+    }
+
+    fn batch(&mut self) {
+        let batch = self.send_batch();
+        self.machine.driver.settle();
+        assert!(batch.iter().all(|(ticket, _, _)| ticket.lock().is_some()), "a request is never answered");
+        self.account(batch);
+    }
+
+    /// Writes the superblock, with FUA or followed by a flush; true if the commit is durable.
+    fn commit(&mut self) -> bool {
+        self.commit_amid(false)
+    }
+
     /// A snapshot may be asked for while it is under way: then that has this commit or the last one.
     fn commit_amid(&mut self, snapshot: bool) -> bool {
         let tag = self.machine.new_tag();
@@ -192,6 +243,60 @@ impl VexFsLife {
         true
     }
 
+    fn checkpoint(&mut self) {
+        let ticket = self.machine.driver.checkpoint();
+        self.machine.driver.settle();
+        match Driver::outcome(&ticket) {
+            Ok(()) | Err(IoError::NoSpace) => {}
+            Err(e) => self.machine.assert_failure_explained("checkpoint", &e),
+        }
+    }
+
+    fn free_ranges(&mut self) {
+        let first = self.some_page();
+        // A part of the class 3 window, or a few pages.
+        let count = if self.machine.once_in(3) { 1 << 20 } else { self.machine.rng.random_range(1..2000) };
+        let end = first + count;
+        self.model.command_id += 1;
+        let (ticket, command) =
+            self.send_command(CMD_FREE_RANGES, self.model.session, self.model.command_id, &[(first, count)]);
+        self.machine.driver.settle();
+        match Driver::outcome(&ticket) {
+            // What a snapshot keeps needs leaves.
+            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("FREE_RANGES", &e),
+            outcome => outcome.expect("FREE_RANGES is carried out"),
+        }
+        assert_eq!(self.reply().errno.get(), 0);
+        self.model.open.retain(|page, _| *page < first || *page >= end);
+        if self.machine.once_in(2) {
+            return;
+        }
+        // Written again, then the command repeated: the kept reply, and nothing done.
+        let page = self.model.places.iter().copied().find(|p| (first..end).contains(p)).unwrap_or(first);
+        let tag = self.machine.new_tag();
+        let write = self.machine.driver.write(self.client, page << 12, &content(page, tag), false);
+        self.machine.driver.settle();
+        match Driver::outcome(&write) {
+            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("a write", &e),
+            outcome => outcome.expect("a write"),
+        }
+        set(&mut self.model.open, page, tag);
+        if !self.model.places.contains(&page) {
+            self.model.places.push(page);
+            self.model.places.sort_unstable();
+        }
+        if self.machine.once_in(2) && !self.crash(Crash::ProcessDeath, true, false) {
+            return;
+        }
+        self.machine.timeline.note("  the same command again");
+        let again = self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
+        self.machine.driver.settle();
+        Driver::outcome(&again).expect("the repeated command is answered");
+        let reply = self.reply();
+        assert_eq!((reply.errno.get(), reply.id.get()), (0, self.model.command_id));
+        self.compare();
+    }
+
     /// What is there; pages that give a justified error are left out.
     fn find(&self) -> BTreeMap<u64, Result<u64, IoError>> {
         let read = |page: u64| {
@@ -207,6 +312,13 @@ impl VexFsLife {
             set(&mut found, page, tag.unwrap_or_else(|e| panic!("page {page:#x}: {e}")));
         }
         found
+    }
+
+    fn compare(&mut self) {
+        assert_eq!(self.find_all(), self.model.open);
+        past::compare(self, false);
+        self.machine.driver.check_usage();
+        self.compare_map();
     }
 
     /// The allocation map against the model.
@@ -252,7 +364,7 @@ impl VexFsLife {
     }
 
     /// Dies, comes back, and goes on as a mounter would; whether the session is still the same.
-    fn die(&mut self, crash: Crash, same_mounter: bool, deaths_on_the_way: bool) -> bool {
+    fn crash(&mut self, crash: Crash, same_mounter: bool, deaths_on_the_way: bool) -> bool {
         let crash = self.machine.restart(crash, deaths_on_the_way);
         past::resolve(self);
         self.reconnect();
@@ -314,6 +426,58 @@ impl VexFsLife {
         panic!("{when} the volume equals no commit:\n{}", differences.collect::<Vec<_>>().join("\n"));
     }
 
+    fn some_crash(&mut self, deaths_on_the_way: bool) {
+        let crash = self.machine.some_crash();
+        let same_mounter = !self.machine.once_in(3);
+        self.crash(crash, same_mounter, deaths_on_the_way);
+    }
+
+    fn work_until_trouble(&mut self) {
+        for _ in 0..60 {
+            if self.machine.stopped || self.machine.driver.disk.crashed() {
+                return;
+            }
+            self.work();
+        }
+    }
+
+    fn late_copies(&mut self) {
+        let segment = self.machine.rng.random_range(0..(IMAGE_BYTES >> 16) as u32);
+        let copies = self.machine.driver.copies_of(segment);
+        // Pages that are overwritten meanwhile must not come back.
+        for _ in 0..self.machine.rng.random_range(0..4) {
+            self.batch();
+        }
+        if self.machine.once_in(2) {
+            self.commit();
+        }
+        self.machine.driver.relocate(copies);
+    }
+
+    /// Each page that a read finds was the newest at some time while it was under way.
+    fn slow_read(&mut self) {
+        let first = self.some_page();
+        let read = self.machine.slow_read(self.client, first << 12, 4 * 4096);
+        let pages: Vec<u64> = (first..first + 4).collect();
+        let mut versions: Vec<Vec<u64>> = pages.iter().map(|&p| vec![get(&self.model.open, p)]).collect();
+        if read.held {
+            for _ in 0..self.machine.rng.random_range(1..12) {
+                self.work();
+                for (versions, &page) in versions.iter_mut().zip(&pages) {
+                    versions.push(get(&self.model.open, page));
+                }
+            }
+        }
+        let bytes = read.finish().unwrap_or_else(|e| panic!("a slow read of page {first:#x}: {e}"));
+        for ((page, versions), bytes) in pages.iter().zip(versions).zip(bytes.chunks(4096)) {
+            let found = tag_of(*page, bytes);
+            assert!(
+                found.is_some_and(|f| versions.contains(&f)),
+                "a slow read of page {page:#x}: found {found:?}, it was one of {versions:?}"
+            );
+        }
+    }
+
     /// OPEN by another client: the first one is fenced, what it did not commit is gone.
     fn another_mounter(&mut self) {
         let old = self.client;
@@ -340,6 +504,14 @@ impl VexFsLife {
         self.compare();
     }
 
+    /// The image grows by a half, or gets its first size again.
+    fn resize(&mut self) {
+        let backing_bytes = IMAGE_BYTES as u64 * self.machine.rng.random_range(2..=3) / 2;
+        let crash = self.machine.resize(backing_bytes, 0);
+        let same_mounter = !self.machine.once_in(3);
+        self.crash(crash, same_mounter, false);
+    }
+
     fn close_session(&mut self) {
         self.model.command_id += 1;
         assert!(self.command(CMD_CLOSE, self.model.session, self.model.command_id, &[]));
@@ -347,6 +519,23 @@ impl VexFsLife {
         // What was open is gone.
         let committed = self.model.commits.last().cloned().unwrap_or_default();
         self.model.settled_at(committed);
+    }
+
+    fn read_error(&mut self) {
+        let disk = self.machine.disk();
+        let fault = if self.machine.rng.random() { ReadFault::Eio } else { ReadFault::Flip };
+        disk.read_fault_at(self.machine.rng.random_range(1..20), fault);
+        for _ in 0..4 {
+            self.compare_damaged();
+            if !self.machine.stopped {
+                self.work();
+            }
+        }
+        disk.disarm();
+        if !self.machine.stopped {
+            // It was the wire, not the disk: all is there.
+            assert_eq!(self.find_all(), self.model.open, "read once more");
+        }
     }
 }
 
@@ -415,9 +604,9 @@ impl Mortal for VexFsLife {
             4 => {
                 self.machine.driver.clean();
             }
-            5 => steps::late_copies(self),
+            5 => self.late_copies(),
             6 => past::something_small(self),
-            _ => steps::batch(self),
+            _ => self.batch(),
         }
     }
 
@@ -494,164 +683,6 @@ impl Mortal for VexFsLife {
     }
 }
 
-impl Kind for VexFsLife {
-    type Batch = Batch;
-
-    fn send_batch(&mut self) -> Batch {
-        let mut batch = Batch::new();
-        for _ in 0..self.machine.rng.random_range(1..16) {
-            let page = self.some_page();
-            if batch.iter().any(|(_, p, _)| *p == page) {
-                continue;
-            }
-            let m = &mut self.machine;
-            let tag = if m.once_in(8) { 0 } else { m.new_tag() };
-            let ticket = if tag == 0 && m.once_in(2) {
-                m.driver.zero(self.client, page << 12, 4096, false)
-            } else {
-                let fua = m.once_in(10);
-                m.driver.write(self.client, page << 12, &content(page, tag), fua)
-            };
-            m.timeline.note(format!("  page {page:#x} = {tag}"));
-            batch.push((ticket, page, tag));
-        }
-        batch
-    }
-
-    fn are_answered(batch: &Batch) -> bool {
-        batch.iter().all(|(ticket, _, _)| ticket.lock().is_some())
-    }
-
-    fn account(&mut self, batch: Batch) {
-        for (ticket, page, tag) in batch {
-            let outcome = ticket.lock().clone();
-            if let Some(Err(e)) = &outcome {
-                self.machine.assert_failure_explained(&format!("write of page {page:#x}"), e);
-            }
-            if matches!(outcome, Some(Ok(()))) {
-                set(&mut self.model.open, page, tag);
-            } else if matches!(outcome, Some(Err(IoError::NoSpace))) {
-                // One page: nothing of it was written.
-                self.machine.timeline.note(format!("  no room for page {page:#x}"));
-            } else {
-                self.model.unknown.entry(page).or_default().push(tag);
-            }
-        }
-    }
-
-    /// Writes the superblock, with FUA or followed by a flush; true if the commit is durable.
-    fn commit(&mut self) -> bool {
-        self.commit_amid(false)
-    }
-
-    fn checkpoint(&mut self) {
-        let ticket = self.machine.driver.checkpoint();
-        self.machine.driver.settle();
-        match Driver::outcome(&ticket) {
-            Ok(()) | Err(IoError::NoSpace) => {}
-            Err(e) => self.machine.assert_failure_explained("checkpoint", &e),
-        }
-    }
-
-    /// Each page that a read finds was the newest at some time while it was under way.
-    fn slow_read(&mut self) {
-        let first = self.some_page();
-        let read = self.machine.slow_read(self.client, first << 12, 4 * 4096);
-        let pages: Vec<u64> = (first..first + 4).collect();
-        let mut versions: Vec<Vec<u64>> = pages.iter().map(|&p| vec![get(&self.model.open, p)]).collect();
-        if read.held {
-            for _ in 0..self.machine.rng.random_range(1..12) {
-                self.work();
-                for (versions, &page) in versions.iter_mut().zip(&pages) {
-                    versions.push(get(&self.model.open, page));
-                }
-            }
-        }
-        let bytes = read.finish().unwrap_or_else(|e| panic!("a slow read of page {first:#x}: {e}"));
-        for ((page, versions), bytes) in pages.iter().zip(versions).zip(bytes.chunks(4096)) {
-            let found = tag_of(*page, bytes);
-            assert!(
-                found.is_some_and(|f| versions.contains(&f)),
-                "a slow read of page {page:#x}: found {found:?}, it was one of {versions:?}"
-            );
-        }
-    }
-
-    fn special(&mut self) {
-        let first = self.some_page();
-        // A part of the class 3 window, or a few pages.
-        let count = if self.machine.once_in(3) { 1 << 20 } else { self.machine.rng.random_range(1..2000) };
-        let end = first + count;
-        self.model.command_id += 1;
-        let (ticket, command) =
-            self.send_command(CMD_FREE_RANGES, self.model.session, self.model.command_id, &[(first, count)]);
-        self.machine.driver.settle();
-        match Driver::outcome(&ticket) {
-            // What a snapshot keeps needs leaves.
-            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("FREE_RANGES", &e),
-            outcome => outcome.expect("FREE_RANGES is carried out"),
-        }
-        assert_eq!(self.reply().errno.get(), 0);
-        self.model.open.retain(|page, _| *page < first || *page >= end);
-        if self.machine.once_in(2) {
-            return;
-        }
-        // Written again, then the command repeated: the kept reply, and nothing done.
-        let page = self.model.places.iter().copied().find(|p| (first..end).contains(p)).unwrap_or(first);
-        let tag = self.machine.new_tag();
-        let write = self.machine.driver.write(self.client, page << 12, &content(page, tag), false);
-        self.machine.driver.settle();
-        match Driver::outcome(&write) {
-            Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("a write", &e),
-            outcome => outcome.expect("a write"),
-        }
-        set(&mut self.model.open, page, tag);
-        if !self.model.places.contains(&page) {
-            self.model.places.push(page);
-            self.model.places.sort_unstable();
-        }
-        if self.machine.once_in(2) && !self.die(Crash::ProcessDeath, true, false) {
-            return;
-        }
-        self.machine.timeline.note("  the same command again");
-        let again = self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
-        self.machine.driver.settle();
-        Driver::outcome(&again).expect("the repeated command is answered");
-        let reply = self.reply();
-        assert_eq!((reply.errno.get(), reply.id.get()), (0, self.model.command_id));
-        self.compare();
-    }
-
-    fn session(&mut self) {
-        if self.machine.rng.random() { self.another_mounter() } else { self.close() }
-    }
-
-    fn snapshot_amid_writes(&mut self) {
-        self.commit_amid(true);
-    }
-
-    fn resize(&mut self) -> Crash {
-        let backing_bytes = IMAGE_BYTES as u64 * self.machine.rng.random_range(2..=3) / 2;
-        self.machine.resize(backing_bytes, 0)
-    }
-
-    fn compare(&mut self) {
-        self.compare_now();
-        past::compare(self, false);
-        self.machine.driver.check_usage();
-        self.compare_map();
-    }
-
-    fn compare_now(&mut self) {
-        assert_eq!(self.find_all(), self.model.open);
-    }
-
-    fn crash(&mut self, crash: Crash, deaths_on_the_way: bool) {
-        let same_mounter = !self.machine.once_in(3);
-        self.die(crash, same_mounter, deaths_on_the_way);
-    }
-}
-
 impl Life for VexFsLife {
     const NAME: &'static str = "vexfs";
 
@@ -670,6 +701,71 @@ impl Life for VexFsLife {
         let mut life = VexFsLife { machine, model, past, client: ClientId(1), history: false, closed: false };
         assert!(life.open_session(), "a new volume takes a session");
         life
+    }
+
+    fn step(&mut self, step: Step) {
+        self.machine.rng = StdRng::seed_from_u64(step.seed);
+        let disk = self.machine.disk();
+        match step.op {
+            Op::Batch => self.batch(),
+            Op::Commit => {
+                self.commit();
+            }
+            Op::Checkpoint => self.checkpoint(),
+            Op::Clean => {
+                self.machine.driver.clean();
+            }
+            Op::LateCopies => self.late_copies(),
+            Op::SlowRead => self.slow_read(),
+            Op::Check => {
+                self.compare();
+                self.machine.scrub();
+            }
+            Op::Special => self.free_ranges(),
+            Op::Session if self.machine.rng.random() => self.another_mounter(),
+            Op::Session => self.close(),
+            Op::Snapshot if self.machine.once_in(4) => {
+                self.commit_amid(true);
+            }
+            Op::Snapshot => past::something(self),
+            Op::Resize => self.resize(),
+            Op::Crash | Op::CrashAtStart => {
+                let batch = self.send_batch();
+                let steps = self.machine.rng.random_range(0..10);
+                self.machine.driver.steps(steps);
+                self.account(batch);
+                self.some_crash(step.op == Op::CrashAtStart);
+            }
+            Op::CrashAtWrite => {
+                disk.crash_at(self.machine.rng.random_range(1..40));
+                self.work_until_trouble();
+                self.some_crash(false);
+            }
+            Op::WriteError => {
+                let errno = if self.machine.rng.random() { libc::EIO } else { libc::ENOSPC };
+                let n = self.machine.rng.random_range(1..40);
+                disk.errors_at(n, self.machine.rng.random_range(1..4), errno);
+                self.work_until_trouble();
+                self.compare_damaged();
+            }
+            Op::SyncError => {
+                disk.sync_error_at(self.machine.rng.random_range(1..6));
+                self.work_until_trouble();
+                self.compare_damaged();
+            }
+            Op::ReadError => self.read_error(),
+            Op::Damage => damage::episode(self),
+        }
+        if self.machine.stopped {
+            self.some_crash(false);
+        }
+        self.machine.driver.disk.disarm();
+    }
+
+    fn end(&mut self) {
+        past::finish_portions(self);
+        self.compare();
+        damage::witness_in_room(self);
     }
 }
 
@@ -714,7 +810,7 @@ fn vexfs_volumes_survive_a_crash_at_every_write() {
                 if life.machine.driver.disk.crashed() {
                     break;
                 }
-                steps::batch(&mut life);
+                life.batch();
                 if round % 4 == 3 && !life.machine.driver.disk.crashed() {
                     life.commit();
                 }
@@ -726,7 +822,7 @@ fn vexfs_volumes_survive_a_crash_at_every_write() {
                 assert!(n > 60, "the script writes more than {n} times");
                 break;
             }
-            life.die(crash, same_mounter, false);
+            life.crash(crash, same_mounter, false);
         }
     }
 }
