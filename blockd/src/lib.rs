@@ -5,6 +5,7 @@
 pub mod buf;
 pub mod completion;
 pub mod control;
+mod descriptor;
 pub mod device;
 pub mod embed;
 pub mod handover;

@@ -11,8 +11,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::descriptor;
 use super::protocol::{AWAITING, DESCRIPTOR, REPLY_BYTES_MAX, Reply, Request};
+use crate::descriptor;
 
 /// Time for a daemon to accept a connection, to take a request, and to answer one that is no work
 /// ([`ControlClient::ask_at_once`]).

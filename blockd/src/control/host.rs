@@ -34,7 +34,6 @@ pub struct Host {
     exports: Vec<Served>,
     started: Instant,
     engine: OnceLock<Engine>,
-    draining: AtomicBool,
     handing_over: AtomicBool,
     /// For good: nobody is to take over.
     ending: AtomicBool,
@@ -60,7 +59,6 @@ impl Host {
             exports,
             started: Instant::now(),
             engine: OnceLock::new(),
-            draining: AtomicBool::new(false),
             handing_over: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             server,
@@ -134,7 +132,6 @@ impl Host {
 
     /// Takes no more clients from now on, and ends; whoever waits to take over gets nothing. May be called more than once; does not wait.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
         if !self.ending.swap(true, Ordering::SeqCst) {
             (self.on_drain)();
         }
@@ -145,7 +142,6 @@ impl Host {
     pub fn hand_over(&self, successor: UnixStream) {
         // One that asked before has given up, or it would have got everything by now.
         *self.successor.lock() = Some(successor);
-        self.draining.store(true, Ordering::SeqCst);
         self.handing_over.store(true, Ordering::SeqCst);
         self.server.hand_over();
     }
@@ -163,7 +159,7 @@ impl Host {
 
     /// It is about to end.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
+        self.is_handing_over() || self.ending.load(Ordering::SeqCst)
     }
 
     /// Everything is written, or cannot be: wakes those in [`Host::wait_for_end`].

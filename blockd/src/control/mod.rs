@@ -10,7 +10,6 @@
 
 pub mod client;
 mod commands;
-mod descriptor;
 pub mod host;
 pub mod listen;
 pub mod metrics;

@@ -15,9 +15,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::descriptor;
 use super::protocol::{AWAITING, DESCRIPTOR, REQUEST_BYTES_MAX, Reply, Request};
 use super::stream::{Acceptor, Engine, Stream};
+use crate::descriptor;
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 32;
@@ -72,7 +72,7 @@ impl Replies {
     pub fn client_stream(&self) -> io::Result<UnixStream> {
         let asked = self.progress(serde_json::json!({ AWAITING: DESCRIPTOR }));
         asked.map_err(|Gone| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        let socket = descriptor::receive(&self.socket, PATIENCE)?;
+        let socket = descriptor::receive_within(&self.socket, PATIENCE)?;
         if (socket_domain(&socket)?, socket_type(&socket)?) != (AddressFamily::UNIX, SocketType::STREAM) {
             return Err(io::Error::other("the descriptor that the client sent is no unix stream socket"));
         }

@@ -11,8 +11,6 @@
 //! On the wire: [`MAGIC`], the length of a JSON text as 8 bytes little-endian, the text ([`Manifest`]), then one byte with a
 //! descriptor for each listener and each connection, in order; back comes [`DONE`].
 
-mod descriptors;
-
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -22,6 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::control::protocol::{Reply, Request};
+use crate::descriptor;
 use crate::nbd::server::{Parked, ParkedState};
 use uuid::Uuid;
 
@@ -204,10 +203,10 @@ fn receive(stream: &mut UnixStream) -> io::Result<Estate> {
     }
     let mut estate = Estate { exports: manifest.exports, ..Estate::default() };
     for state in manifest.listeners {
-        estate.listeners.push(Handed { socket: descriptors::receive(stream)?, state });
+        estate.listeners.push(Handed { socket: descriptor::receive(&*stream)?, state });
     }
     for state in manifest.connections {
-        estate.connections.push(Parked { socket: descriptors::receive(stream)?, state });
+        estate.connections.push(Parked { socket: descriptor::receive(&*stream)?, state });
     }
     Ok(estate)
 }
@@ -230,10 +229,10 @@ pub fn give(estate: &Estate, mut successor: &UnixStream) -> io::Result<()> {
     successor.write_all(&(text.len() as u64).to_le_bytes())?;
     successor.write_all(&text)?;
     for handed in &estate.listeners {
-        descriptors::send(successor, &handed.socket)?;
+        descriptor::send(successor, &handed.socket)?;
     }
     for parked in &estate.connections {
-        descriptors::send(successor, &parked.socket)?;
+        descriptor::send(successor, &parked.socket)?;
     }
     let mut word = [0; DONE.len()];
     successor.read_exact(&mut word)?;

@@ -61,15 +61,16 @@ pub fn resize(
 ) -> Result<(), StoreError> {
     let now = read_superblock(&**storage)?;
     let new = geometry(sizes.backing_bytes, now.geometry.segment_bytes())?;
+    let shrinks = new.segments < now.geometry.segments;
     if sizes.raw_bytes < now.raw_bytes {
-        if new.segments < now.geometry.segments {
+        let mut mover = Mover::open(storage, options, u32::MAX)?;
+        if shrinks {
             // Refused before anything is lost.
-            let mover = Mover::open(storage, options, u32::MAX)?;
             mover.check_fits(new, mover.mapped_from(sizes.raw_bytes)?)?;
         }
-        cut_volume(storage, options, sizes.raw_bytes, now.raw_bytes)?;
+        mover.cut_volume(sizes.raw_bytes, now.raw_bytes)?;
     }
-    if new.segments < now.geometry.segments {
+    if shrinks {
         empty_tail(storage, options, new, progress)?;
     }
     let opened = open_with(Arc::clone(storage), options, |shared, superblock| {
@@ -88,21 +89,6 @@ pub fn resize(
     // The start's checkpoint has done it.
     drop(opened);
     Ok(())
-}
-
-/// Discards what a smaller raw volume no longer has.
-fn cut_volume(
-    storage: &Arc<dyn Storage>,
-    options: &RecoverOptions,
-    raw_bytes: u64,
-    old_bytes: u64,
-) -> Result<(), StoreError> {
-    let mut mover = Mover::open(storage, options, u32::MAX)?;
-    let (first, end) = (raw_bytes / PAGE as u64, old_bytes.div_ceil(PAGE as u64));
-    mover
-        .wait(|log, done| log.submit_user(Job::new([Op::Discard { first, count: end - first }], done)))
-        .map_err(io)?;
-    mover.wait(Log::submit_checkpoint).map_err(io)
 }
 
 /// Moves everything out of the segments past the new end.
@@ -161,6 +147,14 @@ impl Mover {
             .log
             .ok_or_else(|| StoreError::BadSize("a store opened for reading is not resized".into()))?;
         Ok(Mover { shared: opened.shared, log })
+    }
+
+    /// Discards what a smaller raw volume no longer has.
+    fn cut_volume(&mut self, raw_bytes: u64, old_bytes: u64) -> Result<(), StoreError> {
+        let (first, end) = (raw_bytes / PAGE as u64, old_bytes.div_ceil(PAGE as u64));
+        self.wait(|log, done| log.submit_user(Job::new([Op::Discard { first, count: end - first }], done)))
+            .map_err(io)?;
+        self.wait(Log::submit_checkpoint).map_err(io)
     }
 
     /// Pages that are given back when a raw volume is cut there.

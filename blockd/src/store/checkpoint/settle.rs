@@ -67,12 +67,7 @@ impl Settling {
             done
         };
         self.freed += released.len();
-        if log.discard {
-            let geometry = log.shared.geometry;
-            for segment in released {
-                log.shared.storage.discard(geometry.segment_byte(segment), geometry.segment_bytes());
-            }
-        }
+        log.discard_freed(&released);
         if done {
             #[cfg(test)]
             log.shared.maps.read().verify_meta(&log.own_pages);

@@ -114,9 +114,14 @@ impl Log {
     /// Segments whose last page died by a record that is durable now can be used again.
     fn free_dead_segments(&mut self) {
         let freed = self.shared.maps.write().segments.release_durable(self.durable_seq);
+        self.discard_freed(&freed);
+    }
+
+    /// Gives the space of freed segments back to the backing, if that is wanted.
+    pub(in crate::store) fn discard_freed(&self, segments: &[u32]) {
         if self.discard {
             let geometry = self.shared.geometry;
-            for segment in freed {
+            for &segment in segments {
                 self.shared.storage.discard(geometry.segment_byte(segment), geometry.segment_bytes());
             }
         }

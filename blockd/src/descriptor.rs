@@ -1,4 +1,4 @@
-//! A descriptor on a control connection, between lines: one byte that carries it (SCM_RIGHTS, unix(7)).
+//! One descriptor at a time over a unix socket: a byte that carries it (SCM_RIGHTS, unix(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -19,7 +19,7 @@ const BYTE: u8 = b'F';
 ///
 /// # Errors
 /// Those of sendmsg(2).
-pub(super) fn send(socket: impl AsFd, descriptor: impl AsFd) -> io::Result<()> {
+pub(crate) fn send(socket: impl AsFd, descriptor: impl AsFd) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = [descriptor.as_fd()];
@@ -36,16 +36,21 @@ pub(super) fn send(socket: impl AsFd, descriptor: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Receives one; waits as the socket does.
+///
+/// # Errors
+/// `UnexpectedEof`; `Other` if a byte comes without a descriptor; those of recvmsg(2).
+pub(crate) fn receive(socket: impl AsFd) -> io::Result<OwnedFd> {
+    take(socket, RecvFlags::empty())
+}
+
 /// Receives one within a time; the socket may be blocking or not.
 ///
 /// # Errors
-/// `TimedOut`; `UnexpectedEof`; `Other` if a byte comes without a descriptor; those of poll(2) and recvmsg(2).
-pub(super) fn receive(socket: impl AsFd, patience: Duration) -> io::Result<OwnedFd> {
+/// `TimedOut`; those of [`receive`] and of poll(2).
+pub(crate) fn receive_within(socket: impl AsFd, patience: Duration) -> io::Result<OwnedFd> {
     let deadline = Instant::now() + patience;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let got = loop {
+    loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
         match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
@@ -54,9 +59,21 @@ pub(super) fn receive(socket: impl AsFd, patience: Duration) -> io::Result<Owned
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
+        match take(&socket, RecvFlags::DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+    }
+}
+
+fn take(socket: impl AsFd, flags: RecvFlags) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let got = loop {
         let parts = &mut [IoSliceMut::new(&mut byte)];
-        match recvmsg(&socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT) {
-            Err(Errno::INTR | Errno::AGAIN) => {}
+        match recvmsg(&socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC | flags) {
+            Err(Errno::INTR) => {}
             other => break other?,
         }
     };
@@ -89,7 +106,7 @@ mod tests {
             let (mut kept, sent) = UnixStream::pair().unwrap();
             send(&ours, &sent).unwrap();
             drop(sent);
-            let mut got = UnixStream::from(receive(&theirs, LONG).unwrap());
+            let mut got = UnixStream::from(receive_within(&theirs, LONG).unwrap());
             got.write_all(b"hello").unwrap();
             drop(got);
             let mut text = String::new();
@@ -101,11 +118,11 @@ mod tests {
     #[test]
     fn what_is_no_descriptor_is_refused() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let silent = receive(&theirs, Duration::ZERO).unwrap_err();
+        let silent = receive_within(&theirs, Duration::ZERO).unwrap_err();
         assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
         ours.write_all(b"F").unwrap();
-        assert_eq!(receive(&theirs, LONG).unwrap_err().kind(), io::ErrorKind::Other);
+        assert_eq!(receive_within(&theirs, LONG).unwrap_err().kind(), io::ErrorKind::Other);
         drop(ours);
-        assert_eq!(receive(&theirs, LONG).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(receive_within(&theirs, LONG).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }
