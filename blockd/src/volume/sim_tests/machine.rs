@@ -60,6 +60,12 @@ impl Machine {
         };
         let options = RecoverOptions { boot_id: boot_id(1), ..options };
         let clean = rng.random();
+        Self::open(rng, disk, options, clean)
+    }
+
+    /// A new store on this disk, with these settings.
+    pub(super) fn open(rng: StdRng, disk: SimStorage, options: RecoverOptions, clean: bool) -> Self {
+        let timeline = disk.timeline();
         let driver = Driver::open_with(disk, &options, clean).expect("a new store opens");
         Machine { rng, driver, timeline, boots: 1, options, clean, next_tag: 1, stopped: false }
     }
@@ -297,7 +303,7 @@ fn chain(e: &StoreError) -> String {
     text
 }
 
-fn boot_id(boots: u64) -> [u8; 16] {
+pub(super) fn boot_id(boots: u64) -> [u8; 16] {
     let mut id = [0xb0; 16];
     id[..8].copy_from_slice(&boots.to_le_bytes());
     id
