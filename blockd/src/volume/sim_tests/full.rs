@@ -342,7 +342,7 @@ impl FullLife {
     }
 
     /// A write may be refused only while snapshots hold what the image has room for, when it came or by now; or if some of
-    /// its pages were discarded before: then all that is under way counts as new, and that may be too much for a moment.
+    /// its pages were discarded before: what was overwritten meanwhile may have made the map larger.
     fn refused(&self, pages: u64, then: Filled) {
         let store = self.machine.driver.store();
         let capacity = volume_capacity_pages(store.kind, store.geometry);

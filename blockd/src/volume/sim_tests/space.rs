@@ -186,7 +186,6 @@ fn a_write_after_a_commit_is_not_refused_while_dead_space_remains() {
 
 /// The image has room for all pages of the volume, so no write is refused, however many others are under way.
 #[test]
-#[ignore = "overwrites under way count as new pages: a discarded page is refused until they are done"]
 fn a_discarded_page_is_written_again_while_others_are_overwritten() {
     let geometry = geometry(IMAGE_BYTES as u64, 64 << 10).expect("a size that is allowed");
     let pages = (0..PAGES).rev().find(|pages| holds_raw(geometry, pages * 4096)).expect("some fit");
