@@ -15,7 +15,9 @@ const MIB: u64 = 1 << 20;
 
 /// Runs a tool; `None`, with a printed reason, if it is not installed.
 pub fn run(program: &str, arguments: &[&str]) -> Option<Output> {
-    match vexfs_harness::command(program).args(arguments).stdin(Stdio::null()).output() {
+    let mut command =
+        if program == "fio" { vexfs_harness::fio(program) } else { vexfs_harness::command(program) };
+    match command.args(arguments).stdin(Stdio::null()).output() {
         Ok(output) => Some(output),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             println!("skipped: {program} is not installed");
