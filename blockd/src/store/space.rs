@@ -12,8 +12,11 @@ use super::map::Maps;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
-/// Segments the cleaner may use beyond what users may: one to fill, and one for the leaves that this changes.
-const CLEANER_SEGMENTS: u32 = 2;
+/// Segments the cleaner may use beyond what users may.
+const CLEANER_SEGMENTS: u32 = 1;
+/// Pages that are written for each leaf that overflows and becomes two, at least. It takes dozens of overwrites to fill one
+/// anew: only pages chosen with care could do with fewer.
+const PAGES_PER_SPLIT: u64 = 4;
 /// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
 const START_SEGMENTS: u32 = 3;
 /// Data pages that the cleaner gives the log at once: as many relocations as fit one record's header page, about.
@@ -143,11 +146,12 @@ impl Shared {
         let fresh = self.geometry.segment_pages - 2;
         let room = |stream| maps.segments.head_room(stream, self.geometry.segment_pages);
         let user = if maps.segments.users_may_write() { room(Stream::User) } else { 0 };
+        let cold = room(Stream::Cold);
         match taker {
-            Taker::Users => self.start_segments(maps, fresh, room(Stream::Cold)) + CLEANER_SEGMENTS,
+            Taker::Users => self.start_segments(maps, fresh, 2 * fresh) + CLEANER_SEGMENTS,
             Taker::Cleaner => self.start_segments(maps, user, fresh),
             // Its records take no data.
-            Taker::Freeing => self.start_segments(maps, 0, room(Stream::Cold)),
+            Taker::Freeing => self.start_segments(maps, 0, cold),
         }
     }
 
@@ -157,14 +161,15 @@ impl Shared {
         let under_way = |stream| maps.segments.room_left_behind(stream, self.geometry.segment_pages);
         let user_pages = u64::from(user_pages + under_way(Stream::User));
         let cold_pages = u64::from(cold_pages + under_way(Stream::Cold));
-        // Each page of users' data may be the first of its leaf: in the open epoch, when it is committed, and in what a
-        // snapshot keeps. Each page of the cleaner's may make a leaf dirty too.
-        let leaves = match maps.kind {
-            VolumeKind::Raw => 1,
-            VolumeKind::VexFs => 2,
-        } + u64::from(maps.snapshots.any_keeps());
-        let changed = commit_leaves(maps) + leaves * user_pages + cold_pages;
-        let pages = self.checkpoint_pages_after(maps, changed) + self.fixed_pages(maps);
+        // Each page may be the first to change its leaf of the committed map;
+        let changed = user_pages + cold_pages;
+        let clean = maps.base.leaf_count().saturating_sub(maps.base.dirty_count()) as u64;
+        let committed = changed.min(clean + changed / PAGES_PER_SPLIT);
+        // one of users' may be the first of its leaf in the open epoch, and in what a snapshot keeps.
+        let others = u64::from(maps.kind == VolumeKind::VexFs) + u64::from(maps.snapshots.any_keeps());
+        let pages = self.checkpoint_pages_after(maps, commit_leaves(maps) + committed)
+            + others * user_pages
+            + self.fixed_pages(maps);
         self.segments_for(pages) + START_SEGMENTS
     }
 

@@ -176,6 +176,14 @@ pub enum Entry {
     },
 }
 
+/// How an entry follows on the one before, zigzag-encoded.
+struct Step {
+    /// To its page, from that of the copy before, or from the end of the run before.
+    page: u32,
+    /// To the old place of a relocation.
+    place: Option<u32>,
+}
+
 impl Entry {
     /// Data pages it takes.
     pub fn pages(&self) -> u32 {
@@ -186,36 +194,45 @@ impl Entry {
         }
     }
 
-    /// What tells a relocation from the one before, if one head serves both: the steps to its page and to its old place.
-    fn step_from(&self, before: Option<&Entry>) -> Option<(u32, u32)> {
-        let (
-            Entry::Relocate { page, old, .. },
-            Some(Entry::Relocate { page: page_before, old: old_before, .. }),
-        ) = (self, before)
-        else {
-            return None;
-        };
-        let step = i32::try_from(page.wrapping_sub(*page_before).cast_signed()).ok()?;
-        let place_step = i32::from(old.offset) - i32::from(old_before.offset);
-        (old.segment == old_before.segment).then_some((zigzag(step), zigzag(place_step)))
+    /// What tells a run of written pages, or a relocation, from the entry before, if one head serves both.
+    fn step_from(&self, before: Option<&Entry>) -> Option<Step> {
+        match (self, before?) {
+            (Entry::Write { first, .. }, Entry::Write { first: first_before, crcs }) => {
+                let end_before = first_before.wrapping_add(crcs.len() as u64);
+                Some(Step { page: zigzag_step(end_before, *first)?, place: None })
+            }
+            (
+                Entry::Relocate { page, old, .. },
+                Entry::Relocate { page: page_before, old: old_before, .. },
+            ) => {
+                let place = zigzag(i32::from(old.offset) - i32::from(old_before.offset));
+                let page = zigzag_step(*page_before, *page)?;
+                (old.segment == old_before.segment).then_some(Step { page, place: Some(place) })
+            }
+            _ => None,
+        }
     }
 
     /// Bytes it takes behind another one.
     fn bytes_after(&self, before: Option<&Entry>) -> usize {
-        let own = match (self, self.step_from(before)) {
-            (Entry::Write { crcs, .. }, _) => 4 * crcs.len(),
-            (Entry::Discard { .. }, _) => 8,
-            (Entry::Relocate { .. }, Some((step, place_step))) => {
-                return varint_len(step) + varint_len(place_step) + 4;
-            }
-            (Entry::Relocate { old, .. }, None) => 2 + varint_len(old.offset.into()) + 4,
+        let step = self.step_from(before);
+        let head = match &step {
+            Some(step) => varint_len(step.page) + step.place.map_or(0, varint_len),
+            None => ENTRY_HEAD,
         };
-        ENTRY_HEAD + own
+        let own = match self {
+            Entry::Write { crcs, .. } => run_bytes(crcs.len()),
+            Entry::Discard { .. } => 8,
+            Entry::Relocate { .. } if step.is_some() => 4,
+            Entry::Relocate { old, .. } => 2 + varint_len(old.offset.into()) + 4,
+        };
+        head + own
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// The head; of writes and relocations with room for how many it serves.
+    fn encode_head(&self, out: &mut Vec<u8>) {
         let (kind, number, page) = match self {
-            Entry::Write { first, crcs } => (KIND_WRITE, crcs.len() as u32, *first),
+            Entry::Write { first, .. } => (KIND_WRITE, 0, *first),
             Entry::Discard { first, .. } => (KIND_DISCARD, 0, *first),
             Entry::Relocate { page, old, .. } => (KIND_RELOCATE, old.segment, *page),
         };
@@ -223,13 +240,6 @@ impl Entry {
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&number.to_le_bytes());
         out.extend_from_slice(&page.to_le_bytes());
-        match self {
-            Entry::Write { crcs, .. } => {
-                crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()))
-            }
-            Entry::Discard { count, .. } => out.extend_from_slice(&count.to_le_bytes()),
-            Entry::Relocate { .. } => {}
-        }
     }
 
     /// Reads one, or those that share a head.
@@ -238,17 +248,26 @@ impl Entry {
         check("aux of an entry", 0u16, aux)?;
         match kind {
             KIND_WRITE => {
-                let bytes = cursor.take((number as usize).saturating_mul(4))?;
-                if number == 0 || page.checked_add(u64::from(number)).is_none() {
-                    return Err(Malformed {
-                        what: "pages of a write entry",
-                        expected: 1,
-                        found: u64::from(number),
-                    });
+                if number == 0 {
+                    return Err(Malformed { what: "runs of a write entry", expected: 1, found: 0 });
                 }
-                let crcs =
-                    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-                entries.push(Entry::Write { first: page, crcs });
+                let mut first = page;
+                for i in 0..number {
+                    if i > 0 {
+                        let step = unzigzag(cursor.varint()?);
+                        first = first.wrapping_add(i64::from(step).cast_unsigned());
+                    }
+                    let count = cursor.varint()?;
+                    let bytes = cursor.take((count as usize).saturating_mul(4))?;
+                    let end = first.checked_add(u64::from(count)).filter(|_| count > 0);
+                    let Some(end) = end else {
+                        let found = u64::from(count);
+                        return Err(Malformed { what: "pages of a write entry", expected: 1, found });
+                    };
+                    let crc = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                    entries.push(Entry::Write { first, crcs: bytes.chunks_exact(4).map(crc).collect() });
+                    first = end;
+                }
             }
             KIND_DISCARD => {
                 check("number of a discard entry", 0u32, number)?;
@@ -297,30 +316,62 @@ fn unzigzag(number: u32) -> i32 {
     (number >> 1).cast_signed() ^ -((number & 1).cast_signed())
 }
 
-/// All entries, relocations that follow one another from one segment behind one head.
+fn zigzag_step(from: u64, to: u64) -> Option<u32> {
+    i32::try_from(to.wrapping_sub(from).cast_signed()).ok().map(zigzag)
+}
+
+/// Bytes of a run of so many written pages, behind what tells its first one.
+fn run_bytes(pages: usize) -> usize {
+    varint_len(pages as u32) + 4 * pages
+}
+
+/// All entries, with one head for runs of written pages that follow one another, and for relocations from one segment.
 fn encode_entries(entries: &[Entry], out: &mut Vec<u8>) {
     let mut before = None;
+    // Where the head says how many it serves.
     let mut count_at = 0;
     for entry in entries {
-        match (entry, entry.step_from(before)) {
-            (Entry::Relocate { crc, .. }, Some((step, place_step))) => {
-                let count = u16::from_le_bytes([out[count_at], out[count_at + 1]]) + 1;
-                out[count_at..count_at + 2].copy_from_slice(&count.to_le_bytes());
-                push_varint(out, step);
-                push_varint(out, place_step);
+        let step = entry.step_from(before);
+        if step.is_none() {
+            entry.encode_head(out);
+            count_at = match entry {
+                Entry::Write { .. } => out.len() - 12,
+                Entry::Discard { .. } | Entry::Relocate { .. } => out.len(),
+            };
+        }
+        match entry {
+            Entry::Write { crcs, .. } => {
+                add_one(&mut out[count_at..]);
+                if let Some(step) = step {
+                    push_varint(out, step.page);
+                }
+                push_varint(out, crcs.len() as u32);
+                crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
+            }
+            Entry::Discard { count, .. } => out.extend_from_slice(&count.to_le_bytes()),
+            Entry::Relocate { old, crc, .. } => {
+                match step {
+                    Some(step) => {
+                        push_varint(out, step.page);
+                        push_varint(out, step.place.unwrap_or(0));
+                    }
+                    None => {
+                        out.extend_from_slice(&[0; 2]);
+                        push_varint(out, old.offset.into());
+                    }
+                }
+                add_one(&mut out[count_at..]);
                 out.extend_from_slice(&crc.to_le_bytes());
             }
-            (Entry::Relocate { old, crc, .. }, None) => {
-                entry.encode(out);
-                count_at = out.len();
-                out.extend_from_slice(&1u16.to_le_bytes());
-                push_varint(out, old.offset.into());
-                out.extend_from_slice(&crc.to_le_bytes());
-            }
-            (_, _) => entry.encode(out),
         }
         before = Some(entry);
     }
+}
+
+/// Adds 1 to a number of two bytes: a header page holds fewer entries than these can count.
+fn add_one(bytes: &mut [u8]) {
+    let count = u16::from_le_bytes([bytes[0], bytes[1]]) + 1;
+    bytes[..2].copy_from_slice(&count.to_le_bytes());
 }
 
 /// A checked record header.
@@ -483,11 +534,12 @@ impl EntryList {
         if let Some(Entry::Write { first, crcs }) = self.entries.last_mut()
             && *first + crcs.len() as u64 == page
         {
-            if self.bytes + 4 > ENTRY_BYTES_MAX {
+            let bytes = self.bytes + run_bytes(crcs.len() + 1) - run_bytes(crcs.len());
+            if bytes > ENTRY_BYTES_MAX {
                 return false;
             }
             crcs.push(crc);
-            self.bytes += 4;
+            self.bytes = bytes;
             self.pages += 1;
             return true;
         }
@@ -547,6 +599,8 @@ mod tests {
                 Entry::Write { first: 1 << 40, crcs: vec![1, 2, 3] },
                 Entry::Discard { first: 5, count: 1 << 36 },
                 Entry::Relocate { page: 77, old: Loc { segment: 1, offset: 65535 }, crc: 0xabcd },
+                Entry::Write { first: 600, crcs: vec![4] },
+                Entry::Write { first: 20, crcs: vec![5, 6] },
             ],
         };
         let mut page = vec![0xff; PAGE];
@@ -557,7 +611,7 @@ mod tests {
     #[test]
     fn a_record_comes_back_as_it_was_written() {
         let (record, page) = sample();
-        assert_eq!(record.page_count(), 4);
+        assert_eq!(record.page_count(), 7);
         assert_eq!(Record::decode(&page), Ok(record));
     }
 
@@ -568,7 +622,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&sample().1, 0xd726_5e0f);
+        common::golden(&sample().1, 0xafd4_94f4);
     }
 
     #[test]
@@ -578,7 +632,7 @@ mod tests {
         while list.push_write(scattered * 2, 1) {
             scattered += 1;
         }
-        assert_eq!(scattered as usize, ENTRY_BYTES_MAX / 20);
+        assert_eq!(scattered as usize, 1 + (ENTRY_BYTES_MAX - 21) / 6);
         let record = Record { entries: list.take(), ..sample().0 };
         let mut page = vec![0; PAGE];
         record.encode_into(&mut page);
@@ -588,8 +642,44 @@ mod tests {
         while list.push_write(consecutive, 1) {
             consecutive += 1;
         }
-        assert_eq!(consecutive as usize, (ENTRY_BYTES_MAX - 16) / 4);
+        assert_eq!(consecutive as usize, (ENTRY_BYTES_MAX - 18) / 4);
         assert_eq!(list.take().len(), 1, "consecutive pages are one entry");
+    }
+
+    #[test]
+    fn written_pages_that_are_scattered_share_a_head() {
+        let run = |first: u64, pages: u32| Entry::Write { first, crcs: (0..pages).collect() };
+        let entries = vec![
+            run(1 << 50, 1),
+            run((1 << 50) + (1 << 31), 200), // 2^31 - 1 from the end of the one before
+            run(9, 127),                     // too far away
+            Entry::Discard { first: 9, count: 1 },
+            run(5, 1),
+            run(3, 128),
+            run(u64::MAX / 2, 2),
+        ];
+        let mut list = EntryList::default();
+        for entry in &entries {
+            match entry {
+                Entry::Write { first, crcs } => {
+                    assert!((*first..).zip(crcs).all(|(page, &crc)| list.push_write(page, crc)));
+                }
+                other => assert!(list.push(other.clone())),
+            }
+        }
+        let mut bytes = Vec::new();
+        encode_entries(&entries, &mut bytes);
+        assert_eq!(bytes.len(), list.bytes, "what is reckoned with is what is written");
+        let record = Record { entries: list.take(), ..sample().0 };
+        let mut page = vec![0; PAGE];
+        record.encode_into(&mut page);
+        assert_eq!(Record::decode(&page).map(|r| r.entries), Ok(entries));
+
+        let mut far = 0u64;
+        while list.push_write(far.wrapping_mul(0x9e37_79b9) % (1 << 21), 1) {
+            far += 1;
+        }
+        assert!(far > 400, "{far} pages of a volume of 8 GiB, written at random, in one record");
     }
 
     #[test]
@@ -637,9 +727,12 @@ mod tests {
         };
         refused(ENTRIES_AT, &[0, 0]); // a kind that is never valid
         refused(ENTRIES_AT, &[9, 0]);
-        refused(ENTRIES_AT + 4, &[0xff; 4]); // more crcs than there are bytes
+        refused(ENTRIES_AT + 4, &[0; 4]); // no run
+        refused(ENTRIES_AT + 4, &[0xff; 4]); // more runs than there are bytes
         refused(ENTRIES_AT + 8, &[0xff; 8]); // pages past the end of all numbers
-        let relocation = ENTRIES_AT + 28 + 24;
+        refused(ENTRIES_AT + 16, &[0]); // a run of no pages
+        refused(ENTRIES_AT + 16, &[0x7f]); // more crcs than there are bytes
+        let relocation = ENTRIES_AT + 29 + 24;
         refused(relocation, &[3, 0, 1, 0]); // a number where there is none
         refused(relocation + 16, &[0, 0]); // no page
         refused(relocation + 16, &[2, 0]); // more pages than there are bytes
