@@ -326,6 +326,7 @@ fn build_shared(
 ) -> Result<Arc<Shared>, StoreError> {
     let source = Source { storage: &*storage, geometry: sb.geometry, uuid: sb.uuid };
     let mut maps = Maps::new(sb.kind, SegmentTable::from_usage(&payload.segments));
+    maps.raw_bytes = sb.raw_bytes;
     (maps.epoch, maps.session) = (root.epoch, root.session.clone());
     for &(first, count) in &payload.discards {
         maps.overlay.discard(first, count, |_| {});
@@ -340,6 +341,10 @@ fn build_shared(
         }
     }
     maps.segments.checkpoint_is_durable(0, root.positions.map(|p| p.use_seq));
+    if let Some(s) = payload.snapshots.iter().find(|s| (s.raw_bytes > 0) != (sb.kind == VolumeKind::Raw)) {
+        let malformed = Malformed { what: "size of a snapshot", expected: sb.raw_bytes, found: s.raw_bytes };
+        return Err(corrupt(sb.geometry, sb.root.loc)(malformed));
+    }
     maps.snapshots = Snapshots::load(root, payload, deltas).map_err(corrupt(sb.geometry, sb.root.loc))?;
     for loc in own_pages(root, sb.root.loc) {
         maps.segments.add_meta(loc);
@@ -352,7 +357,6 @@ fn build_shared(
         geometry: sb.geometry,
         uuid: sb.uuid,
         kind: sb.kind,
-        raw_bytes: sb.raw_bytes,
         maps: RwLock::new(maps),
         tuning: super::clean::LiveTuning::default(),
         counters: StoreCounters::default(),

@@ -49,6 +49,8 @@ pub struct Maps {
     pub snapshots: Snapshots,
     /// Use of each segment.
     pub segments: SegmentTable,
+    /// Size of a raw volume in bytes, 0 for VexFS. Nothing is mapped beyond.
+    pub raw_bytes: u64,
     /// Commits so far.
     pub epoch: u64,
     /// As of the last record applied.
@@ -68,6 +70,7 @@ impl Maps {
             overlay: Overlay::default(),
             snapshots: Snapshots::default(),
             segments,
+            raw_bytes: 0,
             epoch: 0,
             session: SessionState::default(),
             retired: Vec::new(),
