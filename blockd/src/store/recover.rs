@@ -459,11 +459,7 @@ fn replay(
             maps.segments.close(segment);
             next_use_seq = next_use_seq.max(use_seq + 1);
         }
-        apply_record(shared, &f.record).map_err(|e| StoreError::Io {
-            action: "replaying the log",
-            offset: shared.geometry.byte(f.record.at),
-            source: std::io::Error::other(e.to_string()),
-        })?;
+        replay_record(shared, &f.record, options.read_only)?;
         next_seq += 1;
     }
     let head_lost = next_seq <= certain;
@@ -482,6 +478,21 @@ fn replay(
         );
     }
     Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost, unused_heads })
+}
+
+/// Applies a record. What cannot be read of the map keeps the volume from being written; for reading, all it maps is given up.
+fn replay_record(shared: &Shared, record: &Record, read_only: bool) -> Result<(), StoreError> {
+    while let Err((leaf, e)) = apply_record(shared, record) {
+        let mut maps = shared.maps.write();
+        let range = maps.map(leaf.map).map_or(0..1, |map| map.range_of(leaf.key));
+        let (why, first_page, last_page) = (e.to_string(), range.start, range.end - 1);
+        if !read_only {
+            return Err(StoreError::MapDamaged { why, first_page, last_page });
+        }
+        tracing::error!("device pages {first_page:#x} to {last_page:#x} cannot be read: {why}");
+        maps.give_up(leaf, why);
+    }
+    Ok(())
 }
 
 /// Reads a stream's records from a position on, following links.
