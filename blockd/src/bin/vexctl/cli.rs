@@ -162,7 +162,7 @@ pub struct ScrubArgs {
     /// Most bytes to read a second; suffixes K, M, G are powers of 1024.
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub rate: Option<u64>,
-    /// Print JSON: {"image","kind","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","device_page","segment",
+    /// Print JSON: {"image","kind","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","snapshot","device_page","segment",
     /// "segment_page","image_byte","crc_expected","crc_found","why"}],"superblock_repaired","stopped"}.
     #[arg(long)]
     pub json: bool,
