@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::driver::options;
 use super::snapshots::{Pages, Run};
-use super::{for_seeds, tag_of};
+use super::{content, for_seeds, tag_of};
 use crate::buf::AlignedBuf;
-use crate::device::VolumeKind;
+use crate::device::{ClientId, VolumeKind};
 use crate::storage::Storage;
 use crate::storage::sim::{Crash, SimStorage};
 use crate::store::format::checkpoint::MapId;
@@ -128,6 +128,40 @@ fn lives(kind: VolumeKind, how: Bad) {
     let seen = seen.into_inner().expect("no other thread");
     // A leaf that no record needed is read when it is asked for: mended by then, it is as good as ever.
     assert!(seen.needed > 10 && seen.errors > 100, "{} leaves, {} errors", seen.needed, seen.errors);
+}
+
+/// Who only reads gets the last commit, for which what was not committed is of no use.
+#[test]
+fn a_bad_leaf_of_the_open_epoch_is_missed_only_if_the_epoch_was_committed() {
+    let mut run = Run::new(VolumeKind::VexFs, 3);
+    for _ in 0..20 {
+        run.round();
+    }
+    let committed = run.now.clone();
+    let places = run.places.clone();
+    for (tag, &page) in (1_000_000..).zip(&places) {
+        run.driver.write(ClientId(1), page << 12, &content(page, tag), false);
+        run.driver.settle();
+    }
+    run.driver.checkpoint();
+    run.driver.settle();
+    let loc = {
+        let maps = run.driver.store().maps.read();
+        let open = maps.map(MapId::Open).expect("it is there");
+        let found = open.leaves_from(0).find_map(|(_, _, disk)| disk);
+        run.driver.store().geometry.byte(found.expect("it has a page").loc)
+    };
+    let damaged = |run: &Run| {
+        let mut image = run.driver.disk.image_after(Crash::PowerCut);
+        image[loc as usize + 100] ^= 4;
+        SimStorage::new(image, 3)
+    };
+    let opened = open(damaged(&run), true).expect("the epoch is of no use");
+    assert_eq!(check(&opened.shared, View::Live, &places, &committed, &(0..0)), 0);
+    run.driver.write(ClientId(1), 0, &content(0, 7), true);
+    run.driver.settle();
+    let refused = open(damaged(&run), true).err().expect("its pages are committed").to_string();
+    assert!(refused.contains("damaged at byte") && refused.contains(&loc.to_string()), "{refused}");
 }
 
 #[test]
