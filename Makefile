@@ -52,6 +52,8 @@ RUNS ?= $(if $(SEED),1,1000)
 sim: ## the store under crashes, faults and damage (SEED=n RUNS=n TRACE=lines)
 	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_RUNS=$(RUNS) VEXFS_SIM_TRACE=$(TRACE) \
 	  $(CARGO) test -p vexfs-blockd --lib -- sim_tests::raw sim_tests::vexfs --nocapture
+	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_RUNS=$$((($(RUNS) + 4) / 5)) VEXFS_SIM_TRACE=$(TRACE) \
+	  $(CARGO) test -p vexfs-blockd --lib -- sim_tests::full --nocapture
 
 sim-long: ## one life of HOURS=12 hours of simulated time
 	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_HOURS=$(or $(HOURS),12) \

@@ -6,14 +6,14 @@
 
 use super::Shared;
 use super::format::Geometry;
+use super::format::checkpoint::MapId;
 use super::format::segment::Stream;
 use super::map::Maps;
-use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
-/// Segments the cleaner may use beyond what users may.
-const CLEANER_SEGMENTS: u32 = 1;
+/// Segments the cleaner may use beyond what users may: one to fill, and one for the leaves that this changes.
+const CLEANER_SEGMENTS: u32 = 2;
 /// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
 const START_SEGMENTS: u32 = 3;
 /// Data pages that the cleaner gives the log at once: as many relocations as fit one record's header page, about.
@@ -127,7 +127,7 @@ impl Shared {
     /// Pages in use: data, and the store's own twice, since a checkpoint stands beside the last one. Leaves
     /// that no checkpoint has written yet count like those that one has.
     pub fn used_pages(&self, maps: &Maps) -> u64 {
-        let own = self.map_pages(maps) + self.payload_pages(maps) + 1;
+        let own = self.map_pages(maps) + self.fixed_pages(maps);
         maps.segments.data_live() + 2 * own.max(maps.segments.meta_live())
     }
 
@@ -137,23 +137,40 @@ impl Shared {
         (maps.base.disk_pages() + maps.snapshots.disk_pages() + open * maps.overlay.map.disk_pages()) as u64
     }
 
-    /// Segments that must stay free when one is taken: a checkpoint must be possible at any time until it is
-    /// filled, and so must a start after a crash, which begins fresh heads too.
+    /// Segments that must stay free when one is taken. At any moment what is free must do for a checkpoint and for a start after
+    /// a crash, whatever pages the heads still take in; the cleaner must be able to work when users no longer may.
     pub fn keep_segments(&self, maps: &Maps, taker: Taker) -> u32 {
-        // Each page of users' data may be the first of its leaf, in the open epoch and when it is committed;
-        // each page of the cleaner's may make another leaf dirty.
-        let growth = match (taker, maps.kind) {
-            (Taker::Freeing, _) => 0,
-            (Taker::Cleaner, _) => 1,
-            (Taker::Users, VolumeKind::Raw) => 2 + CLEANER_SEGMENTS,
-            (Taker::Users, VolumeKind::VexFs) => 3 + CLEANER_SEGMENTS,
-        };
-        self.checkpoint_segments(maps) + growth + START_SEGMENTS
+        let fresh = self.geometry.segment_pages - 2;
+        let room = |stream| maps.segments.head_room(stream, self.geometry.segment_pages);
+        let user = if maps.segments.users_may_write() { room(Stream::User) } else { 0 };
+        match taker {
+            Taker::Users => self.start_segments(maps, fresh, room(Stream::Cold)) + CLEANER_SEGMENTS,
+            Taker::Cleaner => self.start_segments(maps, user, fresh),
+            // Its records take no data.
+            Taker::Freeing => self.start_segments(maps, 0, room(Stream::Cold)),
+        }
     }
 
-    /// Segments that a checkpoint would need now.
-    fn checkpoint_segments(&self, maps: &Maps) -> u32 {
-        self.next_checkpoint_pages(maps).div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
+    /// Segments that a start needs after a crash, once the heads took in so many pages: for its own heads, and for a checkpoint,
+    /// beside which another has begun.
+    fn start_segments(&self, maps: &Maps, user_pages: u32, cold_pages: u32) -> u32 {
+        let under_way = |stream| maps.segments.room_left_behind(stream, self.geometry.segment_pages);
+        let user_pages = u64::from(user_pages + under_way(Stream::User));
+        let cold_pages = u64::from(cold_pages + under_way(Stream::Cold));
+        // Each page of users' data may be the first of its leaf: in the open epoch, when it is committed, and in what a
+        // snapshot keeps. Each page of the cleaner's may make a leaf dirty too.
+        let leaves = match maps.kind {
+            VolumeKind::Raw => 1,
+            VolumeKind::VexFs => 2,
+        } + u64::from(maps.snapshots.any_keeps());
+        let changed = commit_leaves(maps) + leaves * user_pages + cold_pages;
+        let pages = self.checkpoint_pages_after(maps, changed) + self.fixed_pages(maps);
+        self.segments_for(pages) + START_SEGMENTS
+    }
+
+    /// Segments that so many pages of a checkpoint take.
+    fn segments_for(&self, pages: u64) -> u32 {
+        pages.div_ceil(u64::from(self.geometry.segment_pages) - 1) as u32
     }
 
     /// Whole segments that a checkpoint would fill now.
@@ -163,24 +180,32 @@ impl Shared {
 
     /// Pages that the next checkpoint would write, were what is open committed before.
     pub fn next_checkpoint_pages(&self, maps: &Maps) -> u64 {
-        self.checkpoint_pages_now(maps) + commit_leaves(maps)
+        self.checkpoint_pages_after(maps, commit_leaves(maps))
     }
 
     /// Most pages that a checkpoint writes that begins now.
     pub fn checkpoint_pages_now(&self, maps: &Maps) -> u64 {
-        let maps_pages: usize =
-            maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::checkpoint_pages).sum();
-        maps_pages as u64 + self.payload_pages(maps) + 1
+        self.checkpoint_pages_after(maps, 0)
+    }
+
+    /// Most pages that a checkpoint writes once so many more leaves have changed.
+    fn checkpoint_pages_after(&self, maps: &Maps, leaves: u64) -> u64 {
+        let more = |id: MapId| if id == MapId::Committed { leaves as usize } else { 0 };
+        let pages = |id| maps.map(id).map_or(0, |map| map.checkpoint_pages_after(more(id)));
+        maps.ids().into_iter().map(pages).sum::<usize>() as u64 + self.fixed_pages(maps)
+    }
+
+    /// Pages that every checkpoint writes.
+    pub fn fixed_pages(&self, maps: &Maps) -> u64 {
+        self.payload_pages(maps) + 1
     }
 
     /// Data pages that the cleaner's stream can still take.
     pub fn cold_room_pages(&self, maps: &Maps) -> u64 {
-        let usable = self.geometry.segment_pages - 2;
-        let is_head = |s: &&Segment| s.state == State::Open && s.stream == Stream::Cold;
-        let head = maps.segments.all().iter().find(is_head);
-        let in_head = head.map_or(0, |s| usable.saturating_sub(s.used_pages));
         let more = maps.segments.free_count().saturating_sub(self.keep_segments(maps, Taker::Cleaner));
-        let pages = u64::from(in_head) + u64::from(more) * u64::from(usable);
+        let usable = u64::from(self.geometry.segment_pages) - 2;
+        let in_head = maps.segments.head_room(Stream::Cold, self.geometry.segment_pages);
+        let pages = u64::from(in_head) + u64::from(more) * usable;
         pages - pages.div_ceil(u64::from(COPY_PAGES) + 1)
     }
 

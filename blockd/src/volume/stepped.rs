@@ -111,6 +111,16 @@ impl Stepped {
         panic!("the volume does not come to rest");
     }
 
+    /// A turn of the log's thread, and one of the cleaner's if it gets one; what the cleaner wants next, if it had one. Then the
+    /// log waits for something to complete.
+    #[cfg(test)]
+    pub(super) fn turn(&mut self, cleaner_too: bool) -> Option<Next> {
+        self.worker.step();
+        let next = cleaner_too.then(|| self.clean_step());
+        self.worker.log().wait();
+        next
+    }
+
     /// Has the cleaner do what it finds to do, as if writers waited.
     #[cfg(test)]
     pub(super) fn clean(&mut self) {

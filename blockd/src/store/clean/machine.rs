@@ -273,8 +273,13 @@ impl Cleaner {
         Next::Await
     }
 
-    /// The log refused or failed. Without room for the copies nothing more can be gained.
+    /// The log refused or failed. What it had no room for, something else may have taken in the meantime: there may be less to
+    /// move, or something to wait for. That many of these gain nothing is seen by [`Rounds`].
     fn give_up(&mut self, error: &IoError, send: &mut dyn FnMut(Internal)) -> Next {
+        if matches!(self.phase, Phase::Moving { .. }) && matches!(error, IoError::NoSpace) {
+            self.phase = Phase::Choosing;
+            return Next::Again;
+        }
         self.phase = Phase::Idle;
         if let (IoError::NoSpace, Some(stall)) = (error, self.stall.take()) {
             send(Internal::NothingToClean(stall));

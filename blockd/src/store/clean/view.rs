@@ -40,7 +40,7 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
     };
     let cost = Cost {
         pages: shared.next_checkpoint_pages(&maps),
-        fixed_pages: shared.payload_pages(&maps) + 1,
+        fixed_pages: shared.fixed_pages(&maps),
         fills_segments: shared.segments_checkpoint_fills(&maps),
     };
     choose(View {

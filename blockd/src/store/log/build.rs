@@ -99,12 +99,17 @@ impl Log {
     /// Whether users' data may go into the head. A start took it whatever was left, and records without data
     /// may dig deeper: before anything that stays is written there, the next start must be possible too.
     fn may_take_data(&mut self) -> bool {
-        if !self.user_takes_data {
-            let maps = self.shared.maps.read();
-            self.user_takes_data =
-                maps.segments.free_count() >= self.shared.keep_segments(&maps, Taker::Users);
+        if !self.users_may_write() {
+            let mut maps = self.shared.maps.write();
+            let may = maps.segments.free_count() >= self.shared.keep_segments(&maps, Taker::Users);
+            maps.segments.let_users_write(may);
+            return may;
         }
-        self.user_takes_data
+        true
+    }
+
+    fn users_may_write(&self) -> bool {
+        self.shared.maps.read().segments.users_may_write()
     }
 
     /// Jobs that change nothing (a flush behind other jobs) need no record.
@@ -134,7 +139,7 @@ impl Log {
             _ => USER_RECORD_PAGES_MAX,
         };
         let mut pages_max = (last - u32::from(head.at.offset) - 1).min(record_pages_max);
-        if stream == Stream::User && !self.user_takes_data {
+        if stream == Stream::User && !self.users_may_write() {
             // A commit's one page may.
             pages_max = u32::from(self.user.front().is_some_and(|job| job.class == Class::Commit));
         }
@@ -265,12 +270,14 @@ impl Log {
                 Stream::Cold | Stream::Meta => Taker::Cleaner,
             };
             let keep = self.shared.keep_segments(&maps, taker);
-            if maps.segments.free_count() > keep { maps.segments.take(stream, use_seq) } else { None }
+            let taken =
+                if maps.segments.free_count() > keep { maps.segments.take(stream, use_seq) } else { None };
+            if taken.is_some() && stream == Stream::User {
+                maps.segments.let_users_write(!urgent);
+            }
+            taken
         };
         let Some(segment) = taken else { return false };
-        if stream == Stream::User {
-            self.user_takes_data = !urgent;
-        }
         self.next_use_seq += 1;
         let old = self.head(stream).at.segment;
         self.write_record(
@@ -282,7 +289,7 @@ impl Log {
             Vec::new(),
             Vec::new(),
         );
-        self.shared.maps.write().segments.close(old);
+        self.shared.maps.write().segments.leave(old);
         *self.head(stream) = Head { at: Loc { segment, offset: 1 }, use_seq, fresh: true };
         true
     }

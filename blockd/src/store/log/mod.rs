@@ -106,8 +106,6 @@ pub struct Log {
     pub(super) checkpoint_tokens: u64,
     /// Pages of the last checkpoint's payload, and its root.
     pub(super) own_pages: Vec<Loc>,
-    /// The users' head was begun with enough segments left.
-    user_takes_data: bool,
     user_stalled: bool,
     /// Times that users' jobs began to wait.
     stalls: u64,
@@ -158,7 +156,6 @@ impl Log {
             portions_since_checkpoint: false,
             checkpoint_tokens: 0,
             own_pages: start.own_pages,
-            user_takes_data: false,
             user_stalled: false,
             stalls: 0,
             cold_stalled: false,

@@ -3,6 +3,7 @@
 use super::Log;
 use super::job::{Job, JobDone, Op};
 use crate::device::{IoError, VolumeKind};
+use crate::store::format::record::Entry;
 use crate::store::space::Class;
 
 impl Log {
@@ -103,12 +104,19 @@ impl Log {
             let used = self.shared.used_pages(&maps);
             tracing::debug!(pages, used, pending = self.pending_pages, "no room for new pages");
             drop(maps);
-            self.count_new_pages(job)
+            self.count_new_pages(&job.ops)
+        };
+        let under_way = match self.shared.kind {
+            // Replacing a page frees the old one as soon as the record is applied.
+            VolumeKind::Raw if new_pages > 0 => self.new_pages_under_way(),
+            _ => 0,
         };
         let maps = self.shared.maps.read();
         match self.shared.kind {
-            // Replacing a page frees the old one as soon as the record is applied.
-            VolumeKind::Raw => new_pages == 0,
+            VolumeKind::Raw => {
+                new_pages == 0
+                    || new_pages.saturating_add(under_way) <= self.shared.available_pages(&maps, 0, job.class)
+            }
             VolumeKind::VexFs => {
                 new_pages == 0
                     && pages <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
@@ -137,24 +145,37 @@ impl Log {
         leaves == 0 || 2 * leaves <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
     }
 
+    /// Pages of jobs admitted and not yet applied that take room which is not given back for them. Looks each of them up: for a
+    /// volume that is full but for what is under way.
+    fn new_pages_under_way(&self) -> u64 {
+        let waiting: u64 = self.user.iter().map(|job| self.count_new_pages(&job.ops)).sum();
+        let written = self.records_in_flight().flat_map(|record| &record.entries).map(|entry| match entry {
+            Entry::Write { first, crcs } => self.new_pages(*first, crcs.len() as u64),
+            Entry::Relocate { .. } | Entry::Discard { .. } => 0,
+        });
+        waiting.saturating_add(written.sum())
+    }
+
     /// Pages of a job that take room which is not given back for them; on doubt they count as new.
-    fn count_new_pages(&self, job: &Job) -> u64 {
-        let mut new_pages = 0;
-        for op in &job.ops {
-            let Op::Write { first, pages, .. } = op else { continue };
-            for page in *first..*first + *pages as u64 {
-                let is_new = loop {
-                    let found = self.shared.maps.read().takes_room(page);
-                    match found {
-                        Ok(is_new) => break is_new,
-                        Err(leaf) if self.shared.load(leaf).is_err() => return u64::MAX,
-                        Err(_) => {}
-                    }
-                };
-                new_pages += u64::from(is_new);
+    fn count_new_pages<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) -> u64 {
+        let new_pages = ops.into_iter().map(|op| match op {
+            Op::Write { first, pages, .. } => self.new_pages(*first, *pages as u64),
+            Op::Relocate { .. } | Op::Discard { .. } => 0,
+        });
+        new_pages.sum()
+    }
+
+    /// Of so many pages, those that do.
+    fn new_pages(&self, first: u64, count: u64) -> u64 {
+        let takes_room = |page: &u64| loop {
+            let found = self.shared.maps.read().takes_room(*page);
+            match found {
+                Ok(takes) => break takes,
+                Err(leaf) if self.shared.load(leaf).is_err() => break true,
+                Err(_) => {}
             }
-        }
-        new_pages
+        };
+        (first..first + count).filter(takes_room).count() as u64
     }
 
     /// The cleaner itself has no room left: it is told so, rather than left waiting.

@@ -647,9 +647,10 @@ impl BaseMap {
         self.tally.dirty
     }
 
-    /// Most pages that a checkpoint which begins now writes of this map.
-    pub fn checkpoint_pages(&self) -> usize {
-        self.tally.dirty + self.directory.pages_written_max(self.dirty.len(), self.slots.len())
+    /// Most pages that a checkpoint writes of this map, once so many leaves more have changed or come to be.
+    pub fn checkpoint_pages_after(&self, more: usize) -> usize {
+        let directory = self.directory.pages_written_max(self.dirty.len() + more, self.slots.len() + more);
+        self.tally.dirty + more + directory
     }
 
     /// Pages that the map takes on disk, about, once it is all written.

@@ -59,6 +59,10 @@ impl Segment {
     }
 }
 
+fn stream_index(stream: Stream) -> Option<usize> {
+    Stream::LOGGED.iter().position(|&logged| logged == stream)
+}
+
 /// What a start would read, from the last durable checkpoint on.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Replay {
@@ -72,8 +76,8 @@ impl Replay {
     /// Whether the segment, once empty, waits for a checkpoint: a start reads it, or some of its pages died by no record. Else
     /// it is free as soon as the records that took its last page are durable.
     pub fn holds(&self, s: &Segment) -> bool {
-        let stream = Stream::LOGGED.iter().position(|&logged| logged == s.stream);
-        stream.is_none_or(|i| s.use_seq >= self.from[i]) || s.needs_checkpoint > self.checkpoint
+        stream_index(s.stream).is_none_or(|i| s.use_seq >= self.from[i])
+            || s.needs_checkpoint > self.checkpoint
     }
 }
 
@@ -88,6 +92,12 @@ pub struct SegmentTable {
     empty: BTreeSet<u32>,
     /// Segments from here on are never taken: the store is being made smaller.
     limit: u32,
+    /// Heads of [`Stream::LOGGED`].
+    heads: [Option<u32>; Stream::LOGGED.len()],
+    /// Those that they left last, with their use.
+    left: [Option<(u32, u64)>; Stream::LOGGED.len()],
+    /// Users' data may go into the head of their stream.
+    users_may_write: bool,
     data_live: u64,
     meta_live: u64,
     /// Pages of the checkpoint under way.
@@ -126,6 +136,9 @@ impl SegmentTable {
             reserved: 0,
             empty: BTreeSet::new(),
             limit: u32::MAX,
+            heads: [None; Stream::LOGGED.len()],
+            left: [None; Stream::LOGGED.len()],
+            users_may_write: false,
             data_live,
             meta_live: 0,
             meta_new: 0,
@@ -190,6 +203,16 @@ impl SegmentTable {
         Some(segment)
     }
 
+    /// Whether users' data may go into the head of their stream: enough was free when it was begun, or later.
+    pub fn users_may_write(&self) -> bool {
+        self.users_may_write
+    }
+
+    /// See [`SegmentTable::users_may_write`].
+    pub fn let_users_write(&mut self, may: bool) {
+        self.users_may_write = may;
+    }
+
     /// Segments taken for data so far.
     pub fn data_uses(&self) -> u64 {
         self.data_uses
@@ -222,9 +245,31 @@ impl SegmentTable {
         Some(segment)
     }
 
+    /// Pages that records which are not applied yet may fill in the head of a stream that has data.
+    pub fn head_room(&self, stream: Stream, segment_pages: u32) -> u32 {
+        let head = |i: usize| self.get(self.heads[i]?).filter(|s| s.state == State::Open);
+        Self::room(stream_index(stream).and_then(head), segment_pages)
+    }
+
+    /// As [`SegmentTable::head_room`], in the segment that the head left last: of records under way, about.
+    pub fn room_left_behind(&self, stream: Stream, segment_pages: u32) -> u32 {
+        let left = |i: usize| {
+            let (segment, use_seq) = self.left[i]?;
+            self.get(segment).filter(|s| s.state == State::Closed && s.use_seq == use_seq)
+        };
+        Self::room(stream_index(stream).and_then(left), segment_pages)
+    }
+
+    fn room(segment: Option<&Segment>, segment_pages: u32) -> u32 {
+        segment.map_or(0, |s| (segment_pages - 2).saturating_sub(s.used_pages))
+    }
+
     /// Replay: a stream went on in this segment.
     pub fn open(&mut self, segment: u32, stream: Stream, use_seq: u64) {
         self.free.remove(&segment);
+        if let Some(i) = stream_index(stream) {
+            self.heads[i] = Some(segment);
+        }
         if let Some(s) = self.segments.get_mut(segment as usize) {
             *s = Segment {
                 state: State::Open,
@@ -247,6 +292,15 @@ impl SegmentTable {
             s.state = State::Closed;
         }
         self.look(segment);
+    }
+
+    /// The head of its stream goes on elsewhere; records may be under way to this segment.
+    pub fn leave(&mut self, segment: u32) {
+        self.close(segment);
+        let left = self.get(segment).and_then(|s| Some((stream_index(s.stream)?, s.use_seq)));
+        if let Some((i, use_seq)) = left {
+            self.left[i] = Some((segment, use_seq));
+        }
     }
 
     /// From now on changes are those of this record; `None`: of no record, only a checkpoint makes them last.

@@ -90,6 +90,7 @@ fn branch<L: Mortal>(life: &mut L) {
     let fired = disk.fault_fired();
     disk.disarm();
     let witnessed = life.witness() || !fired;
+    life.machine().unwitnessed = !witnessed;
     if start_damaged(life, None, witnessed) {
         life.compare_damaged();
     }

@@ -12,6 +12,7 @@ use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
 use crate::store::clean::Tuning;
 use crate::store::clean::copy::{Copies, copies_of};
+use crate::store::clean::machine::Next;
 use crate::store::create::{NewStore, create};
 use crate::store::log::Job;
 use crate::store::recover::RecoverOptions;
@@ -39,10 +40,20 @@ pub(super) struct Driver {
     rng: StdRng,
 }
 
-/// An image with an empty store.
+/// An image with an empty store, in the smallest segments.
 pub(super) fn new_image(kind: VolumeKind, image_bytes: usize, raw_bytes: u64) -> Vec<u8> {
+    new_image_of(kind, image_bytes, raw_bytes, 64 << 10)
+}
+
+/// An image with an empty store.
+pub(super) fn new_image_of(
+    kind: VolumeKind,
+    image_bytes: usize,
+    raw_bytes: u64,
+    segment_bytes: u64,
+) -> Vec<u8> {
     let disk = SimStorage::new(vec![0x5a; image_bytes], 0);
-    let new = NewStore { kind, uuid: [7; 16], raw_bytes, segment_bytes: 64 << 10 };
+    let new = NewStore { kind, uuid: [7; 16], raw_bytes, segment_bytes };
     create(Arc::new(disk.clone()), new).expect("a new store");
     disk.image_after(crate::storage::sim::Crash::PowerCut)
 }
@@ -125,11 +136,15 @@ impl Driver {
         ticket
     }
 
-    /// A portion of what deletions and rollbacks have to do, and what that needs.
-    pub(super) fn portion(&mut self) -> Round {
+    /// A portion of what deletions and rollbacks have to do; what is needed next.
+    pub(super) fn round(&mut self) -> Round {
         let store = Arc::clone(&self.core.store);
-        let round = snapshot::round(&store, |f| Ok(f(self.volume.worker.log())));
-        let round = round.unwrap_or(Round::Idle);
+        snapshot::round(&store, |f| Ok(f(self.volume.worker.log()))).unwrap_or(Round::Idle)
+    }
+
+    /// The same, and what is needed next.
+    pub(super) fn portion(&mut self) -> Round {
+        let round = self.round();
         if matches!(round, Round::Checkpoint | Round::Finished) {
             self.checkpoint();
             self.settle();
@@ -178,6 +193,11 @@ impl Driver {
     /// Steps until everything given has its outcome, cleaning when the log waits for space.
     pub(super) fn settle(&mut self) {
         self.volume.settle();
+    }
+
+    /// A turn of the log's thread, and one of the cleaner's if it gets one: what the cleaner wants next.
+    pub(super) fn turn(&mut self, cleaner_too: bool) -> Option<Next> {
+        self.volume.turn(cleaner_too)
     }
 
     /// A user's job waits for space.

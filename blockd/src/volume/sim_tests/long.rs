@@ -10,7 +10,7 @@ use super::script::{Life, Op, Weights, attempt, draw};
 use super::vexfs::VexFsLife;
 
 /// How often each comes, in ten thousand: a busy server that dies a few times an hour.
-const WEIGHTS: Weights = [
+const WEIGHTS: &Weights = &[
     (Op::Batch, 7200),
     (Op::Commit, 2000),
     (Op::Clean, 300),
@@ -39,7 +39,7 @@ fn live_long<L: Life>(seed: u64, hours: u64) {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut told = 0;
         while timeline.now_us() < hours * HOUR_US {
-            let step = draw(&mut rng, &WEIGHTS);
+            let step = draw(&mut rng, WEIGHTS);
             timeline.note(format!("{at}: {:?} with seed {:#x}", step.op, step.seed));
             life.step(step);
             // Bursts, and pauses of some seconds in between.

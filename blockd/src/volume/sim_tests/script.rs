@@ -53,9 +53,9 @@ pub(super) enum Op {
 }
 
 /// How often each comes, by relative weights.
-pub(super) type Weights = [(Op, u32); 18];
+pub(super) type Weights = [(Op, u32)];
 
-const WEIGHTS: Weights = [
+const WEIGHTS: &Weights = &[
     (Op::Batch, 40),
     (Op::Commit, 16),
     (Op::Checkpoint, 4),
@@ -85,9 +85,9 @@ pub(super) struct Step {
 }
 
 /// The steps of a seed.
-pub(super) fn script(seed: u64, steps: usize) -> Vec<Step> {
+fn script<L: Life>(seed: u64, steps: usize) -> Vec<Step> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x7363_7269_7074);
-    (0..steps).map(|_| draw(&mut rng, &WEIGHTS)).collect()
+    (0..steps).map(|_| draw(&mut rng, L::WEIGHTS)).collect()
 }
 
 /// The next step.
@@ -106,6 +106,8 @@ pub(super) fn draw(rng: &mut StdRng, weights: &Weights) -> Step {
 pub(super) trait Life {
     /// For messages.
     const NAME: &'static str;
+    /// What happens in it.
+    const WEIGHTS: &'static Weights = WEIGHTS;
     /// A new volume.
     fn begin(seed: u64, timeline: Timeline) -> Self;
     /// One step; panics when the volume is not as the model says.
@@ -240,7 +242,7 @@ pub(super) fn live<L: Life>(seeds: &[u64], steps: usize) {
                     if failed.lock().is_some() {
                         return;
                     }
-                    if let Err(failure) = run::<L>(seed, &script(seed, steps)) {
+                    if let Err(failure) = run::<L>(seed, &script::<L>(seed, steps)) {
                         failed.lock().get_or_insert((seed, failure));
                     }
                 }
@@ -259,7 +261,7 @@ fn report<L: Life>(seed: u64, steps: usize, first: Failure) -> String {
         first.at,
         first.message
     );
-    let (at, all) = (first.at, script(seed, steps));
+    let (at, all) = (first.at, script::<L>(seed, steps));
     let (left, last) = minimise::<L>(seed, &all, first);
     let _ = writeln!(text, "{} of {} steps are enough: {}", left.len(), at + 1, last.message);
     for step in &left {
@@ -272,7 +274,7 @@ fn report<L: Life>(seed: u64, steps: usize, first: Failure) -> String {
 
 /// Whether a seed does the same each time.
 pub(super) fn is_reproducible<L: Life>(seed: u64, steps: usize) -> bool {
-    let steps = script(seed, steps);
+    let steps = script::<L>(seed, steps);
     let mut prints = (0..2).map(|_| run::<L>(seed, &steps).map(|t| t.fingerprint()).map_err(|f| f.message));
     match (prints.next(), prints.next()) {
         (Some(Ok(a)), Some(Ok(b))) => a == b,

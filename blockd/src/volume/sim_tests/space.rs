@@ -13,6 +13,7 @@ use super::driver::{Driver, Ticket, new_image};
 use super::{content, for_seeds, once_in, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::{Crash, SimStorage};
+use crate::store::create::{geometry, holds_raw};
 use crate::store::space::volume_capacity_pages;
 
 const CLIENT: ClientId = ClientId(1);
@@ -181,4 +182,31 @@ fn nobody_is_refused_room_while_dead_space_remains() {
 #[test]
 fn a_write_after_a_commit_is_not_refused_while_dead_space_remains() {
     for_seeds(4, |seed| fill_and_change(VolumeKind::VexFs, seed));
+}
+
+/// The image has room for all pages of the volume, so no write is refused, however many others are under way.
+#[test]
+fn a_discarded_page_is_written_again_while_others_are_overwritten() {
+    let geometry = geometry(IMAGE_BYTES as u64, 64 << 10).expect("a size that is allowed");
+    let pages = (0..PAGES).rev().find(|pages| holds_raw(geometry, pages * 4096)).expect("some fit");
+    let image = new_image(VolumeKind::Raw, IMAGE_BYTES, pages * 4096);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("a new store opens");
+    let write = |driver: &mut Driver, first: u64, count: u64, tag: u64| {
+        let bytes: Vec<u8> = (first..first + count).flat_map(|page| content(page, tag)).collect();
+        driver.write(CLIENT, first * 4096, &bytes, false)
+    };
+    for first in (0..pages).step_by(10) {
+        let ticket = write(&mut driver, first, 10.min(pages - first), 1);
+        driver.settle();
+        Driver::outcome(&ticket).expect("a page of a volume that fits whole");
+    }
+    let discard = driver.zero(CLIENT, 0, 4096, false);
+    driver.settle();
+    Driver::outcome(&discard).expect("a discard");
+    let overwrites: Vec<Ticket> = (1..20).map(|i| write(&mut driver, i * 10, 10, 2)).collect();
+    let again = write(&mut driver, 0, 1, 2);
+    driver.settle();
+    for ticket in overwrites.iter().chain([&again]) {
+        Driver::outcome(ticket).expect("a page of a volume that fits whole");
+    }
 }
