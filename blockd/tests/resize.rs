@@ -1,7 +1,7 @@
 //! `vexctl resize` on real images.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoOp, VolumeKind, blocking};
@@ -37,7 +37,12 @@ fn each_mib(path: &Path, from: u64, to: u64, write: bool) {
 }
 
 fn resize(image: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vexctl")).arg("resize").arg(image).args(args).output().expect("it runs")
+    vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"))
+        .arg("resize")
+        .arg(image)
+        .args(args)
+        .output()
+        .expect("it runs")
 }
 
 fn len(image: &Path) -> u64 {

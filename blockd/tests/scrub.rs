@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoError, IoOp, VolumeKind, blocking};
@@ -39,7 +39,12 @@ fn image(dir: &Path, pages: u64) -> PathBuf {
 }
 
 fn scrub(image: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vexctl")).arg("scrub").arg(image).args(args).output().expect("it runs")
+    vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"))
+        .arg("scrub")
+        .arg(image)
+        .args(args)
+        .output()
+        .expect("it runs")
 }
 
 /// Changes one byte of the image.
@@ -191,7 +196,7 @@ fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
     let page = find_page(&image, 8);
     let run_dir = dir.path().join("run");
     std::fs::create_dir(&run_dir).expect("a directory");
-    let mut daemon = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"))
+    let mut daemon = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
         .arg("serve")
         .arg(&image)
         .args(["--log", "off", "--export", "it", "--nbd"])
@@ -203,7 +208,7 @@ fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
     let mut ready = String::new();
     BufReader::new(daemon.stdout.as_mut().expect("piped")).read_line(&mut ready).expect("a line");
     let scrub = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vexctl"));
+        let mut command = vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"));
         command.arg("scrub").args(args).env("VEXFS_RUN_DIR", &run_dir).output().expect("it runs")
     };
     let clean = scrub(&[]);

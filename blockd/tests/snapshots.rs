@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
@@ -68,7 +68,7 @@ impl Vexctl {
     }
 
     fn run(&self, args: &[&str], image: &Path, more: &[&str], stdin: &[u8]) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vexctl"))
+        let mut child = vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"))
             .current_dir(self.directory.as_deref().unwrap_or(Path::new(".")))
             // Of no use to a daemon with a private one.
             .env("TMPDIR", "/nonexistent")
@@ -178,7 +178,7 @@ fn serve(image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
 
 /// A daemon with a working directory of its own.
 fn serve_in(directory: &Path, image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"))
+    let mut child = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
         .current_dir(directory)
         .arg("serve")
         .arg(image)
@@ -283,7 +283,7 @@ fn a_daemon_that_says_nothing_is_left_out() {
         created.status.success() && said.contains("a.sock") && said.contains("does not answer"),
         "{said}"
     );
-    let status = Command::new(env!("CARGO_BIN_EXE_vexctl"))
+    let status = vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"))
         .arg("status")
         .env("VEXFS_RUN_DIR", &vexctl.run_dir)
         .output()

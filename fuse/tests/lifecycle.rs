@@ -5,7 +5,6 @@ mod common;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -51,8 +50,10 @@ fn a_signal_leaves_alone_what_was_mounted_over_a_detached_mount() {
     let at = bench.mountpoint();
     let mount = bench.mount("");
     let held = File::create(bench.path("held")).unwrap();
-    assert!(Command::new("umount").arg("-l").arg(&at).status().unwrap().success());
-    assert!(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at).status().unwrap().success());
+    assert!(vexfs_harness::command("umount").arg("-l").arg(&at).status().unwrap().success());
+    assert!(
+        vexfs_harness::command("mount").args(["-t", "tmpfs", "none"]).arg(&at).status().unwrap().success()
+    );
     rustix::process::kill_process(mount.pid(), Signal::TERM).unwrap();
     wait_for("it ends", || {
         rustix::process::waitid(
@@ -83,7 +84,7 @@ fn it_goes_to_the_background_when_the_mount_is_live() {
     assert!(output.status.success(), "{output:?}");
     assert!(is_mounted(&bench.mountpoint()), "live when the first process ends");
     fs::write(bench.path("f"), "x").unwrap();
-    assert!(Command::new("umount").arg(bench.mountpoint()).status().unwrap().success());
+    assert!(vexfs_harness::command("umount").arg(bench.mountpoint()).status().unwrap().success());
     // The next mount waits for the last commit of the one before.
     let mount = bench.mount("");
     assert_eq!(fs::read_to_string(bench.path("f")).unwrap(), "x");

@@ -45,18 +45,23 @@ fn a_tree_copied_in_is_equal_after_a_remount() {
         std::os::unix::fs::symlink(format!("dir{d}/file1"), dir.join("link")).unwrap();
         fs::hard_link(dir.join("file2"), dir.join("second")).unwrap();
     }
-    let xattr = Command::new("setfattr")
+    let xattr = vexfs_harness::command("setfattr")
         .args(["-n", "user.color", "-v", "green"])
         .arg(tree.join("dir0/file3"))
         .status()
         .is_ok_and(|s| s.success());
 
     let mount = bench.mount("");
-    assert!(Command::new("cp").arg("-a").arg(&tree).arg(bench.path("copy")).status().unwrap().success());
+    assert!(
+        vexfs_harness::command("cp").arg("-a").arg(&tree).arg(bench.path("copy")).status().unwrap().success()
+    );
     mount.unmount();
     let mount = bench.mount("ro");
-    let diff =
-        Command::new("diff").args(["-r", "--no-dereference"]).arg(&tree).arg(bench.path("copy")).status();
+    let diff = vexfs_harness::command("diff")
+        .args(["-r", "--no-dereference"])
+        .arg(&tree)
+        .arg(bench.path("copy"))
+        .status();
     assert!(diff.unwrap().success(), "contents differ");
     for d in 0..20 {
         for entry in fs::read_dir(tree.join(format!("dir{d}"))).unwrap() {
@@ -70,7 +75,7 @@ fn a_tree_copied_in_is_equal_after_a_remount() {
     }
     if xattr {
         let got = run_out(
-            Command::new("getfattr")
+            vexfs_harness::command("getfattr")
                 .args(["-n", "user.color", "--only-values"])
                 .arg(bench.path("copy/dir0/file3")),
         );
@@ -351,7 +356,7 @@ fn only_the_owner_keeps_suid_bits_through_a_write() {
     OpenOptions::new().append(true).open(&path).unwrap().write_all(b"root").unwrap();
     assert_eq!(mode(), 0o6777, "root has CAP_FSETID");
     let as_user = |script: &str| {
-        let mut command = Command::new("setpriv");
+        let mut command = vexfs_harness::command("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script]);
         assert!(command.arg("sh").arg(&path).status().unwrap().success());
     };
@@ -387,7 +392,7 @@ fn a_search_has_the_rights_of_who_opened_the_session_file() {
     drop(put);
 
     let script = r#"exec 3<>"$1"; printf '{"vector":[0,0]}' >&3; "$2" <&3"#;
-    let mut command = Command::new("setpriv");
+    let mut command = vexfs_harness::command("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script, "sh"]);
     let output = command.arg(bench.path(".vexfs/search")).arg(&set_uid).output().unwrap();
     let reply = String::from_utf8(output.stdout).unwrap();

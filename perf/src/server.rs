@@ -22,7 +22,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `program` with `args`. It runs under setpriv, so that it dies with this process (same process id).
+    /// Starts `program` with `args`. It ends with this process.
     ///
     /// # Errors
     /// It cannot be executed.
@@ -39,21 +39,19 @@ impl Server {
         let mut command = match group {
             // A process joins by itself, before it allocates anything.
             Some(group) => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", "echo $$ >\"$0\" && exec setpriv \"$@\""]).arg(group.procs());
+                let mut shell = vexfs_harness::command("sh");
+                shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(group.procs()).arg(program);
                 shell
             }
-            None => Command::new("setpriv"),
+            None => vexfs_harness::command(program),
         };
         let child = command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("cannot start {} through setpriv", program.display()))?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { child, name, log, mount: None })
     }

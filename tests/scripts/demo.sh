@@ -42,7 +42,9 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'exit 143' TERM HUP
+# What is started also ends when this script is killed (-9); setpriv runs a program in its own place.
+tied=(setpriv --pdeathsig KILL --)
 
 # wait_for SECONDS PID COMMAND...: until COMMAND succeeds; fails if PID ends before.
 wait_for() {
@@ -57,7 +59,7 @@ wait_for() {
 
 # serve NAME: starts the daemon on $work/NAME.vexfs; its process id goes to $server.
 serve() {
-    vexfs-blockd serve "$work/$1.vexfs" --nbd "unix:$work/$1.sock" --control none >>"$work/$1.log" 2>&1 &
+    "${tied[@]}" vexfs-blockd serve "$work/$1.vexfs" --nbd "unix:$work/$1.sock" --control none >>"$work/$1.log" 2>&1 &
     server=$!
     wait_for 60 "$server" nbdinfo --size "$(uri "$1")" >/dev/null
 }
@@ -66,7 +68,7 @@ uri() { printf 'nbd+unix:///?socket=%s' "$work/$1.sock"; }
 
 # mount_from SOURCE: mounts at $mnt; the process id goes to $mounter.
 mount_from() {
-    vexfs-fuse "$1" "$mnt" -f >>"$work/fuse.log" 2>&1 &
+    "${tied[@]}" vexfs-fuse "$1" "$mnt" -f >>"$work/fuse.log" 2>&1 &
     mounter=$!
     wait_for 60 "$mounter" mounted
 }
@@ -162,7 +164,7 @@ file_system_part() {
 
 # fio_nbd ARGS...: prints IOPS.
 fio_nbd() {
-    (cd "$work" && fio --name=demo --ioengine=nbd --uri="$(uri raw)" --size=256m --bs=4k --output-format=json "$@") |
+    (cd "$work" && "${tied[@]}" fio --thread=1 --name=demo --ioengine=nbd --uri="$(uri raw)" --size=256m --bs=4k --output-format=json "$@") |
         sed -n '/^{/,$p' | jq '.jobs[0] | (.read.iops + .write.iops) | floor'
 }
 

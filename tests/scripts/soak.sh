@@ -25,7 +25,11 @@ finish() {
   if [ $status -eq 0 ]; then rm -rf "$dir"; else echo "soak: FAILED; the images and logs are in $dir" >&2; fi
 }
 trap finish EXIT
-trap 'exit 1' INT TERM
+trap 'exit 1' INT TERM HUP
+# What is started also ends when this script is killed (-9); setpriv runs a program in its own place.
+tied=(setpriv --pdeathsig KILL --)
+# KiB of a file that fio or the daemon's log may have at most, several times what a round writes: nothing fills the disk.
+ulimit -f $((4 << 20))
 
 fail() {
   echo "soak: $*" >&2
@@ -35,7 +39,7 @@ fail() {
 start() { # IMAGE
   local before
   before=$(grep -c 'serving' daemon.log 2>/dev/null || true)
-  "$bin/vexfs-blockd" serve "$1" --nbd "unix:$dir/socket" >>daemon.log 2>&1 &
+  "${tied[@]}" "$bin/vexfs-blockd" serve "$1" --nbd "unix:$dir/socket" >>daemon.log 2>&1 &
   daemon=$!
   for _ in $(seq 1 3000); do
     [ "$(grep -c 'serving' daemon.log || true)" -gt "${before:-0}" ] && return
@@ -52,11 +56,12 @@ stop() { # SIGNAL
   if grep -q 'panicked at' daemon.log; then fail "the daemon panicked"; fi
 }
 
-# Writes that end with the daemon, or when all is written; fio notes how far it came.
+# Writes that end with the daemon, or when all is written; fio notes how far it came. Its jobs are threads: processes would go
+# on without it. To be killed by its number it is started with replace=exec, in place of the background shell.
 job() { # MIB BS SEED ARGS...
   local mib=$1 bs=$2 jobseed=$3
   shift 3
-  fio --name=soak --ioengine=nbd --uri="nbd+unix:///?socket=$dir/socket" --rw=randwrite --bs="$bs" --iodepth=$depth \
+  ${replace:-} "${tied[@]}" fio --thread=1 --name=soak --ioengine=nbd --uri="nbd+unix:///?socket=$dir/socket" --rw=randwrite --bs="$bs" --iodepth=$depth \
     --size="${mib}m" --verify=crc32c --verify_fatal=1 --randrepeat=1 --randseed="$jobseed" "$@"
 }
 
@@ -78,7 +83,7 @@ while [ $SECONDS -lt $end ]; do
   jobseed=$RANDOM
   rm -f local-soak-0-verify.state acked_*.log
   start "image-$mib"
-  job "$mib" "$bs" "$jobseed" --do_verify=0 --verify_state_save=1 --end_fsync=1 \
+  replace=exec job "$mib" "$bs" "$jobseed" --do_verify=0 --verify_state_save=1 --end_fsync=1 \
     --write_lat_log=acked --log_offset=1 >write.log 2>&1 &
   fio=$!
   pause 4000
@@ -88,7 +93,7 @@ while [ $SECONDS -lt $end ]; do
   fio=
   # Now and then it dies on its way up, too.
   while [ $((RANDOM % 4)) -eq 0 ]; do
-    "$bin/vexfs-blockd" serve "image-$mib" --nbd "unix:$dir/socket" >>daemon.log 2>&1 &
+    "${tied[@]}" "$bin/vexfs-blockd" serve "image-$mib" --nbd "unix:$dir/socket" >>daemon.log 2>&1 &
     daemon=$!
     pause 100
     stop 9

@@ -57,8 +57,8 @@ pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
 }
 
-/// A process in the background; killed when dropped. It runs under setpriv (same process id), so that it dies
-/// with the thread that started it even if this is killed.
+/// A process in the background; killed when dropped. Commands of [`crate::programs`] also end with the thread that started
+/// them, however it ends.
 pub struct Background {
     child: Child,
     log: PathBuf,
@@ -70,22 +70,14 @@ impl Background {
     ///
     /// # Panics
     /// It can't be started.
-    pub fn spawn(command: &Command, log: &Path) -> Self {
+    pub fn spawn(command: &mut Command, log: &Path) -> Self {
         let output = File::options().create(true).append(true).open(log).expect("the log can be written");
-        let mut wrapped = Command::new("setpriv");
-        wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
-        for (key, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(key, value),
-                None => wrapped.env_remove(key),
-            };
-        }
-        let child = wrapped
+        let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a descriptor is left"))
             .stderr(output)
             .spawn()
-            .expect("setpriv can be run");
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         Self { child, log: log.to_path_buf(), ended: None }
     }
 

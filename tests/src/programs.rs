@@ -17,7 +17,7 @@ pub fn ours(name: &str) -> Command {
     // A binary's name can't hold a dot in cargo: mkfs.vexfs is built as mkfs-vexfs.
     let path = profile_dir().join(name.replace('.', "-"));
     assert!(path.is_file(), "{} is not there: run `cargo build --workspace --bins` before", path.display());
-    Command::new(path)
+    vexfs_harness::command(path)
 }
 
 /// A tool of the system, as a command.
@@ -25,11 +25,23 @@ pub fn ours(name: &str) -> Command {
 /// # Panics
 /// It is not installed.
 pub fn tool(name: &str) -> Command {
+    vexfs_harness::command(path_of(name))
+}
+
+/// fio, as a command.
+///
+/// # Panics
+/// It is not installed.
+pub fn fio() -> Command {
+    vexfs_harness::fio(path_of("fio"))
+}
+
+fn path_of(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     let found =
         std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name)).find(|file| file.is_file());
-    Command::new(found.unwrap_or_else(|| panic!("{name} is not installed: run tests/scripts/deps.sh")))
+    found.unwrap_or_else(|| panic!("{name} is not installed: run tests/scripts/deps.sh"))
 }
 
 /// A new directory on a real file system (not tmpfs: O_DIRECT and space), removed when dropped.

@@ -74,11 +74,11 @@ impl Stage {
 
     /// Starts a daemon on the image and waits until it serves.
     pub fn daemon(&self) -> Daemon {
-        self.daemon_by(&self.daemon_command())
+        self.daemon_by(&mut self.daemon_command())
     }
 
     /// Starts a daemon of the given command, which listens where [`Self::daemon`] does.
-    pub fn daemon_by(&self, command: &Command) -> Daemon {
+    pub fn daemon_by(&self, command: &mut Command) -> Daemon {
         let log = self.path("daemon.log");
         let before = std::fs::read(&log).map_or(0, |text| text.len());
         let mut process = Background::spawn(command, &log);
@@ -115,7 +115,7 @@ impl Stage {
 
     fn mount_source(&self, source: &str, point: &Path) -> Mount {
         std::fs::create_dir_all(point).expect("a mount point can be made");
-        let mut process = Background::spawn(&self.mount_command(source, point), &self.path("fuse.log"));
+        let mut process = Background::spawn(&mut self.mount_command(source, point), &self.path("fuse.log"));
         process.wait_until("mounting", || is_mounted(point));
         Mount { point: point.to_path_buf(), process }
     }

@@ -45,8 +45,8 @@ enum Outcome {
 fn examine(stage: &Stage, source: &Path, what: &str) -> Outcome {
     let (point, log) = (stage.path("mnt"), stage.path("damage.log"));
     let _ = fs::remove_file(&log);
-    let command = stage.mount_command(stage.image().to_str().unwrap(), &point);
-    let mut mount = Background::spawn(&command, &log);
+    let mut command = stage.mount_command(stage.image().to_str().unwrap(), &point);
+    let mut mount = Background::spawn(&mut command, &log);
     let up = wait::until("a mount or a refusal", || {
         if let Some(status) = mount.ended() {
             process::assert_refused(what, status, &mount.log());

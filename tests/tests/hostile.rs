@@ -115,8 +115,8 @@ fn a_file_system_that_fills_up_under_a_sparse_image() {
     let small = SmallFs::mount(stage.path("small"), 24);
     let image = small.path.join("image");
     make_raw(&image, 64);
-    let command = serve(&stage, &image, &[]);
-    let daemon = stage.daemon_by(&command);
+    let mut command = serve(&stage, &image, &[]);
+    let daemon = stage.daemon_by(&mut command);
     let mut client = connect(&stage);
     let (blocks, error) = fill(&mut client, 1);
     assert!(matches!(error.raw_os_error(), Some(5 | 28)), "{error}");
@@ -127,7 +127,7 @@ fn a_file_system_that_fills_up_under_a_sparse_image() {
     assert!(client.write(0, &block(0, 2)).is_err() && client.flush().is_err());
     daemon.kill();
     small.remount(MountFlags::empty(), "size=200m");
-    let daemon = stage.daemon_by(&command);
+    let daemon = stage.daemon_by(&mut command);
     let mut client = connect(&stage);
     assert_blocks(&mut client, blocks, 1);
     for n in 0..client.size_bytes / BLOCK as u64 {
@@ -135,7 +135,7 @@ fn a_file_system_that_fills_up_under_a_sparse_image() {
     }
     client.flush().expect("there is room now");
     daemon.stop();
-    let daemon = stage.daemon_by(&command);
+    let daemon = stage.daemon_by(&mut command);
     assert_blocks(&mut connect(&stage), 1000, 2);
     daemon.stop();
 }
@@ -169,7 +169,7 @@ fn a_backing_that_can_only_be_read() {
     let small = SmallFs::mount(stage.path("small"), 100);
     let image = small.path.join("image");
     make_raw(&image, 32);
-    let daemon = stage.daemon_by(&serve(&stage, &image, &[]));
+    let daemon = stage.daemon_by(&mut serve(&stage, &image, &[]));
     let mut client = connect(&stage);
     for n in 0..100 {
         client.write(at(n), &block(n, 1)).expect("a write");
@@ -181,14 +181,14 @@ fn a_backing_that_can_only_be_read() {
     let before = fs::read(&image).unwrap();
     let message = process::fails(&mut serve(&stage, &image, &[]));
     assert!(message.to_lowercase().contains("read-only"), "{message}");
-    let daemon = stage.daemon_by(&serve(&stage, &image, &["--read-only"]));
+    let daemon = stage.daemon_by(&mut serve(&stage, &image, &["--read-only"]));
     let mut client = connect(&stage);
     assert_blocks(&mut client, 100, 1);
     assert_eq!(client.write(0, &block(0, 2)).unwrap_err().raw_os_error(), Some(1), "EPERM");
     daemon.stop();
     assert!(fs::read(&image).unwrap() == before, "the image was changed");
     small.remount(MountFlags::empty(), "");
-    let daemon = stage.daemon_by(&serve(&stage, &image, &[]));
+    let daemon = stage.daemon_by(&mut serve(&stage, &image, &[]));
     assert_blocks(&mut connect(&stage), 100, 1);
     daemon.stop();
 }
@@ -240,7 +240,7 @@ fn a_segment_of_another_image() {
         drop(file);
         let log = stage.path("daemon.log");
         let _ = fs::remove_file(&log);
-        let mut daemon = Background::spawn(&stage.daemon_command(), &log);
+        let mut daemon = Background::spawn(&mut stage.daemon_command(), &log);
         let serves = wait::until("the daemon to serve or to refuse", || {
             if let Some(status) = daemon.ended() {
                 process::assert_refused("a mixed image", status, &daemon.log());
@@ -279,7 +279,7 @@ fn of_daemons_started_at_once_one_serves() {
             let mut command = programs::ours("vexfs-blockd");
             command.arg("serve").arg(stage.image()).args(["--nbd", &format!("unix:{}", socket(i).display())]);
             command.arg("--control").arg("none");
-            Background::spawn(&command, &stage.path(&format!("log-{i}")))
+            Background::spawn(&mut command, &stage.path(&format!("log-{i}")))
         })
         .collect();
     wait::until("all but one to give up", || {
@@ -377,7 +377,7 @@ fn a_write_that_fails_in_the_middle() {
         let daemon = stage.daemon_command();
         command.arg(daemon.get_program()).args(daemon.get_args()).args(["--io", io]);
         command.env("VEXFS_RUN_DIR", stage.run_dir());
-        let daemon = stage.daemon_by(&command);
+        let daemon = stage.daemon_by(&mut command);
         let mut client = connect(&stage);
         let (blocks, error) = fill(&mut client, 1);
         assert_eq!(error.raw_os_error(), Some(5), "{error}");

@@ -21,7 +21,7 @@ fn fio_verifies_random_writes_also_after_a_restart_and_a_kill() {
     let stage = raw_stage();
     let daemon = stage.daemon();
     let fio = |name: &str, extra: &[&str]| {
-        let mut command = programs::tool("fio");
+        let mut command = programs::fio();
         command.args(["--ioengine=nbd", "--rw=randwrite", "--iodepth=32", "--size=96m", "--verify=crc32c"]);
         command.args([
             "--verify_fatal=1",

@@ -67,7 +67,7 @@ fn a_daemon_is_configured_watched_and_drained() {
     let config = config(&stage, &format!("metrics = [\"unix:{}\"]", metrics.display()));
     let checked = process::ok(ours("vexfs-blockd").arg("check-config").arg(&config));
     assert!(checked.contains("is good") && checked.contains("\"vol\""), "{checked}");
-    let daemon = stage.daemon_by(&serve(&stage, &config));
+    let daemon = stage.daemon_by(&mut serve(&stage, &config));
 
     let before = json(stage.vexctl().args(["stats", "--json"]));
     qemu_io(&stage, &["write -P 7 0 1M", "write -z -u 1M 1M", "flush", "read -P 7 0 1M", "discard 0 64k"]);
@@ -148,7 +148,7 @@ fn systemd_hears_of_it_and_the_log_is_json() {
     command.args(["--log-format", "json"]).env("NOTIFY_SOCKET", &notify);
     // Half of this is the period; without WATCHDOG_PID it is for every process.
     command.env("WATCHDOG_USEC", "200000");
-    let mut process = Background::spawn(&command, &stage.path("json.log"));
+    let mut process = Background::spawn(&mut command, &stage.path("json.log"));
     let mut heard = String::new();
     let mut buffer = [0; 4096];
     let mut hear = |what: &str| {
@@ -187,7 +187,7 @@ fn a_control_socket_in_use_is_only_a_warning_unless_it_was_asked_for() {
     let other = Stage::raw(VOLUME_MIB);
     let mut command = other.daemon_command();
     command.env("VEXFS_RUN_DIR", stage.run_dir());
-    let second = other.daemon_by(&command);
+    let second = other.daemon_by(&mut command);
     assert!(second.log().contains("without a control socket"), "{}", second.log());
     let status = json(stage.vexctl().args(["status", "--json"]));
     assert_eq!(status["pid"], first.pid());
@@ -212,7 +212,7 @@ fn a_killed_daemons_control_socket_is_replaced() {
 
 /// fio that writes and verifies for some seconds.
 fn fio(stage: &Stage) -> Background {
-    let mut fio = tool("fio");
+    let mut fio = vexfs_tests::programs::fio();
     fio.args([
         "--name=x",
         "--ioengine=nbd",
@@ -229,7 +229,7 @@ fn fio(stage: &Stage) -> Background {
         "--randrepeat=1",
     ]);
     fio.arg(format!("--uri={}", stage.uri())).current_dir(stage.path("."));
-    Background::spawn(&fio, &stage.path("fio.log"))
+    Background::spawn(&mut fio, &stage.path("fio.log"))
 }
 
 fn pid(stage: &Stage) -> Option<u64> {
@@ -412,7 +412,7 @@ fn systemds_sockets_are_listened_on_and_left() {
     let mut command = tool("systemd-socket-activate");
     command.arg("-l").arg(stage.socket()).arg("--fdname=nbd").arg(ours("vexfs-blockd").get_program());
     command.args(["serve", "--config"]).arg(&config);
-    let mut process = Background::spawn(&command, &stage.path("activate.log"));
+    let mut process = Background::spawn(&mut command, &stage.path("activate.log"));
     process.wait_until("the socket", || stage.socket().exists());
     qemu_io(&stage, &["write -P 7 0 1M", "read -P 7 0 1M"]);
     assert!(process.log().contains("serving"), "{}", process.log());

@@ -13,7 +13,7 @@ fn fio_verifies_by_read_write_mmap_and_direct_io() {
     let stage = Stage::vexfs(1024);
     let mount = stage.mount();
     for (engine, direct) in [("psync", "0"), ("mmap", "0"), ("libaio", "1")] {
-        let mut fio = programs::tool("fio");
+        let mut fio = programs::fio();
         fio.args(["--rw=randwrite", "--bsrange=4k-128k", "--size=64m", "--verify=crc32c", "--do_verify=1"]);
         fio.args([
             "--verify_fatal=1",

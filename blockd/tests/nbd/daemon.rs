@@ -26,7 +26,7 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn command(image: &Path, socket: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
+        let mut command = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"));
         command.arg("serve").arg(image).arg("--nbd").arg(format!("unix:{}", socket.display()));
         command.args(["--log", "warn", "--control", "none"]).stdin(Stdio::null());
         command
@@ -156,8 +156,10 @@ fn what_is_in_use_or_missing_is_refused_with_a_reason() {
 #[test]
 fn wrong_command_lines_and_help_are_answered() {
     let run = |arguments: &[&str]| {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_vexfs-blockd")).args(arguments).output().expect("started");
+        let output = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
+            .args(arguments)
+            .output()
+            .expect("started");
         let text = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8(text).expect("UTF-8"))
     };
@@ -327,7 +329,7 @@ fn a_session_survives_the_daemon_and_dies_by_a_new_mounter() {
 fn dead_space_is_given_back_when_vexctl_asks_for_it() {
     let place = place(VolumeKind::Raw);
     let control = place.socket.with_extension("control");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
+    let mut command = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"));
     command.arg("serve").arg(&place.image).arg("--nbd").arg(format!("unix:{}", place.socket.display()));
     command.arg("--control").arg(format!("unix:{}", control.display()));
     let daemon = Daemon::run(command.args(["--log", "warn"]).stdin(Stdio::null()));
@@ -341,7 +343,7 @@ fn dead_space_is_given_back_when_vexctl_asks_for_it() {
     (0..4096).for_each(|page| write(page, page));
     (0..4096).step_by(2).for_each(|page| write(page, page + 5000));
     let vexctl = |args: &[&str]| {
-        let mut vexctl = Command::new(env!("CARGO_BIN_EXE_vexctl"));
+        let mut vexctl = vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"));
         let output = vexctl.args(args).arg("--daemon").arg(&control).output().expect("it runs");
         (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"), output.stderr)
     };

@@ -4,7 +4,6 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 
 use blockd::device::VolumeKind;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -149,7 +148,7 @@ fn options_reach_the_sockets_and_exports() {
     tcp.put(&3u32.to_be_bytes());
     tcp.option(3, b"");
     assert_eq!(tcp.option_reply().1, (1 << 31) + 5, "TLS is required");
-    if let Ok(output) = Command::new("nbdinfo")
+    if let Ok(output) = vexfs_harness::command("nbdinfo")
         .arg("--size")
         .arg(format!(
             "nbds://{address}/disk?tls-certificates={}",
@@ -173,7 +172,11 @@ fn what_serve_refuses_check_config_refuses_too() {
             place.image.display()
         );
         std::fs::write(&config, text).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_vexfs-blockd")).args(command).arg(&config).output().unwrap()
+        vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
+            .args(command)
+            .arg(&config)
+            .output()
+            .unwrap()
     };
     let unix = format!("address = \"unix:{}\"", place.socket.display());
     let tcp = "address = \"tcp:127.0.0.1:0\"";
@@ -208,7 +211,7 @@ fn only_the_port_with_tls_is_announced_as_such() {
         files.certificates, files.key, place.image
     );
     std::fs::write(&config, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"));
+    let mut command = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"));
     let daemon = Daemon::run(command.args(["serve", "--config"]).arg(&config));
     let ready = &daemon.ready;
     assert!(ready.contains("nbds://127.0.0.1:") && ready.contains("nbd://127.0.0.2:"), "{ready}");

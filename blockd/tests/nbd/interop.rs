@@ -2,7 +2,7 @@
 //! is not installed is named and its test passes; `make test` installs them all.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoOp, blocking};
@@ -15,7 +15,9 @@ const MIB: u64 = 1 << 20;
 
 /// Runs a tool; `None`, with a printed reason, if it is not installed.
 pub fn run(program: &str, arguments: &[&str]) -> Option<Output> {
-    match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
+    let mut command =
+        if program == "fio" { vexfs_harness::fio(program) } else { vexfs_harness::command(program) };
+    match command.args(arguments).stdin(Stdio::null()).output() {
         Ok(output) => Some(output),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             println!("skipped: {program} is not installed");
@@ -143,7 +145,7 @@ fn qemu_io_writes_zeroes_discards_and_reads_back() {
 fn our_client_works_with_nbdkit() {
     let (_dir, path) = socket();
     let unix = path.to_str().unwrap();
-    let spawned = Command::new("nbdkit")
+    let spawned = vexfs_harness::command("nbdkit")
         .args(["--foreground", "--exit-with-parent", "--unix", unix, "memory", "16M"])
         .stdin(Stdio::null())
         .spawn();

@@ -149,14 +149,14 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if is_mounted(&self.mountpoint()) {
-            let _ = Command::new("umount").arg("-l").arg(self.mountpoint()).status();
+            let _ = vexfs_harness::command("umount").arg("-l").arg(self.mountpoint()).status();
         }
     }
 }
 
 /// The program under test.
 pub fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_vexfs-fuse"))
+    vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-fuse"))
 }
 
 /// Runs a command to its end.
@@ -179,7 +179,7 @@ pub struct Mount {
 impl Mount {
     /// Unmounts as umount(8) does, and waits for the orderly end of the program.
     pub fn unmount(mut self) {
-        let status = Command::new("umount").arg(&self.at).status().unwrap();
+        let status = vexfs_harness::command("umount").arg(&self.at).status().unwrap();
         assert!(status.success(), "umount: {status}");
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "vexfs-fuse: {status}");
@@ -195,7 +195,7 @@ impl Mount {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(Command::new("umount").arg("-l").arg(&self.at).status().unwrap().success());
+        assert!(vexfs_harness::command("umount").arg("-l").arg(&self.at).status().unwrap().success());
     }
 
     /// Sends a signal and waits for the orderly end.
@@ -212,7 +212,7 @@ impl Drop for Mount {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
-            let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+            let _ = vexfs_harness::command("umount").arg("-l").arg(&self.at).status();
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, fadvise};
@@ -33,7 +32,8 @@ pub fn allocate(path: &Path) -> Result<()> {
 
 /// Runs mkfs.vexfs.
 pub fn make_image(mkfs: &Path, image: &Path, args: &[&str]) -> Result<()> {
-    let output = Command::new(mkfs).arg(image).args(args).output().context("cannot run mkfs.vexfs")?;
+    let output =
+        vexfs_harness::command(mkfs).arg(image).args(args).output().context("cannot run mkfs.vexfs")?;
     if !output.status.success() {
         bail!("mkfs.vexfs: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

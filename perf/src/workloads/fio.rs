@@ -1,6 +1,5 @@
 //! fio as a load generator.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +12,7 @@ use crate::contender::Work;
 /// # Errors
 /// fio fails, or an operation does, or its JSON is not understood.
 pub fn run(args: &[String]) -> Result<Work> {
-    let output = Command::new("fio")
+    let output = vexfs_harness::fio("fio")
         .args(["--output-format=json", "--name=perf"])
         .args(args)
         .output()

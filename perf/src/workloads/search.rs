@@ -186,14 +186,12 @@ impl Contender for Rival {
         write_f32(&rows, &clustered(ROWS, 2))?;
         write_f32(&queries, &clustered(QUERIES, 3))?;
         let dim = DIM.to_string();
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&self.python)
+        let child = vexfs_harness::command(&self.python)
             .args(["-c", RIVAL, path_text(&rows)?, path_text(&queries)?, &dim])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
-        self.child = Some(child.context("cannot start python through setpriv")?);
+        self.child = Some(child.context("cannot start python")?);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Who may put, and whose rows a search returns.
 
 use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use layout::fs::SetAttr;
 
@@ -105,7 +105,7 @@ fn supplementary_groups_come_from_the_calling_process() {
     let owner = Caller { uid: 5, gid: 2000, pid: 0 };
     make(&files, dir, "f", Kind::File, owner, 0o640);
     put_at(&files, dir, "f", 1.0);
-    let mut process = Command::new("setpriv")
+    let mut process = vexfs_harness::command("setpriv")
         .args(["--reuid", "1000", "--regid", "1000", "--groups", "2000,3000", "cat"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

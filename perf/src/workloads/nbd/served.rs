@@ -1,6 +1,7 @@
 //! A server of a file or image, with fio's nbd engine as its client.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -41,13 +42,32 @@ pub enum Program {
     },
 }
 
+/// A path for a unix socket that no other server of this process has or had; what is there is removed when dropped.
+struct Socket(PathBuf);
+
+impl Socket {
+    fn new(directory: &Path) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        // Short: a socket's path has 107 bytes at most.
+        Socket(directory.join(format!("s{}", MADE.fetch_add(1, Ordering::Relaxed))))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Most servers have removed it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// A contender.
 pub struct Served {
     name: &'static str,
     program: Program,
     place: Place,
     shapes: &'static [Shape],
-    running: Option<Server>,
+    /// Listens at another path at each start: nbdkit leaves its socket behind, and refuses one that is there.
+    running: Option<(Server, Socket)>,
     /// After the server, which must have left it.
     group: Option<Group>,
 }
@@ -97,10 +117,10 @@ impl Served {
     }
 
     fn fio(&self, args: &[String]) -> Result<Work> {
-        anyhow::ensure!(self.running.is_some(), "not started");
+        let (_, socket) = self.running.as_ref().context("not started")?;
         let mut all = vec![
             "--ioengine=nbd".to_owned(),
-            format!("--uri=nbd+unix:///?socket={}", self.file("sock").display()),
+            format!("--uri=nbd+unix:///?socket={}", socket.0.display()),
             format!("--size={}", self.place.volume_bytes),
         ];
         all.extend_from_slice(args);
@@ -114,14 +134,14 @@ impl Contender for Served {
     }
 
     fn start(&mut self, _env: &Env) -> Result<()> {
-        let socket = self.file("sock");
-        let (program, args) = self.command(path_text(&socket)?)?;
+        let socket = Socket::new(&self.place.directory);
+        let (program, args) = self.command(path_text(&socket.0)?)?;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let group = self.place.limit.as_ref().map(Group::new).transpose().map_err(anyhow::Error::msg)?;
         let mut server = Server::spawn_in(program, &args, self.file("log"), group.as_ref())?;
         self.group = group;
-        server.wait_for_socket(&socket)?;
-        self.running = Some(server);
+        server.wait_for_socket(&socket.0)?;
+        self.running = Some((server, socket));
         let fill = ["--rw=write", "--bs=1m", "--iodepth=4", "--end_fsync=1"].map(str::to_owned);
         self.fio(&fill).context("filling the volume")?;
         Ok(())
@@ -132,15 +152,45 @@ impl Contender for Served {
     }
 
     fn server_pid(&self) -> Option<u32> {
-        self.running.as_ref().map(Server::pid)
+        self.running.as_ref().map(|(server, _)| server.pid())
     }
 
     fn stop(&mut self) -> Result<()> {
-        if let Some(mut server) = self.running.take() {
+        if let Some((mut server, _socket)) = self.running.take() {
             server.stop()?;
         }
         self.group = None;
         // Space for the next workload.
         Ok(std::fs::remove_file(self.file("image"))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPES: &[Shape] = &[super::super::shape("read", "randread", "4k", 1)];
+
+    #[test]
+    fn a_server_is_started_again_where_one_has_run() {
+        let env = Env::new(Some(&std::env::temp_dir()), None).expect("a scratch directory");
+        let (Ok(program), Ok(_)) = (env.tool("nbdkit"), env.tool("fio")) else {
+            println!("skipped: nbdkit or fio is not installed");
+            return;
+        };
+        let place = Place { directory: env.scratch().to_path_buf(), volume_bytes: MIB, limit: None };
+        // As another workload does, in the same directory.
+        for _ in 0..2 {
+            let program = Program::Nbdkit { program: program.clone(), settings: &[] };
+            let mut nbdkit = Served::new("nbdkit", program, place.clone(), SHAPES);
+            nbdkit.start(&env).expect("it starts");
+            let pid = nbdkit.server_pid().expect("it runs");
+            let work = nbdkit.round(0, Duration::from_millis(100)).expect("it serves");
+            assert!(work.operations > 0);
+            nbdkit.stop().expect("it ends");
+            assert!(!Path::new("/proc").join(pid.to_string()).exists(), "it has ended");
+        }
+        let left: Vec<_> = std::fs::read_dir(env.scratch()).expect("it is there").flatten().collect();
+        assert!(left.iter().all(|entry| entry.file_name() == "nbdkit.log"), "{left:?}");
     }
 }
