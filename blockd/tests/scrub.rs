@@ -252,7 +252,7 @@ fn serve(image: &Path, dir: &Path, more: &[&str]) -> Result<(Daemon, NbdClient),
     use std::io::{BufRead, BufReader, Read};
 
     let socket = dir.join("nbd");
-    let child = Command::new(env!("CARGO_BIN_EXE_vexfs-blockd"))
+    let child = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
         .arg("serve")
         .arg(image)
         .args(["--log", "off", "--nbd", &format!("unix:{}", socket.display())])

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -71,7 +70,7 @@ fn measure(volume_bytes: u64, log_bytes: u64) -> Result<Replayed> {
     };
     Volume::create(&path, &create)?;
     let begun = Instant::now();
-    let child = Command::new(std::env::current_exe()?)
+    let child = vexfs_harness::command(std::env::current_exe()?)
         .args(["--exact", "replay::what_a_child_does", "--ignored", "--nocapture"])
         .env(IMAGE_VARIABLE, format!("{volume_bytes} {log_bytes} {}", path.display()))
         .output()?;
