@@ -78,7 +78,7 @@ perf: deps-perf build perf-rivals ## ours and rivals side by side (ARGS="--only 
 perf-rivals:
 	@perf/rivals/prepare.sh
 
-map-scale: ## open a volume with 1 TiB mapped at random (writes 3 GB to TMPDIR)
+map-scale: ## open a volume with 1 TiB mapped at random; replay 4 GiB of log (writes 8 GB to TMPDIR)
 	VEXFS_SCALE_DIR=$${VEXFS_SCALE_DIR:-$${TMPDIR:-/tmp}} $(CARGO) test --release -p vexfs-blockd --test map_scale -- --ignored --nocapture
 
 clean: ## remove what was built

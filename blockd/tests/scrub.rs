@@ -6,6 +6,7 @@ use std::process::Output;
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoError, IoOp, VolumeKind, blocking};
+use blockd::nbd::client::{NbdClient, Target};
 use blockd::store::scrub::Control;
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
 use layout::addr::PAGE;
@@ -233,4 +234,94 @@ fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
     assert_eq!((slot.status.code(), json(slot)["superblock_repaired"].as_bool()), (Some(0), Some(true)));
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("no export"), "{unknown:?}");
+}
+
+/// A daemon; killed when it is dropped.
+struct Daemon(std::process::Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Serves an image and connects to it; or says why that is not possible.
+fn serve(image: &Path, dir: &Path, more: &[&str]) -> Result<(Daemon, NbdClient), String> {
+    use std::io::{BufRead, BufReader, Read};
+
+    let socket = dir.join("nbd");
+    let child = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
+        .arg("serve")
+        .arg(image)
+        .args(["--log", "off", "--nbd", &format!("unix:{}", socket.display())])
+        .args(more)
+        .env("VEXFS_RUN_DIR", dir.join("run"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn();
+    let mut daemon = Daemon(child.expect("it starts"));
+    let mut ready = String::new();
+    BufReader::new(daemon.0.stdout.as_mut().expect("piped")).read_line(&mut ready).expect("a line");
+    if ready.is_empty() {
+        let mut said = String::new();
+        daemon.0.stderr.as_mut().expect("piped").read_to_string(&mut said).expect("text");
+        return Err(said);
+    }
+    let target = Target { socket, export: String::new() };
+    Ok((daemon, NbdClient::connect(&target, Default::default()).expect("it connects")))
+}
+
+#[test]
+fn an_image_whose_log_needs_a_bad_page_of_the_map_is_served_read_only() {
+    const FAR: u64 = 20 << 30;
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    let options = CreateOptions {
+        kind: VolumeKind::Raw,
+        uuid: uuid::Uuid::new_v4(),
+        size_bytes: 64 * MIB,
+        raw_size_bytes: 2 * FAR,
+        segment_bytes: 0,
+        force: false,
+    };
+    Volume::create(&image, &options).expect("a new volume");
+    let write = |client: &NbdClient, offset: u64, value: u8| {
+        let mut buf = AlignedBuf::zeroed(2 * PAGE);
+        buf.fill(value);
+        blocking(client, client.connect(), IoOp::Write { offset, buf, fua: true }).expect("a write");
+    };
+    let read = |client: &NbdClient, offset: u64| {
+        let op = IoOp::Read { offset, buf: AlignedBuf::zeroed(PAGE) };
+        blocking(client, client.connect(), op).map(|buf| buf.expect("its buffer")[0])
+    };
+    let (daemon, client) = serve(&image, dir.path(), &[]).expect("it is served");
+    write(&client, 0, 1);
+    write(&client, FAR, 2);
+    drop((client, daemon));
+    // This start writes both leaves; what comes then is in the log alone.
+    let (daemon, client) = serve(&image, dir.path(), &[]).expect("it is served");
+    write(&client, MIB, 3);
+    write(&client, FAR + MIB, 4);
+    drop((client, daemon));
+    let bytes = std::fs::read(&image).expect("the image");
+    let key = |page: &[u8]| u64::from_le_bytes(page[32..40].try_into().expect("eight bytes"));
+    let is_leaf = |page: &[u8]| page.starts_with(b"VEXFSLEF") && key(page) == 0;
+    let leaves = bytes.chunks_exact(PAGE).enumerate().filter(|(_, page)| is_leaf(page));
+    let leaves: Vec<u64> = leaves.map(|(i, _)| (i * PAGE) as u64).collect();
+    assert!(!leaves.is_empty(), "the leaf stands somewhere");
+    leaves.iter().for_each(|byte| damage(&image, byte + 50));
+
+    let said = serve(&image, dir.path(), &[]).err().expect("it cannot be written");
+    assert!(said.contains("map leaf 0x0") && said.contains("--read-only"), "{said}");
+    let (daemon, client) = serve(&image, dir.path(), &["--read-only"]).expect("it can be read");
+    for offset in [0, MIB, 2 * MIB] {
+        let e = read(&client, offset).expect_err("neither old data nor zeros");
+        assert!(e.to_string().contains("map leaf 0x0"), "{e}");
+    }
+    assert_eq!([FAR, FAR + MIB, FAR + 2 * MIB].map(|at| read(&client, at).expect("it is sound")), [2, 4, 0]);
+    drop((client, daemon));
+    let found = scrub(&image, &["--json"]);
+    assert_eq!((found.status.code(), json(&found)["bad"][0]["what"].as_str()), (Some(4), Some("map-leaf")));
 }

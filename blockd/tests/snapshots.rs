@@ -293,6 +293,32 @@ fn a_daemon_that_says_nothing_is_left_out() {
     assert!(said.contains("a.sock") && said.contains("does not answer"), "{said}");
 }
 
+#[test]
+fn clients_see_the_size_that_a_rollback_gives_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [image, socket] = ["image", "nbd"].map(|name| dir.path().join(name));
+    let vexctl = Vexctl::new(dir.path());
+    create(&image);
+    let mut plain = Plain::new();
+    write(&image, &mut plain, 0..150, 1);
+    vexctl.ok(&["snapshot", "create"], &image, &["a"], b"");
+    vexctl.ok(&["resize"], &image, &["--volume-size", "256K", "--force"], b"");
+    let _daemon = serve(&image, &vexctl.run_dir, &socket, &["--export", "vol"]);
+    let client = |export: &str| {
+        let target = blockd::nbd::client::Target { socket: socket.clone(), export: export.into() };
+        blockd::nbd::client::NbdClient::connect(&target, Default::default()).expect("it connects")
+    };
+    assert_eq!(client("vol").info().size_bytes, 256 << 10);
+    let snapshot = client("vol@a");
+    assert_eq!(snapshot.info().size_bytes, 32 * MIB);
+    check(&snapshot, &plain);
+    drop(snapshot);
+    vexctl.ok(&["snapshot", "rollback"], &image, &["a"], b"");
+    let whole = client("vol");
+    assert_eq!(whole.info().size_bytes, 32 * MIB);
+    check(&whole, &plain);
+}
+
 /// What the daemon tells Prometheus in a line that begins so.
 fn metric(socket: &Path, line: &str) -> f64 {
     let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("a connection");

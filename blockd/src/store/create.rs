@@ -188,7 +188,6 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         geometry,
         uuid: new.uuid,
         kind: new.kind,
-        raw_bytes: new.raw_bytes,
         maps: RwLock::new(maps),
         tuning: super::clean::LiveTuning::default(),
         counters: StoreCounters::default(),

@@ -46,6 +46,20 @@ pub enum StoreError {
         /// What is wrong.
         malformed: Malformed,
     },
+    /// A leaf of the map is bad, and the log has changes of it.
+    #[error(
+        "{why}; the log has changes of what it maps, device pages {first_page:#x} to {last_page:#x}, and cannot be replayed: open the \
+         image read-only (vexfs-blockd serve --read-only), which gives errors for these pages alone, copy what can be read, and \
+         restore the rest from a copy"
+    )]
+    MapDamaged {
+        /// Which leaf, where it stands, what is wrong with it.
+        why: String,
+        /// The first device page that it may map.
+        first_page: u64,
+        /// The last one.
+        last_page: u64,
+    },
     /// Records that were durable are missing.
     #[error(
         "the image is damaged near {place}: record {expected} is missing or bad, though records up to {durable} were \

@@ -41,12 +41,17 @@ pub struct Shared {
     pub uuid: [u8; 16],
     /// Kind of volume.
     pub kind: VolumeKind,
-    /// Size of a raw volume.
-    pub raw_bytes: u64,
     /// The map; changed by the log only, except that readers put loaded leaves in.
     pub maps: RwLock<Maps>,
     /// What can be changed while the store is open.
     pub tuning: clean::LiveTuning,
     /// What was done since the start.
     pub counters: StoreCounters,
+}
+
+impl Shared {
+    /// Size of a raw volume in bytes, 0 for VexFS.
+    pub fn raw_bytes(&self) -> u64 {
+        self.maps.read().raw_bytes
+    }
 }

@@ -224,6 +224,10 @@ impl Shared {
     pub fn load_leaf_of(&self, map: MapId, key: u64) -> Result<(), IoError> {
         let mut buf = AlignedBuf::zeroed(PAGE);
         let unloaded = || self.maps.read().map(map).and_then(|map| map.unloaded(key));
+        if let Some(why) = self.maps.read().damage(LeafId { map, key }) {
+            self.counters.read_errors.inc();
+            return Err(IoError::Io(why.clone()));
+        }
         loop {
             let Some(at) = unloaded() else { return Ok(()) };
             let read = self.storage.read_exact(self.geometry.byte(at.loc), &mut buf);

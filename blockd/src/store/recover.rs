@@ -14,13 +14,14 @@ use super::checkpoint;
 use super::checkpoint::load::{Source, load_map};
 use super::clean::Tuning;
 use super::format::checkpoint::{MapId, Payload, Position, Root};
-use super::format::record::{FLAG_LINK, MAGIC, Record};
+use super::format::record::{FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK, MAGIC, Record};
 use super::format::segment::Stream;
 use super::format::superblock::{SLOTS, Superblock};
 use super::format::{Geometry, Loc, Malformed, Mapping, check, page_crc};
 use super::log::{Head, Log, apply_record};
 use super::map::Maps;
 use super::map::base::BaseMap;
+use super::map::overlay::Overlay;
 use super::map::segments::SegmentTable;
 use super::snapshot::Snapshots;
 use super::{Shared, StoreError};
@@ -154,14 +155,14 @@ pub(super) fn open_with(
         let what = "unknown features that allow reading only (open it read-only)";
         return Err(StoreError::Unusable(Malformed { what, expected: 0, found }));
     }
-    let (mut shared, root) = load_checkpoint(storage, &superblock)?;
+    let (mut shared, root, open_lost) = load_checkpoint(storage, &superblock, options.read_only)?;
     shared.tuning.set(options.tuning);
     {
         let mut maps = shared.maps.write();
         maps.base.set_bytes_max(options.map_bytes_max);
         maps.snapshots.set_bytes_max(options.map_bytes_max / DELTAS_SHARE);
     }
-    let replayed = replay(&shared, &superblock, &root, options)?;
+    let replayed = replay(&shared, &superblock, &root, options, open_lost)?;
     let unneeded = unneeded_segments(&shared, &root, &replayed);
     let lost_session = settle_session(&shared, options, replayed.head_lost);
     if options.read_only {
@@ -265,7 +266,13 @@ fn corrupt(geometry: Geometry, at: Loc) -> impl FnOnce(Malformed) -> StoreError 
     move |malformed| StoreError::Corrupt { offset, malformed }
 }
 
-fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Shared>, Root), StoreError> {
+/// The state of the last checkpoint. Of one that is only read the open epoch may be missing, with the reason: it is of use only if
+/// it was committed later.
+fn load_checkpoint(
+    storage: Arc<dyn Storage>,
+    sb: &Superblock,
+    read_only: bool,
+) -> Result<(Arc<Shared>, Root, Option<StoreError>), StoreError> {
     let geometry = sb.geometry;
     let at = sb.root.loc;
     let page = read(&*storage, "reading the checkpoint", geometry.byte(at), PAGE)?;
@@ -305,8 +312,8 @@ fn load_checkpoint(storage: Arc<dyn Storage>, sb: &Superblock) -> Result<(Arc<Sh
         let malformed = Malformed { what: "used pages of a segment", expected, found };
         return Err(StoreError::Corrupt { offset: geometry.byte(at), malformed });
     }
-    let shared = build_shared(storage, sb, &root, &payload)?;
-    Ok((shared, root))
+    let (shared, open_lost) = build_shared(storage, sb, &root, &payload, read_only)?;
+    Ok((shared, root, open_lost))
 }
 
 /// Pages of a checkpoint's payload, and its root.
@@ -323,23 +330,39 @@ fn build_shared(
     sb: &Superblock,
     root: &Root,
     payload: &Payload,
-) -> Result<Arc<Shared>, StoreError> {
+    read_only: bool,
+) -> Result<(Arc<Shared>, Option<StoreError>), StoreError> {
     let source = Source { storage: &*storage, geometry: sb.geometry, uuid: sb.uuid };
     let mut maps = Maps::new(sb.kind, SegmentTable::from_usage(&payload.segments));
+    maps.raw_bytes = sb.raw_bytes;
     (maps.epoch, maps.session) = (root.epoch, root.session.clone());
     for &(first, count) in &payload.discards {
         maps.overlay.discard(first, count, |_| {});
     }
     let mut deltas = BTreeMap::new();
+    let mut open_lost = None;
     for map in &payload.maps {
         let loaded = load_map(&source, map)?;
         match map.id {
             MapId::Committed => maps.base = loaded,
-            MapId::Open => load_open_epoch(&source, &mut maps, loaded)?,
+            MapId::Open => {
+                if let Err(e) = load_open_epoch(&source, &mut maps, loaded) {
+                    if !read_only {
+                        return Err(e);
+                    }
+                    tracing::error!("what was not committed is lost: {e}");
+                    maps.overlay = Overlay::default();
+                    open_lost = Some(e);
+                }
+            }
             MapId::Delta(number) => drop(deltas.insert(number, loaded)),
         }
     }
     maps.segments.checkpoint_is_durable(0, root.positions.map(|p| p.use_seq));
+    if let Some(s) = payload.snapshots.iter().find(|s| (s.raw_bytes > 0) != (sb.kind == VolumeKind::Raw)) {
+        let malformed = Malformed { what: "size of a snapshot", expected: sb.raw_bytes, found: s.raw_bytes };
+        return Err(corrupt(sb.geometry, sb.root.loc)(malformed));
+    }
     maps.snapshots = Snapshots::load(root, payload, deltas).map_err(corrupt(sb.geometry, sb.root.loc))?;
     for loc in own_pages(root, sb.root.loc) {
         maps.segments.add_meta(loc);
@@ -348,16 +371,16 @@ fn build_shared(
     let deltas = snapshots.all().iter().flat_map(|s| s.delta.disk_locs());
     base.disk_locs().chain(overlay.map.disk_locs()).chain(deltas).for_each(|loc| segments.add_meta(loc));
     segments.meta_is_durable();
-    Ok(Arc::new(Shared {
+    let shared = Arc::new(Shared {
         geometry: sb.geometry,
         uuid: sb.uuid,
         kind: sb.kind,
-        raw_bytes: sb.raw_bytes,
         maps: RwLock::new(maps),
         tuning: super::clean::LiveTuning::default(),
         counters: StoreCounters::default(),
         storage,
-    }))
+    });
+    Ok((shared, open_lost))
 }
 
 /// Loads all leaves of the open epoch: they stay in memory.
@@ -414,6 +437,7 @@ fn replay(
     sb: &Superblock,
     root: &Root,
     options: &RecoverOptions,
+    mut open_lost: Option<StoreError>,
 ) -> Result<Replayed, StoreError> {
     let mut found = Vec::new();
     let mut stray = Vec::new();
@@ -455,11 +479,15 @@ fn replay(
             maps.segments.close(segment);
             next_use_seq = next_use_seq.max(use_seq + 1);
         }
-        apply_record(shared, &f.record).map_err(|e| StoreError::Io {
-            action: "replaying the log",
-            offset: shared.geometry.byte(f.record.at),
-            source: std::io::Error::other(e.to_string()),
-        })?;
+        if f.record.flags & FLAG_ROLLBACK != 0 {
+            open_lost = None;
+        }
+        if f.record.flags & FLAG_COMMIT != 0
+            && let Some(e) = open_lost.take()
+        {
+            return Err(e);
+        }
+        replay_record(shared, &f.record, options.read_only)?;
         next_seq += 1;
     }
     let head_lost = next_seq <= certain;
@@ -478,6 +506,21 @@ fn replay(
         );
     }
     Ok(Replayed { next_seq: next_seq.max(highest + 1), next_use_seq, head_lost, unused_heads })
+}
+
+/// Applies a record. What cannot be read of the map keeps the volume from being written; for reading, all it maps is given up.
+fn replay_record(shared: &Shared, record: &Record, read_only: bool) -> Result<(), StoreError> {
+    while let Err((leaf, e)) = apply_record(shared, record) {
+        let mut maps = shared.maps.write();
+        let range = maps.map(leaf.map).map_or(0..1, |map| map.range_of(leaf.key));
+        let (why, first_page, last_page) = (e.to_string(), range.start, range.end - 1);
+        if !read_only {
+            return Err(StoreError::MapDamaged { why, first_page, last_page });
+        }
+        tracing::error!("device pages {first_page:#x} to {last_page:#x} cannot be read: {why}");
+        maps.give_up(leaf, why);
+    }
+    Ok(())
 }
 
 /// Reads a stream's records from a position on, following links.

@@ -64,6 +64,7 @@ pub fn resize(
     let shrinks = new.segments < now.geometry.segments;
     if sizes.raw_bytes < now.raw_bytes {
         let mut mover = Mover::open(storage, options, u32::MAX)?;
+        check_state(&mover.shared)?;
         if shrinks {
             // Refused before anything is lost.
             mover.check_fits(new, mover.mapped_from(sizes.raw_bytes)?)?;
@@ -74,13 +75,16 @@ pub fn resize(
         empty_tail(storage, options, new, progress)?;
     }
     let opened = open_with(Arc::clone(storage), options, |shared, superblock| {
+        if sizes.raw_bytes != now.raw_bytes {
+            check_state(shared)?;
+        }
         if !shared.maps.write().segments.resize(new.segments) {
             return Err(StoreError::BadSize(
                 "the segments past the new end could not be emptied; nothing was changed".into(),
             ));
         }
         shared.geometry = new;
-        shared.raw_bytes = sizes.raw_bytes;
+        shared.maps.write().raw_bytes = sizes.raw_bytes;
         superblock.geometry = new;
         superblock.backing_bytes = sizes.backing_bytes;
         superblock.raw_bytes = sizes.raw_bytes;
@@ -88,6 +92,17 @@ pub fn resize(
     })?;
     // The start's checkpoint has done it.
     drop(opened);
+    Ok(())
+}
+
+/// The end of a rollback would give the volume the size of its snapshot again.
+fn check_state(shared: &Shared) -> Result<(), StoreError> {
+    if shared.maps.read().snapshots.rollback().is_some() {
+        return Err(StoreError::BadSize(
+            "a rollback to a snapshot, or a receive, was broken off: let it end by opening the volume for writing (vexfs-blockd              serve) and closing it again, then resize it"
+                .into(),
+        ));
+    }
     Ok(())
 }
 

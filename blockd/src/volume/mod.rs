@@ -46,6 +46,7 @@ use crate::stats::RequestCounters;
 use crate::storage::Storage;
 use crate::storage::file::FileStorage;
 use crate::store::clean::Tuning;
+use crate::store::create::holds_raw;
 use crate::store::recover::{self, RecoverOptions};
 use crate::store::snapshot::View;
 use crate::store::{Shared, StoreError};
@@ -77,6 +78,8 @@ pub(crate) struct Core {
 pub struct Volume {
     core: Arc<Core>,
     info: DeviceInfo,
+    /// Of the device; a rollback may change it.
+    size_bytes: AtomicU64,
     clients: AtomicU64,
     /// Clients that have not gone.
     connected: AtomicU64,
@@ -125,7 +128,7 @@ impl Volume {
         let store = opened.shared;
         let info = DeviceInfo {
             kind: store.kind,
-            size_bytes: if store.kind == VolumeKind::Raw { store.raw_bytes } else { DEVICE_BYTES },
+            size_bytes: device_bytes(store.kind, store.raw_bytes()),
             block_bytes_min: if store.kind == VolumeKind::Raw { 1 } else { PAGE as u32 },
             read_only: options.read_only,
             uuid: uuid::Uuid::from_bytes(store.uuid),
@@ -147,6 +150,7 @@ impl Volume {
         };
         let volume = Arc::new(Volume {
             core,
+            size_bytes: AtomicU64::new(info.size_bytes),
             info,
             clients: AtomicU64::new(1),
             connected: AtomicU64::new(0),
@@ -217,11 +221,32 @@ impl Volume {
         }
     }
 
+    /// Takes over the size that a rollback or a backup has given the volume; it takes no requests just now.
+    fn update_size(&self) {
+        let store = &self.core.store;
+        let raw_bytes = store.raw_bytes();
+        let size = device_bytes(store.kind, raw_bytes);
+        let before = self.size_bytes.swap(size, Ordering::SeqCst);
+        if before < size && !holds_raw(store.geometry, raw_bytes) {
+            tracing::warn!(
+                "the volume has {size} bytes again, more than its image holds: writes fail when that is full; make the image larger \
+                 (vexctl resize)"
+            );
+        }
+        if before != size {
+            tracing::info!("the volume had {before} bytes and has {size} now");
+        }
+    }
+
     /// Range and alignment.
     fn check_range(&self, offset: u64, len_bytes: u64) -> Result<(), IoError> {
+        self.check_range_of(self.size_bytes.load(Ordering::Relaxed), offset, len_bytes)
+    }
+
+    /// As [`Volume::check_range`], in a state of this size.
+    fn check_range_of(&self, size: u64, offset: u64, len_bytes: u64) -> Result<(), IoError> {
         let end = offset.checked_add(len_bytes);
-        if end.is_none_or(|end| end > self.info.size_bytes) {
-            let size = self.info.size_bytes;
+        if end.is_none_or(|end| end > size) {
             return Err(IoError::Invalid(format!("{len_bytes} bytes at {offset} are past the end ({size})")));
         }
         if self.info.kind == VolumeKind::VexFs && !(offset | len_bytes).is_multiple_of(PAGE as u64) {
@@ -335,7 +360,7 @@ impl Accepted {
 
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
-        self.info.clone()
+        DeviceInfo { size_bytes: self.size_bytes.load(Ordering::Relaxed), ..self.info.clone() }
     }
 
     fn counters(&self) -> Arc<RequestCounters> {
@@ -431,6 +456,14 @@ impl Drop for Volume {
         if let Err(e) = self.shutdown() {
             tracing::error!("closing the volume: {e}");
         }
+    }
+}
+
+/// Size of the device in bytes.
+fn device_bytes(kind: VolumeKind, raw_bytes: u64) -> u64 {
+    match kind {
+        VolumeKind::Raw => raw_bytes,
+        VolumeKind::VexFs => DEVICE_BYTES,
     }
 }
 

@@ -85,7 +85,7 @@ impl Volume {
         VolumeStatus {
             kind: store.kind.name().to_owned(),
             uuid: self.info.uuid,
-            size_bytes: self.info.size_bytes,
+            size_bytes: self.size_bytes.load(Ordering::Relaxed),
             read_only: self.info.read_only,
             failure: store.counters.failure().map(str::to_owned),
             epoch: maps.epoch,

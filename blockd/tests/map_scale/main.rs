@@ -1,9 +1,11 @@
-//! Opening a volume with a large map: time, and memory at its peak, are bounded by settings and not by the volume.
+//! Opening a volume with a large map, or after a crash with a long log ([`replay`]): time, and memory at its peak, are bounded by
+//! settings and not by the volume.
 //!
 //! The full size (1 TiB mapped in random-order extents of 16 KiB, some 3 GB of metadata in a sparse file) is `make map-scale`;
-//! `VEXFS_SCALE_DIR` says where the file goes.
+//! `VEXFS_SCALE_DIR` says where the files go.
 
 mod image;
+mod replay;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,9 +28,13 @@ const LOOKUPS: u32 = 20_000;
 
 /// Peak of the memory of this process in MiB since [`reset_peak`].
 fn peak_mib() -> Result<u64> {
+    memory_mib("VmHWM:")
+}
+
+/// A figure of this process's memory in MiB: `VmRSS:`, `VmHWM:`.
+fn memory_mib(name: &str) -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line =
-        status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM in /proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with(name)).context("a line of /proc/self/status")?;
     let kib: u64 = line.split_whitespace().nth(1).context("a figure")?.parse()?;
     Ok(kib / 1024)
 }

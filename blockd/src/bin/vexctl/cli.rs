@@ -118,13 +118,13 @@ pub enum Command {
     /// Take a stream in from standard input: the image then has the snapshot of the same name.
     ///
     /// The stream must continue the image's last snapshot, and the volume must not have been changed since. If it breaks
-    /// off or is damaged, the volume stays as it was.
+    /// off or is damaged, the volume stays as it was. A raw volume gets the size of the snapshot.
     Receive(ReceiveArgs),
     /// Make an image larger or smaller.
     ///
     /// A VexFS volume fills its image. A raw volume has a size of its own: its image needs about a quarter more. An image grows at
     /// once. Before it shrinks, what stands past the new end is moved; a size that does not hold the data is refused. Whatever
-    /// breaks a resize off leaves the old size or the new one, with all data: run it again.
+    /// breaks a resize off leaves the old size or the new one, with all data: run it again. Snapshots of a raw volume keep their size.
     Resize(ResizeArgs),
 }
 
@@ -162,7 +162,7 @@ pub struct ScrubArgs {
     /// Most bytes to read a second; suffixes K, M, G are powers of 1024.
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub rate: Option<u64>,
-    /// Print JSON: {"image","kind","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","device_page","segment",
+    /// Print JSON: {"image","kind","clean","data_pages","meta_pages","bytes_read","bad_count","bad":[{"what","name","snapshot","device_page","segment",
     /// "segment_page","image_byte","crc_expected","crc_found","why"}],"superblock_repaired","stopped"}.
     #[arg(long)]
     pub json: bool,

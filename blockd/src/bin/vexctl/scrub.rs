@@ -143,8 +143,9 @@ fn text(Scrubbed { image, kind, report }: &Scrubbed) -> String {
     };
     let stopped = if report.stopped { "; stopped before the end" } else { "" };
     out += &format!("{image}: {pages} pages ({read}) checked, {found}{stopped}\n");
-    let has = |wanted: fn(&Damaged) -> bool| report.bad.iter().any(|b| wanted(&b.damaged));
-    if has(|d| matches!(d, Damaged::Page { .. })) {
+    let has = |wanted: fn(&BadPage) -> bool| report.bad.iter().any(wanted);
+    let is_page = |b: &BadPage| matches!(b.damaged, Damaged::Page { .. });
+    if report.bad.iter().any(|b| is_page(b) && b.snapshot.is_none()) {
         out += if kind == VEXFS {
             "Reading these bytes fails with EIO until they are written again: restore the files from a copy (find MOUNT -inum N \
              names the file of an inode).\n"
@@ -152,7 +153,10 @@ fn text(Scrubbed { image, kind, report }: &Scrubbed) -> String {
             "Reading these pages fails with EIO until they are written again: restore them from a copy.\n"
         };
     }
-    if has(|d| matches!(d, Damaged::Checkpoint | Damaged::MapLeaf { .. })) {
+    if report.bad.iter().any(|b| is_page(b) && b.snapshot.is_some()) {
+        out += "A bad page of a snapshot stays bad for as long as the snapshot is there; the live volume does not need it.\n";
+    }
+    if has(|b| matches!(b.damaged, Damaged::Checkpoint | Damaged::MapLeaf { .. })) {
         out += "Checkpoint and map are needed by the next start: if a daemon serves this image, copy its data off before it is stopped.\n";
     }
     if report.superblock_is_bad() && !report.superblock_repaired {

@@ -158,7 +158,7 @@ impl From<io::Error> for End {
 struct Connection<'a> {
     device: &'a Arc<dyn Device>,
     /// The device as the export shows it.
-    info: &'a DeviceInfo,
+    info: DeviceInfo,
     client: ClientId,
     outbox: Arc<Outbox<Reply>>,
     budget: Arc<Budget>,
@@ -218,7 +218,7 @@ impl Connection<'_> {
                 // Nobody will hear of it, so nothing more is begun.
                 return Err(End::Socket(io::ErrorKind::BrokenPipe.into()));
             }
-            match check(&request, self.info, self.negotiated) {
+            match check(&request, &self.info, self.negotiated) {
                 Ok(Checked::Disconnect) => return Ok(()),
                 Ok(checked) => self.begin(receiver, &request, checked)?,
                 Err(number) => self.refuse(receiver, &request, number)?,

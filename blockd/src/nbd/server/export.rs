@@ -96,8 +96,11 @@ impl Export {
     }
 
     /// What clients are told of it, and what holds for their requests.
-    pub fn info(&self) -> &DeviceInfo {
-        &self.info
+    pub fn info(&self) -> DeviceInfo {
+        // A rollback may have changed the size since. A part of a block cannot be asked for.
+        let size_bytes = self.device.info().size_bytes;
+        let size_bytes = size_bytes - size_bytes % u64::from(self.info.block_bytes_min);
+        DeviceInfo { size_bytes, ..self.info.clone() }
     }
 
     /// The flags for a client whose replies do, or do not, come in chunks.

@@ -1,18 +1,28 @@
 //! The listening unix socket and its file: never more open than its mode, from its first moment; never taken from
 //! a server that lives; removed at the end if it is still ours.
+//!
+//! Whether a file is stale, or still ours, is looked at and acted upon under a lock of its directory: of two servers that
+//! start at once, or one that starts while another ends, neither removes the other's file.
 
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Connections that wait to be accepted.
 pub const BACKLOG: i32 = 1024;
+
+/// How long the lock of a directory is waited for; it is held for some system calls that do not block.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Time between two tries.
+const LOCK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +81,8 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// The file itself, without access to it: while it is held, its inode number is no other file's.
+    inode: OwnedFd,
     keep: bool,
 }
 
@@ -83,13 +94,15 @@ impl SocketFile {
     pub fn bind(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
         let address = SocketAddrUnix::new(path).map_err(|_| BindError::Path(path.into()))?;
         let system = |what| move |source: io::Error| BindError::System { what, path: path.into(), source };
-        remove_stale(path)?;
+        let _lock = lock_directory(path, LOCK_WAIT).map_err(system("lock the directory of"))?;
+        remove_stale(path, &address)?;
         let fd = open_listener(&address, mode).map_err(|e| match e {
-            rustix::io::Errno::ADDRINUSE => BindError::InUse(path.into()),
+            Errno::ADDRINUSE => BindError::InUse(path.into()),
             e => system("listen on")(e.into()),
         })?;
+        let inode = inode_of(path).map_err(|e| system("inspect")(e.into()))?;
+        let socket = SocketFile { path: path.into(), inode, keep: false };
         let file = std::fs::symlink_metadata(path).map_err(system("inspect"))?;
-        let socket = SocketFile { path: path.into(), identity: (file.dev(), file.ino()), keep: false };
         if file.permissions().mode() & 0o777 != mode {
             // The umask took some away.
             std::fs::set_permissions(path, Permissions::from_mode(mode))
@@ -101,8 +114,15 @@ impl SocketFile {
     /// The file of a socket that a predecessor has bound, which may yet need it: see [`SocketFile::own`]. `None` if there is no
     /// socket there any more.
     pub fn adopt(path: &Path) -> Option<SocketFile> {
-        let file = std::fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket())?;
-        Some(SocketFile { path: path.into(), identity: (file.dev(), file.ino()), keep: true })
+        let inode = inode_of(path).ok()?;
+        let mode = rustix::fs::fstat(&inode).ok()?.st_mode;
+        let is_socket = FileType::from_raw_mode(mode) == FileType::Socket;
+        is_socket.then(|| SocketFile { path: path.into(), inode, keep: true })
+    }
+
+    fn is(&self, file: &std::fs::Metadata) -> bool {
+        rustix::fs::fstat(&self.inode)
+            .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (file.dev(), file.ino()))
     }
 
     /// The predecessor is out of it: dropping this removes the file.
@@ -121,8 +141,16 @@ impl Drop for SocketFile {
         if self.keep {
             return;
         }
+        let _lock = match lock_directory(&self.path, LOCK_WAIT) {
+            Ok(lock) => lock,
+            Err(error) => {
+                // Who binds next finds that nobody listens on it.
+                tracing::warn!(path = %self.path.display(), %error, "the socket file is left behind");
+                return;
+            }
+        };
         match std::fs::symlink_metadata(&self.path) {
-            Ok(file) if (file.dev(), file.ino()) == self.identity => {
+            Ok(file) if self.is(&file) => {
                 if let Err(error) = std::fs::remove_file(&self.path) {
                     tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
                 }
@@ -130,6 +158,10 @@ impl Drop for SocketFile {
             _ => tracing::debug!(path = %self.path.display(), "the socket file is not ours any more"),
         }
     }
+}
+
+fn inode_of(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn open_listener(address: &SocketAddrUnix, mode: u32) -> rustix::io::Result<OwnedFd> {
@@ -142,7 +174,28 @@ fn open_listener(address: &SocketAddrUnix, mode: u32) -> rustix::io::Result<Owne
     Ok(fd)
 }
 
-fn remove_stale(path: &Path) -> Result<(), BindError> {
+/// Locks the directory of a socket against others of this module; dropping the descriptor unlocks it. `None` where that is not
+/// possible: a directory that may not be listed, a file system without locks.
+fn lock_directory(path: &Path, wait: Duration) -> io::Result<Option<OwnedFd>> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Why it cannot be opened is better said by what comes next.
+    let Ok(fd) = rustix::fs::open(directory, flags, Mode::empty()) else { return Ok(None) };
+    let until = Instant::now() + wait;
+    loop {
+        match rustix::fs::flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(fd)),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() >= until => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"));
+            }
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_AGAIN),
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), BindError> {
     let system = |what| move |source| BindError::System { what, path: path.into(), source };
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -150,19 +203,24 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         Ok(file) if !file.file_type().is_socket() => return Err(BindError::NotASocket(path.into())),
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(BindError::InUse(path.into())),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+    // One that is too busy to accept must not keep us waiting.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    match probe.and_then(|probe| rustix::net::connect(&probe, address)) {
+        Ok(()) | Err(Errno::AGAIN) => Err(BindError::InUse(path.into())),
+        Err(Errno::CONNREFUSED) => {
             tracing::info!(path = %path.display(), "removing a socket file that nobody listens on");
             std::fs::remove_file(path).map_err(system("remove the stale"))
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(system("probe")(e)),
+        Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(system("probe")(e.into())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
@@ -207,6 +265,67 @@ mod tests {
         drop(socket);
         assert_eq!(std::fs::read(&path).unwrap(), b"x");
         assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+    }
+
+    #[test]
+    fn of_several_that_start_at_once_one_gets_the_path_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for round in 0..300 {
+            if round % 2 == 0 {
+                // Left behind by a server that was killed.
+                drop(UnixListener::bind(&path).unwrap());
+            }
+            let before = (round % 3 == 0 && !path.exists()).then(|| bind(&path).unwrap());
+            let barrier = std::sync::Barrier::new(4);
+            let results: Vec<_> = std::thread::scope(|scope| {
+                let start = || {
+                    barrier.wait();
+                    bind(&path)
+                };
+                let starting: Vec<_> = (0..3).map(|_| scope.spawn(start)).collect();
+                barrier.wait();
+                // And one goes just now.
+                drop(before);
+                starting.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let lost = |result: &Result<_, BindError>| matches!(result, Err(BindError::InUse(_)));
+            let others = results.iter().filter(|result| lost(result)).count();
+            let mut bound = results.into_iter().filter_map(Result::ok);
+            let Some((listener, file)) = bound.next() else {
+                assert_eq!(others, 3, "round {round}: all found the one that was about to go");
+                assert!(!path.exists(), "round {round}");
+                continue;
+            };
+            assert!(bound.next().is_none() && others == 2, "round {round}: {others} were refused");
+            drop(UnixStream::connect(&path).unwrap_or_else(|e| panic!("round {round}: {e}")));
+            listener.set_nonblocking(true).unwrap();
+            listener.accept().unwrap_or_else(|e| panic!("round {round}: it came to another one: {e}"));
+            drop((listener, file));
+            assert!(!path.exists(), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_too_busy_to_accept_is_alive() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let fd = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&fd, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&fd, 0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::InUse(_))));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_stays_locked_is_said_to_be_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _locked = lock_directory(&path, LOCK_WAIT).unwrap();
+        let error = lock_directory(&path, Duration::from_millis(20)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(lock_directory(Path::new("s"), Duration::ZERO).is_ok(), "of the working directory");
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub(super) enum Progress {
 /// A checkpoint under way.
 pub(super) struct Checkpoint {
     frozen: Frozen,
+    /// Size of a raw volume in that state, in bytes.
+    raw_bytes: u64,
     phase: Phase,
     writer: Writer,
     /// Pages of the lowest level of each map's directory that have to be written.
@@ -94,9 +96,16 @@ impl Checkpoint {
     /// [`IoError::NoSpace`] if there is no room for all it may have to write; nothing has happened then.
     pub(super) fn begin(log: &mut Log) -> Result<Self, IoError> {
         let frozen = Frozen::capture(log)?;
-        let touched = vec![BTreeSet::new(); frozen.maps.len()];
-        let writer = Writer::default();
-        Ok(Checkpoint { frozen, phase: Phase::Leaves, writer, touched, blocked: false, waiters: Vec::new() })
+        Ok(Checkpoint {
+            touched: vec![BTreeSet::new(); frozen.maps.len()],
+            frozen,
+            // As of the same place: the log's thread, which alone changes it, is this one.
+            raw_bytes: log.shared.raw_bytes(),
+            phase: Phase::Leaves,
+            writer: Writer::default(),
+            blocked: false,
+            waiters: Vec::new(),
+        })
     }
 
     /// Tells these when it is durable.

@@ -435,6 +435,7 @@ mod tests {
                 time_ns: 1,
                 epoch: 2,
                 held_pages: 3,
+                raw_bytes: 4096,
                 deleting: false,
                 name: "monday".into(),
             }],
@@ -496,7 +497,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&root().1, 0x492c_1aea);
-        common::golden(&payload().encode(), 0xe097_732c);
+        common::golden(&root().1, 0x8b99_d43a);
+        common::golden(&payload().encode(), 0x1aa2_3830);
     }
 }

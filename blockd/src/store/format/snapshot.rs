@@ -1,8 +1,10 @@
 //! The table of snapshots in a checkpoint's payload (FORMAT.md section 4.7).
 //!
 //! ```text
-//! entry: | number 8 | time 8 | epoch 8 | held pages 8 | state 4 | name bytes 4 | name |
+//! entry: | number 8 | time 8 | epoch 8 | held pages 8 | size 8 | state 4 | name bytes 4 | name |
 //! ```
+
+use layout::addr::PAGE;
 
 use super::{Cursor, Malformed, check_counter};
 use crate::store::snapshot::{SNAPSHOTS_MAX, check_name};
@@ -23,6 +25,8 @@ pub struct SnapshotEntry {
     pub epoch: u64,
     /// Pages that its delta owns.
     pub held_pages: u64,
+    /// Size of a raw volume then, in bytes; 0 for VexFS.
+    pub raw_bytes: u64,
     /// It can't be read any more.
     pub deleting: bool,
     /// Its name.
@@ -31,7 +35,7 @@ pub struct SnapshotEntry {
 
 impl SnapshotEntry {
     /// Bytes of an entry before the name.
-    pub const HEAD: usize = 40;
+    pub const HEAD: usize = 48;
 
     /// Bytes that [`SnapshotEntry::encode`] appends.
     pub fn encoded_bytes(&self) -> usize {
@@ -40,7 +44,7 @@ impl SnapshotEntry {
 
     /// Appends its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        for word in [self.number, self.time_ns, self.epoch, self.held_pages] {
+        for word in [self.number, self.time_ns, self.epoch, self.held_pages, self.raw_bytes] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         out.extend_from_slice(&(if self.deleting { DELETING } else { LIVE }).to_le_bytes());
@@ -71,6 +75,11 @@ pub(crate) fn decode(
         if number <= before || number > last_number {
             return Err(Malformed { what: "number of a snapshot", expected: before + 1, found: number });
         }
+        let raw_bytes = cursor.u64()?;
+        if !raw_bytes.is_multiple_of(PAGE as u64) {
+            let expected = raw_bytes / PAGE as u64 * PAGE as u64;
+            return Err(Malformed { what: "size of a snapshot", expected, found: raw_bytes });
+        }
         let deleting = match cursor.u32()? {
             LIVE => false,
             DELETING => true,
@@ -86,7 +95,8 @@ pub(crate) fn decode(
         if !deleting && table.iter().any(|s| !s.deleting && s.name == name) {
             return Err(malformed);
         }
-        table.push(SnapshotEntry { number, time_ns, epoch, held_pages, deleting, name: name.to_owned() });
+        let name = name.to_owned();
+        table.push(SnapshotEntry { number, time_ns, epoch, held_pages, raw_bytes, deleting, name });
     }
     Ok(table)
 }
@@ -97,7 +107,8 @@ mod tests {
     use super::*;
 
     fn entry(number: u64, deleting: bool, name: &str) -> SnapshotEntry {
-        SnapshotEntry { number, time_ns: 5, epoch: 6, held_pages: 7, deleting, name: name.into() }
+        let raw_bytes = number << 12;
+        SnapshotEntry { number, time_ns: 5, epoch: 6, held_pages: 7, raw_bytes, deleting, name: name.into() }
     }
 
     fn bytes(table: &[SnapshotEntry]) -> Vec<u8> {
@@ -138,15 +149,18 @@ mod tests {
         }
         assert!(read(&good, u32::MAX).is_err());
         let mut state = good.clone();
-        state[32] = 3;
+        state[40] = 3;
         assert!(read(&state, 1).is_err());
+        let mut size = good.clone();
+        size[32] = 1;
+        assert!(read(&size, 1).is_err(), "not whole pages");
         let mut name = good;
-        name[40] = 0xff;
+        name[48] = 0xff;
         assert!(read(&name, 1).is_err(), "not UTF-8");
     }
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&bytes(&[entry(2, true, "a"), entry(3, false, "\u{fc}ber")]), 0x0111_e515);
+        common::golden(&bytes(&[entry(2, true, "a"), entry(3, false, "\u{fc}ber")]), 0x8953_f031);
     }
 }

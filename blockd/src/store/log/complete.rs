@@ -10,6 +10,7 @@ use crate::storage::Completion;
 use crate::store::Shared;
 use crate::store::checkpoint::is_checkpoint_token;
 use crate::store::format::record::Record;
+use crate::store::snapshot::LeafId;
 
 impl Log {
     /// Takes completions in; applies and acknowledges in log order.
@@ -54,7 +55,7 @@ impl Log {
     }
 
     fn apply(&mut self, f: InFlight) {
-        if let Err(e) = apply_record(&self.shared, &f.record) {
+        if let Err((_, e)) = apply_record(&self.shared, &f.record) {
             self.fail(&format!("the map cannot be read: {e}"));
             f.acks.into_iter().for_each(|(done, _)| done(Err(e.clone())));
             return;
@@ -160,8 +161,9 @@ impl Log {
     }
 }
 
-/// Loads the leaves a record needs and applies it.
-pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), IoError> {
+/// Loads the leaves a record needs and applies it; else nothing is changed, and a leaf that cannot be read is given with the
+/// reason.
+pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), (LeafId, IoError)> {
     loop {
         let mut maps = shared.maps.write();
         // Asked under the lock under which it is applied: readers load leaves too, and that evicts others.
@@ -174,9 +176,10 @@ pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result
         // Until it is applied none of them goes; what is loaded may name more.
         maps.hold(true);
         drop(maps);
-        if let Some(e) = missing.iter().find_map(|leaf| shared.load(*leaf).err()) {
+        let failed = missing.iter().find_map(|leaf| Some((*leaf, shared.load(*leaf).err()?)));
+        if let Some(failed) = failed {
             shared.maps.write().hold(false);
-            return Err(e);
+            return Err(failed);
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod build;
 mod complete;
+mod distance;
 mod job;
 mod submit;
 mod touch;
@@ -25,6 +26,7 @@ use super::snapshot::log::Changes;
 use crate::device::IoError;
 use crate::storage::{Waiter, Waker, WriteQueue};
 pub(super) use complete::apply_record;
+use distance::{CHECKPOINT_PAGES_MIN, Distance};
 pub use job::{Job, JobDone, Op};
 
 /// Records in flight at once.
@@ -35,12 +37,6 @@ const GATHER_PAGES: u64 = 16;
 const USER_RECORD_PAGES_MAX: u32 = 256;
 /// and of the cleaner: each may be a piece of a write of its own, of which there are 1024 at most.
 const COLD_RECORD_PAGES_MAX: u32 = 512;
-/// Where nothing else is set: pages of log between checkpoints at least (256 MiB),
-const CHECKPOINT_PAGES_MIN: u64 = 64 << 10;
-/// for each page that the checkpoint writes too,
-const CHECKPOINT_LOG_PAGES: u64 = 128;
-/// but for checkpoints of more pages: so much changed map is kept in memory, and 128 times as much log replayed at a start (4 GiB).
-const CHECKPOINT_PAGES_MAX: u64 = 8 << 10;
 /// Token of a sync; records have their sequence.
 const SYNC_TOKEN: u64 = u64::MAX;
 
@@ -93,6 +89,7 @@ pub struct Log {
     waiters: VecDeque<(u64, JobDone)>,
     failed: Option<String>,
     pages_since_checkpoint: u64,
+    distance: Distance,
     /// Give the space of freed segments back.
     pub(super) discard: bool,
     /// The one under way.
@@ -149,6 +146,7 @@ impl Log {
             waiters: VecDeque::new(),
             failed: None,
             pages_since_checkpoint: 0,
+            distance: Distance::default(),
             discard: options.discard,
             checkpoint: None,
             checkpoint_begun: Instant::now(),
@@ -341,18 +339,13 @@ impl Log {
         reclaimable && self.reclaim_tried != self.next_seq
     }
 
-    /// So much was logged since the last checkpoint that the next one should begin. Unless it is set how much, one that would
-    /// write much waits for longer, as long as what it would write can be kept in memory.
+    /// So much was logged since the last checkpoint that the next one should begin.
     fn is_time_for_checkpoint(&self) -> bool {
         let logged = self.pages_since_checkpoint;
         if let Some(set) = self.shared.tuning.checkpoint_pages() {
             return logged >= set;
         }
-        if logged < CHECKPOINT_PAGES_MIN {
-            return false;
-        }
-        let cost = self.shared.next_checkpoint_pages(&self.shared.maps.read());
-        cost > CHECKPOINT_PAGES_MAX || logged >= CHECKPOINT_LOG_PAGES * cost
+        self.distance.is_reached(logged, || self.shared.next_checkpoint_pages(&self.shared.maps.read()))
     }
 
     /// A checkpoint is under way or about to begin: what it frees may be enough for who waits.

@@ -192,6 +192,8 @@ pub struct BaseMap {
     bytes_max: usize,
     /// While the log gathers the leaves of a record none may go.
     held: bool,
+    /// There are leaves that cannot be read: changes pass leaves over that are not loaded.
+    has_damage: bool,
     /// Keys of loaded leaves, the next to be looked at first.
     clock: VecDeque<u64>,
 }
@@ -266,6 +268,22 @@ impl BaseMap {
         let end = first.saturating_add(count);
         let unloaded = |slot: &Slot| matches!(slot, Slot::Unloaded { .. });
         keys.extend(self.slots.range(start..end.max(start)).filter(|(_, s)| unloaded(s)).map(|(k, _)| *k));
+    }
+
+    /// The device pages that the leaf of `key` may map.
+    pub fn range_of(&self, key: u64) -> std::ops::Range<u64> {
+        let end = unit_start(key) + MAP_UNIT_PAGES;
+        key..self.slots.range(key + 1..end.max(key + 1)).next().map_or(end, |(&next, _)| next)
+    }
+
+    /// A leaf cannot be read, and the map is changed all the same: what is in leaves that are not loaded stays unknown.
+    pub(in crate::store) fn tolerate_damage(&mut self) {
+        self.has_damage = true;
+    }
+
+    /// A page is in a leaf that cannot be read; see [`BaseMap::tolerate_damage`].
+    pub(in crate::store) fn is_unknown(&self, page: u64) -> bool {
+        self.has_damage && matches!(self.find(page), Found::Leaf(_))
     }
 
     /// Where the leaf of `key` stands, if it is not loaded.
@@ -459,6 +477,7 @@ impl BaseMap {
                 true
             }
             Lookup::Mapped(_) | Lookup::Unmapped => false,
+            Lookup::Leaf(_) if self.has_damage => false,
             Lookup::Leaf(key) => panic!("leaf {key:#x} is loaded before a relocation"),
         }
     }
@@ -493,6 +512,7 @@ impl BaseMap {
                 Some(Slot::Loaded { leaf, .. }) => {
                     leaf.runs().any(|(run, _)| u32::from(run.rel) < to && run.end() > from)
                 }
+                Some(Slot::Unloaded { .. }) if self.has_damage => false,
                 Some(Slot::Unloaded { .. }) => panic!("a leaf is loaded before it is changed"),
                 Some(Slot::Empty { .. }) | None => false,
             };

@@ -16,10 +16,12 @@ pub mod segments;
 #[cfg(test)]
 mod verify;
 
+use std::collections::BTreeMap;
+
 use super::format::checkpoint::MapId;
 use super::format::record::{Entry, FLAG_COMMIT, FLAG_ROLLBACK, Record, SessionState};
 use super::format::{Loc, Mapping};
-use super::snapshot::{SnapshotId, Snapshots};
+use super::snapshot::{LeafId, SnapshotId, Snapshots};
 use crate::device::VolumeKind;
 use base::BaseMap;
 use overlay::Overlay;
@@ -49,10 +51,15 @@ pub struct Maps {
     pub snapshots: Snapshots,
     /// Use of each segment.
     pub segments: SegmentTable,
+    /// Size of a raw volume in bytes, 0 for VexFS. Nothing is mapped beyond.
+    pub raw_bytes: u64,
     /// Commits so far.
     pub epoch: u64,
     /// As of the last record applied.
     pub session: SessionState,
+    /// Read-only starts: leaves without which records were applied since they cannot be read, and why. They are never
+    /// read again, since they are not what the last checkpoint has any more.
+    damaged: BTreeMap<LeafId, String>,
     /// Maps that ended while a checkpoint that holds them was under way.
     pub(in crate::store) retired: Vec<(MapId, BaseMap)>,
     /// Pages of maps that ended: needed no more once the checkpoint that begins next is durable.
@@ -68,8 +75,10 @@ impl Maps {
             overlay: Overlay::default(),
             snapshots: Snapshots::default(),
             segments,
+            raw_bytes: 0,
             epoch: 0,
             session: SessionState::default(),
+            damaged: BTreeMap::new(),
             retired: Vec::new(),
             dropped: Vec::new(),
         }
@@ -123,6 +132,19 @@ impl Maps {
         } else {
             self.dropped.extend(map.into_locs());
         }
+    }
+
+    /// Records are applied without a leaf from now on: nothing that it maps is known any more. For starts that only read.
+    pub(in crate::store) fn give_up(&mut self, leaf: LeafId, why: String) {
+        if let Some(map) = self.map_mut(leaf.map) {
+            map.tolerate_damage();
+            self.damaged.insert(leaf, why);
+        }
+    }
+
+    /// Why a leaf was given up, if it was.
+    pub fn damage(&self, leaf: LeafId) -> Option<&String> {
+        self.damaged.get(&leaf)
     }
 
     /// Leaves that the next checkpoint gives a page.
@@ -182,6 +204,9 @@ impl Maps {
     }
 
     fn set_base(&mut self, page: u64, mapping: Mapping) {
+        if self.base.is_unknown(page) {
+            return;
+        }
         self.segments.add_base(mapping.loc);
         let old = self.base.set(page, mapping);
         self.replaced(page, old);

@@ -12,6 +12,7 @@ use crate::store::format::checkpoint::MapId;
 use crate::store::format::leaf::NOWHERE;
 use crate::store::format::record::{Entry, Record};
 use crate::store::format::{Loc, Mapping, page_crc};
+use crate::store::map::Lookup;
 use crate::store::map::base::BaseMap;
 use crate::store::map::segments::State;
 use crate::store::snapshot::Snapshot;
@@ -116,7 +117,8 @@ impl Scrub<'_, '_> {
                 return;
             };
             if matches!(mapped_there(self.shared, page, at), Ok(Some(still)) if still == expected) {
-                return self.bad(Damaged::Page { device_page: page }, at, finding);
+                let snapshot = keeper(self.shared, page, at);
+                return self.bad_of(snapshot, Damaged::Page { device_page: page }, at, finding);
             }
         }
     }
@@ -173,6 +175,13 @@ fn mapped_there(shared: &Shared, page: u64, at: Loc) -> Result<Option<u32>, crat
             Err(leaf) => shared.load(leaf)?,
         }
     }
+}
+
+/// The snapshot whose delta has a page at `at`.
+fn keeper(shared: &Shared, page: u64, at: Loc) -> Option<String> {
+    let maps = shared.maps.read();
+    let keeps = |s: &&Snapshot| matches!(s.delta.lookup(page), Lookup::Mapped(m) if m.loc == at);
+    maps.snapshots.all().iter().find(keeps).map(|s| s.name.clone())
 }
 
 /// All pages, of every layer, that stand at places that `wanted` accepts. Pages of leaves that cannot be read are

@@ -12,7 +12,7 @@ use crate::store::format::checkpoint::{MapId, Root};
 use crate::store::format::superblock::{SLOTS, Superblock};
 use crate::store::format::{Loc, Mapping};
 use crate::store::recover::read_superblock;
-use crate::store::snapshot::Snapshot;
+use crate::store::snapshot::{Snapshot, SnapshotId};
 
 /// How often something that a checkpoint may be changing just now is looked at before it counts as bad.
 const TRIES: u32 = 8;
@@ -202,10 +202,18 @@ impl Scrub<'_, '_> {
             let stays = found.is_some_and(|(k, _, disk)| k == *key && disk == Some(*at));
             drop(maps);
             if stays && let Some(finding) = finding.or_else(|| self.undecodable(*key, *at)) {
-                self.bad(Damaged::MapLeaf { device_page: *key }, at.loc, finding);
+                let snapshot = match id {
+                    MapId::Delta(number) => self.snapshot_name(SnapshotId(number)),
+                    MapId::Committed | MapId::Open => None,
+                };
+                self.bad_of(snapshot, Damaged::MapLeaf { device_page: *key }, at.loc, finding);
             }
         }
         self.advance(run.len())
+    }
+
+    fn snapshot_name(&self, id: SnapshotId) -> Option<String> {
+        self.shared.maps.read().snapshots.get(id).map(|s| s.name.clone())
     }
 
     /// What is wrong with a leaf whose crc is right.

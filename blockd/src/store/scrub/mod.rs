@@ -24,6 +24,7 @@ pub use report::{BadPage, Damaged, Report};
 use super::Shared;
 use super::format::Loc;
 use super::format::segment::Stream;
+use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::buf::AlignedBuf;
 use pace::Pace;
@@ -46,7 +47,9 @@ impl Shared {
         let total_pages = {
             let maps = self.maps.read();
             let data = maps.segments.all().iter().filter(|s| holds_records(s));
-            data.map(|s| u64::from(s.used_pages)).sum::<u64>() + maps.base.leaf_count() as u64 + 2
+            let leaves: usize =
+                maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::leaf_count).sum();
+            data.map(|s| u64::from(s.used_pages)).sum::<u64>() + leaves as u64 + 2
         };
         let mut scrub = Scrub {
             shared: self,
@@ -93,8 +96,13 @@ impl Scrub<'_, '_> {
     }
 
     fn bad(&mut self, damaged: Damaged, at: Loc, finding: Finding) {
+        self.bad_of(None, damaged, at, finding);
+    }
+
+    /// As [`Scrub::bad`], of what a snapshot keeps.
+    fn bad_of(&mut self, snapshot: Option<String>, damaged: Damaged, at: Loc, finding: Finding) {
         let image_byte = self.shared.geometry.byte(at);
-        self.report.add(BadPage::new(damaged, Some(at), image_byte, finding));
+        self.report.add(BadPage { snapshot, ..BadPage::new(damaged, Some(at), image_byte, finding) });
     }
 }
 

@@ -42,6 +42,9 @@ pub struct BadPage {
     /// To whom it belongs, for people: `inode 12, file bytes 4096 to 8191`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The snapshot that keeps it, if the live volume has no use for it; older ones may share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Segment it stands in; none for superblock slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<u32>,
@@ -71,6 +74,7 @@ impl BadPage {
         BadPage {
             damaged,
             name: None,
+            snapshot: None,
             segment: at.map(|at| at.segment),
             segment_page: at.map(|at| at.offset),
             image_byte,
@@ -92,6 +96,9 @@ impl std::fmt::Display for BadPage {
         }
         if let Some(name) = &self.name {
             write!(f, " ({name})")?;
+        }
+        if let Some(snapshot) = &self.snapshot {
+            write!(f, " of snapshot {snapshot:?}")?;
         }
         if let (Some(segment), Some(page)) = (self.segment, self.segment_page) {
             write!(f, " at segment {segment} page {page},")?;

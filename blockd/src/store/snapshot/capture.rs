@@ -21,6 +21,8 @@ impl Snapshots {
                     snapshot.keep(page, old.map_or(Entry::Nowhere, Entry::At));
                     return None;
                 }
+                // It cannot be read, and nor can what this snapshot and older ones have of the page.
+                Found::Leaf(_) if snapshot.delta.is_unknown(page) => return None,
                 Found::Leaf(key) => panic!("leaf {key:#x} of {:?} is loaded before a change", snapshot.id),
             }
         }
@@ -97,6 +99,7 @@ impl Maps {
                 self.missing(page, 1, &mut out);
             }
         }
+        out.retain(|leaf| self.damage(*leaf).is_none());
         out.sort_unstable();
         out.dedup();
         out
@@ -140,13 +143,20 @@ impl Maps {
         }
         match self.base.lookup(page) {
             Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
-            Lookup::Leaf(key) => return Err(LeafId::committed(key)),
-            Lookup::Mapped(_) | Lookup::Unmapped => {}
+            Lookup::Leaf(key) if self.damage(LeafId::committed(key)).is_none() => {
+                return Err(LeafId::committed(key));
+            }
+            Lookup::Mapped(_) | Lookup::Unmapped | Lookup::Leaf(_) => {}
         }
         for snapshot in self.snapshots.all().iter().rev() {
             match snapshot.delta.lookup(page) {
                 Lookup::Mapped(m) if is(m) => return Ok(Some(m)),
-                Lookup::Leaf(key) => return Err(LeafId { map: snapshot.map_id(), key }),
+                Lookup::Leaf(key) => {
+                    let leaf = LeafId { map: snapshot.map_id(), key };
+                    if self.damage(leaf).is_none() {
+                        return Err(leaf);
+                    }
+                }
                 Lookup::Mapped(_) | Lookup::Unmapped => {}
             }
         }

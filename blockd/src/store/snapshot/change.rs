@@ -89,6 +89,8 @@ pub enum Change {
         name: String,
         /// When it was taken where the backup was made.
         time_ns: u64,
+        /// Size of a raw volume then, in bytes, which is the volume's from now on; 0 for VexFS. Nothing is mapped beyond.
+        raw_bytes: u64,
     },
 }
 
@@ -103,9 +105,8 @@ impl Maps {
         if self.snapshots.rollback.is_some() && !(received && receiving) {
             return Err(SnapshotError::RollingBack);
         }
-        let epoch = self.epoch;
         match change {
-            Change::Create { name, time_ns } => self.snapshots.create(name, *time_ns, epoch),
+            Change::Create { name, time_ns } => self.take_snapshot(name, *time_ns),
             Change::Delete { name } => self.snapshots.doom(name),
             Change::Rollback { name } => match self.session.session() {
                 0 => self.snapshots.begin_rollback(name),
@@ -118,13 +119,22 @@ impl Maps {
                 }
                 session => Err(SnapshotError::Session(session)),
             },
-            Change::Received { name, time_ns } => {
-                let id = self.snapshots.create(name, *time_ns, epoch)?;
+            Change::Received { name, time_ns, raw_bytes } => {
+                let before = std::mem::replace(&mut self.raw_bytes, *raw_bytes);
+                let id = self.take_snapshot(name, *time_ns).inspect_err(|_| self.raw_bytes = before)?;
                 // On disk the snapshot appears and the way back goes in one.
                 self.snapshots.set_phase(Phase::Ends);
                 Ok(id)
             }
         }
+    }
+
+    fn take_snapshot(&mut self, name: &str, time_ns: u64) -> Result<SnapshotId, SnapshotError> {
+        let id = self.snapshots.create(name, time_ns, self.epoch)?;
+        if let Some(snapshot) = self.snapshots.get_mut(id) {
+            snapshot.raw_bytes = self.raw_bytes;
+        }
+        Ok(id)
     }
 
     /// The checkpoint that was to make a change durable is, or could not be written.

@@ -82,6 +82,8 @@ pub struct Snapshot {
     pub time_ns: u64,
     /// Commits before it.
     pub epoch: u64,
+    /// Size of a raw volume then, in bytes; 0 for VexFS.
+    pub raw_bytes: u64,
     /// Where in its life it is.
     pub state: State,
     /// What changed until the next newer snapshot was taken, or until now.
@@ -102,6 +104,7 @@ impl Snapshot {
             name,
             time_ns,
             epoch,
+            raw_bytes: 0,
             state: State::Live,
             delta: BaseMap::default(),
             held_pages: 0,
@@ -193,9 +196,9 @@ impl Snapshots {
                 return Err(Malformed { what: "pages that a snapshot holds", expected, found });
             }
             let state = if entry.deleting { State::Deleting } else { State::Live };
-            let held_pages = entry.held_pages;
+            let (held_pages, raw_bytes) = (entry.held_pages, entry.raw_bytes);
             let new = Snapshot::new(SnapshotId(found), entry.name.clone(), entry.time_ns, entry.epoch);
-            list.push(Snapshot { state, delta, held_pages, ..new });
+            list.push(Snapshot { state, delta, held_pages, raw_bytes, ..new });
         }
         if let Some(&found) = deltas.keys().next() {
             return Err(Malformed { what: "delta of a snapshot that is not listed", expected: 0, found });
@@ -277,6 +280,7 @@ impl Snapshots {
             time_ns: s.time_ns,
             epoch: s.epoch,
             held_pages: s.held_pages,
+            raw_bytes: s.raw_bytes,
             deleting: s.state != State::Live,
             name: s.name.clone(),
         };

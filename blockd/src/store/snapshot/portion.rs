@@ -180,8 +180,12 @@ impl Maps {
         Portion::Done
     }
 
+    /// The committed map is the snapshot's; so is the size from now on.
     fn end_rollback(&mut self) -> Portion {
-        self.snapshots.rollback = None;
+        let to = self.snapshots.rollback.take().and_then(|rollback| rollback.to);
+        if let Some(snapshot) = to.and_then(|to| self.snapshots.get(to)) {
+            self.raw_bytes = snapshot.raw_bytes;
+        }
         Portion::Finished
     }
 

@@ -96,11 +96,15 @@ impl Volume {
         }
         let taken = self.take_frames(&mut frames, &header, &mut progress).and_then(|()| {
             let name = header.to.name.clone();
-            Ok(self.change_snapshots(Change::Received { name, time_ns: header.to.time_ns })?)
+            Ok(self.change_snapshots(Change::Received {
+                name,
+                time_ns: header.to.time_ns,
+                raw_bytes: header.raw_bytes,
+            })?)
         });
         match taken {
             Ok(id) => {
-                self.core.rolling_back.store(false, Ordering::SeqCst);
+                self.leave_rollback();
                 let maps = self.core.store.maps.read();
                 let found = maps.snapshots.get(id).map(SnapshotInfo::of);
                 found.ok_or_else(|| SnapshotError::Unknown(header.to.name).into())
@@ -131,12 +135,6 @@ impl Volume {
         if header.kind != store.kind {
             return refuse("the stream is of a volume of another kind".into());
         }
-        if header.raw_bytes != store.raw_bytes {
-            let (there, here) = (header.raw_bytes, store.raw_bytes);
-            return refuse(format!(
-                "the stream is of a volume of {there} bytes, and this one has {here}: vexctl resize --volume-size {there} first"
-            ));
-        }
         if header.uuid != store.uuid {
             let (of, here) = (uuid::Uuid::from_bytes(header.uuid), uuid::Uuid::from_bytes(store.uuid));
             return refuse(format!(
@@ -148,13 +146,18 @@ impl Volume {
         if maps.snapshots.find(&header.to.name).is_some() {
             return Err(SnapshotError::Exists(header.to.name.clone()).into());
         }
+        let (there, here) = (header.raw_bytes, maps.raw_bytes);
         match (&header.from, maps.snapshots.all().last()) {
+            (None, None) if there != here => refuse(format!(
+                "the stream is of a volume of {there} bytes, and this one has {here}: vexctl resize --volume-size {there} first"
+            )),
             (None, None) if maps.base.count_units(0, u64::MAX) == 0 && maps.overlay.page_count() == 0 => Ok(None),
             (None, _) => refuse(
                 "the stream is a full one, and the volume has data: receive it into a new image, or send with --from".into(),
             ),
             (Some(from), Some(last)) if last.name == from.name && last.time_ns == from.time_ns => {
-                if last.entries() > 0 || maps.overlay.page_count() > 0 {
+                let resized = here != last.raw_bytes && here != there;
+                if last.entries() > 0 || maps.overlay.page_count() > 0 || resized {
                     return refuse(format!(
                         "the volume was changed since snapshot {:?}: go back to it first (vexctl snapshot rollback)",
                         last.name
@@ -182,18 +185,20 @@ impl Volume {
         let mut in_flight = 0;
         let mut done_bytes = 0;
         let total_bytes = header.pages_max.saturating_mul(PAGE as u64);
+        let raw_bytes_before = self.core.store.raw_bytes();
         while let Some(frame) = frames.frame()? {
             let ops = match frame {
                 Frame::Header(_) | Frame::Trailer { .. } => continue,
                 Frame::Data { first, bytes } => {
                     let pages = bytes.len() / PAGE;
-                    self.check_pages(first, pages as u64)?;
+                    self.check_pages(first, pages as u64, header.raw_bytes)?;
                     done_bytes += bytes.len() as u64;
                     let buf = Arc::new(AlignedBuf::from_slice(&bytes));
                     vec![Op::Write { first, buf, page_in_buf: 0, pages }]
                 }
                 Frame::Holes(ranges) => {
-                    ranges.iter().try_for_each(|&(first, count)| self.check_pages(first, count))?;
+                    let end = header.raw_bytes.max(raw_bytes_before);
+                    ranges.iter().try_for_each(|&(first, count)| self.check_pages(first, count, end))?;
                     ranges.into_iter().map(|(first, count)| Op::Discard { first, count }).collect()
                 }
             };
@@ -205,16 +210,22 @@ impl Volume {
             in_flight += 1;
             progress(Progress { done_bytes, total_bytes: total_bytes.max(done_bytes) });
         }
+        if header.raw_bytes < raw_bytes_before {
+            // Whatever the stream said of it.
+            let (first, end) = (header.raw_bytes / PAGE as u64, raw_bytes_before / PAGE as u64);
+            self.submit(vec![Op::Discard { first, count: end - first }], &send)?;
+            in_flight += 1;
+        }
         (0..in_flight).try_for_each(|_| wait(&done))?;
         Ok(())
     }
 
-    /// Whether a stream may have these pages: within the volume, and not made up by the daemon.
-    fn check_pages(&self, first: u64, count: u64) -> Result<(), BackupError> {
+    /// Whether a stream may have these pages: within a volume of this size, if it is a raw one, and not made up by the daemon.
+    fn check_pages(&self, first: u64, count: u64, raw_bytes: u64) -> Result<(), BackupError> {
         let store = &self.core.store;
         let end = first.checked_add(count).filter(|_| count > 0);
         let allowed = end.is_some_and(|end| match store.kind {
-            VolumeKind::Raw => end <= store.raw_bytes / PAGE as u64,
+            VolumeKind::Raw => end <= raw_bytes / PAGE as u64,
             VolumeKind::VexFs => {
                 end <= MAP_BASE / PAGE as u64
                     && end <= DEVICE_PAGES

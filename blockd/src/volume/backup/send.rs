@@ -78,17 +78,18 @@ impl Volume {
         };
         let maps = store.maps.read();
         let point = |id: SnapshotId, name: &str| match maps.snapshots.get(id) {
-            Some(s) => Ok(Point { name: s.name.clone(), time_ns: s.time_ns }),
+            Some(s) => Ok((Point { name: s.name.clone(), time_ns: s.time_ns }, s.raw_bytes)),
             None => Err(SnapshotError::Unknown(name.to_owned())),
         };
+        let (to, raw_bytes) = point(to.id(), to.name())?;
         Ok(Header {
             kind: store.kind,
             uuid: store.uuid,
-            raw_bytes: store.raw_bytes,
+            raw_bytes,
             image_bytes: store.storage.len_bytes(),
             pages_max,
-            from: from.map(|s| point(s.id(), s.name())).transpose()?,
-            to: point(to.id(), to.name())?,
+            from: from.map(|s| point(s.id(), s.name()).map(|(point, _)| point)).transpose()?,
+            to,
         })
     }
 }

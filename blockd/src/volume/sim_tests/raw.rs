@@ -253,7 +253,7 @@ impl RawLife {
     /// The image grows by a half, or gets its first size again.
     fn resize(&mut self) {
         let backing_bytes = IMAGE_BYTES as u64 * self.machine.rng.random_range(2..=3) / 2;
-        let raw_bytes = self.machine.driver.store().raw_bytes;
+        let raw_bytes = self.machine.driver.store().raw_bytes();
         let crash = self.machine.resize(backing_bytes, raw_bytes);
         self.crash(crash, false);
     }

@@ -15,6 +15,7 @@ use crate::store::clean::Tuning;
 use crate::store::map::segments::State;
 use crate::store::recover::{RecoverOptions, read_superblock};
 use crate::store::resize::{Progress, Sizes, resize};
+use crate::store::snapshot::change::Change;
 
 const CLIENT: ClientId = ClientId(1);
 const MIB: u64 = 1 << 20;
@@ -63,7 +64,7 @@ fn last_used(driver: &Driver) -> usize {
 }
 
 fn check(driver: &mut Driver, model: &Model) {
-    let pages = driver.store().raw_bytes / 4096;
+    let pages = driver.store().raw_bytes() / 4096;
     for page in 0..pages {
         let bytes = driver.read(CLIENT, page * 4096, 4096).expect("a page can be read");
         let expected = model.get(page as usize).copied().unwrap_or(0);
@@ -74,7 +75,7 @@ fn check(driver: &mut Driver, model: &Model) {
 
 /// It takes writes, is cleaned and checkpointed, and stays within its geometry. A full one takes overwrites only.
 fn use_it(driver: &mut Driver, model: &mut Model, full: bool) {
-    let pages = driver.store().raw_bytes / 4096;
+    let pages = driver.store().raw_bytes() / 4096;
     model.resize(pages as usize, 0);
     for tag in 1000..1040 {
         let first = tag * 37 % (pages - 8);
@@ -108,7 +109,7 @@ fn a_store_grows_and_uses_what_it_got() {
     result.expect("it grows");
     let mut driver = Driver::open(disk, 1).expect("it opens");
     assert_eq!(driver.store().geometry.segments, 95);
-    assert_eq!(driver.store().raw_bytes, (PAGES + 200) * 4096);
+    assert_eq!(driver.store().raw_bytes(), (PAGES + 200) * 4096);
     use_it(&mut driver, &mut model, false);
     assert!(last_used(&driver) > 47, "the new segments are used");
 }
@@ -174,7 +175,7 @@ fn a_cut_that_is_refused_loses_nothing() {
     let (result, disk, _) = run(image, sizes(2, 290), 1);
     result.expect_err("290 pages do not fit");
     let mut driver = Driver::open(disk, 1).expect("it opens");
-    assert_eq!(driver.store().raw_bytes, PAGES * 4096);
+    assert_eq!(driver.store().raw_bytes(), PAGES * 4096);
     check(&mut driver, &model);
 }
 
@@ -186,7 +187,7 @@ fn a_volume_is_cut_and_its_space_is_free() {
     let mut image = disk.image_after(Crash::PowerCut);
     image.truncate(2 << 20);
     let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("it opens");
-    assert_eq!(driver.store().raw_bytes, 60 * 4096);
+    assert_eq!(driver.store().raw_bytes(), 60 * 4096);
     check(&mut driver, &model[..60].to_vec());
     assert!(driver.store().maps.read().segments.data_live() <= 60);
 }
@@ -235,6 +236,68 @@ fn growing_survives_a_crash_at_every_write() {
 fn shrinking_survives_a_crash_at_every_write() {
     let (image, model) = spread(6, 8);
     crash_everywhere(&image, &model, sizes(3, PAGES), 1);
+}
+
+/// The volume is as the snapshot has it, or as it was before.
+#[test]
+fn a_rollback_that_changes_the_size_survives_a_crash_at_every_write() {
+    let (image, model) = spread(6, 11);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("it opens");
+    let taken = driver.change(Change::Create { name: "whole".into(), time_ns: 1 });
+    driver.settle();
+    assert!(matches!(&*taken.lock(), Some(Ok(_))));
+    let image = driver.disk.image_after(Crash::PowerCut);
+    drop(driver);
+    let (result, disk, _) = run(image, sizes(6, 60), 1);
+    result.expect("it is cut");
+    let image = disk.image_after(Crash::PowerCut);
+    let mut seen = [0, 0];
+    for crash in [Crash::PowerCut, Crash::ProcessDeath] {
+        for n in 1.. {
+            let mut driver = Driver::open(SimStorage::new(image.clone(), n), 1).expect("it opens");
+            driver.disk.crash_at(n);
+            driver.change(Change::Rollback { name: "whole".into() });
+            driver.settle();
+            let ended = driver.end_rollback();
+            let crashed = driver.disk.crashed();
+            assert!(ended || crashed, "without a crash it ends");
+            let disk = SimStorage::new(driver.disk.image_after(crash), n);
+            drop(driver);
+            let mut driver = Driver::open(disk, 2).unwrap_or_else(|e| panic!("crash at write {n}: {e}"));
+            assert!(driver.end_rollback(), "crash at write {n}");
+            let pages = driver.store().raw_bytes() / 4096;
+            assert!(pages == 60 || pages == PAGES, "crash at write {n}: {pages} pages");
+            check(&mut driver, &model[..pages as usize].to_vec());
+            let beyond = driver.read(CLIENT, pages * 4096, 64 * 4096).expect("nothing is there");
+            assert!(beyond.iter().all(|b| *b == 0), "crash at write {n}: something lies beyond");
+            seen[usize::from(pages == PAGES)] += 1;
+            if !crashed {
+                assert!(n > 6 && pages == PAGES, "it writes more than {n} times");
+                break;
+            }
+        }
+    }
+    assert!(seen[0] > 0 && seen[1] > 2, "{seen:?}");
+}
+
+#[test]
+fn a_volume_is_not_resized_in_the_midst_of_a_rollback() {
+    let (image, _) = spread(6, 12);
+    let mut driver = Driver::open(SimStorage::new(image, 1), 1).expect("it opens");
+    driver.change(Change::Create { name: "a".into(), time_ns: 1 });
+    driver.settle();
+    driver.change(Change::Rollback { name: "a".into() });
+    driver.settle();
+    let image = driver.disk.image_after(Crash::PowerCut);
+    drop(driver);
+    for pages in [60, PAGES + 10] {
+        let (result, disk, _) = run(image.clone(), sizes(6, pages), 1);
+        let text = result.expect_err("its end would change the size again").to_string();
+        assert!(text.contains("opening the volume for writing"), "{text}");
+        let mut driver = Driver::open(disk, 1).expect("it opens");
+        assert!(driver.end_rollback());
+        assert_eq!(driver.store().raw_bytes(), PAGES * 4096);
+    }
 }
 
 /// A resize that was broken off is simply asked for again.

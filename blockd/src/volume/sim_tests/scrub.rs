@@ -17,6 +17,7 @@ use crate::store::format::superblock::SLOTS;
 use crate::store::format::{Loc, record};
 use crate::store::map::segments::State;
 use crate::store::scrub::{Control, Damaged, Report};
+use crate::store::snapshot::change::Change;
 
 const CLIENT: ClientId = ClientId(1);
 const IMAGE_BYTES: usize = 4 << 20;
@@ -163,6 +164,50 @@ fn each_flipped_page_is_found_if_it_counts_and_no_other_is_accused() {
         }
     }
     assert_eq!(kinds.len(), 5, "every kind was among them: {kinds:?}");
+    assert_eq!(scrub(&driver).bad_count, 0, "all is as it was");
+}
+
+#[test]
+fn what_only_snapshots_keep_is_checked_and_told_by_their_name() {
+    let mut driver = lived_in(7);
+    for (name, tags) in [("old", 200..215), ("new", 300..315)] {
+        let taken = driver.change(Change::Create { name: name.into(), time_ns: 1 });
+        driver.settle();
+        assert!(matches!(&*taken.lock(), Some(Ok(_))));
+        for tag in tags {
+            let first = tag * 53 % (PAGES - 16);
+            let bytes: Vec<u8> = (first..first + 8).flat_map(|page| content(page, tag)).collect();
+            driver.write(CLIENT, first * 4096, &bytes, false);
+            driver.settle();
+        }
+    }
+    driver.checkpoint();
+    driver.settle();
+    let store = std::sync::Arc::clone(driver.store());
+    let mut kept = Vec::new();
+    let maps = store.maps.read();
+    for s in maps.snapshots.all() {
+        let leaves = s.delta.leaves_from(0).filter_map(|(key, _, disk)| Some((key, disk?.loc)));
+        kept.extend(leaves.map(|(key, loc)| (loc, Damaged::MapLeaf { device_page: key }, s.name.clone())));
+        let pages =
+            s.delta.mappings().map(|(page, m)| (m.loc, Damaged::Page { device_page: page }, s.name.clone()));
+        kept.extend(pages);
+    }
+    drop(maps);
+    let names: Vec<_> =
+        kept.iter().map(|(_, damaged, name)| (matches!(damaged, Damaged::Page { .. }), &name[..])).collect();
+    assert!(
+        [true, false].iter().all(|page| names.contains(&(*page, "old")) && names.contains(&(*page, "new")))
+    );
+    for (loc, damaged, name) in kept {
+        let byte = store.geometry.byte(loc);
+        flip(&driver, byte, 777);
+        let report = scrub(&driver);
+        flip(&driver, byte, 777);
+        let [bad] = &report.bad[..] else { panic!("{damaged:?} of {name}: {report:?}") };
+        assert_eq!((&bad.damaged, bad.image_byte, bad.snapshot.as_ref()), (&damaged, byte, Some(&name)));
+        assert!(bad.to_string().contains(&format!("of snapshot \"{name}\"")), "{bad}");
+    }
     assert_eq!(scrub(&driver).bad_count, 0, "all is as it was");
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use layout::addr::{CLASS0_BASE, COMMAND_PAGE, INODE_BASE};
+use layout::addr::{CLASS0_BASE, COMMAND_PAGE, INODE_BASE, MAP_UNIT_PAGES};
 use layout::command::{CMD_CLOSE, CMD_OPEN, COMMAND_MAGIC, Command, CommandReply};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,18 +21,18 @@ const IMAGE_BYTES: usize = 8 << 20;
 const SNAPSHOTS_MAX: usize = 5;
 
 /// Page -> version; absent = zeros.
-type Pages = BTreeMap<u64, u64>;
+pub(super) type Pages = BTreeMap<u64, u64>;
 
-struct Run {
-    rng: StdRng,
-    driver: Driver,
+pub(super) struct Run {
+    pub(super) rng: StdRng,
+    pub(super) driver: Driver,
     kind: VolumeKind,
-    places: Vec<u64>,
-    now: Pages,
+    pub(super) places: Vec<u64>,
+    pub(super) now: Pages,
     /// What the volume may have become by a change that was not acknowledged. Raw: page by page.
     maybe: Option<Pages>,
     /// Oldest first.
-    snapshots: Vec<(String, Pages)>,
+    pub(super) snapshots: Vec<(String, Pages)>,
     /// A change of snapshots that was not acknowledged.
     pending: Option<Change>,
     next_tag: u64,
@@ -43,7 +43,8 @@ struct Run {
 
 fn places(kind: VolumeKind) -> Vec<u64> {
     match kind {
-        VolumeKind::Raw => (0..160).collect(),
+        // Within two units.
+        VolumeKind::Raw => (0..100).chain(MAP_UNIT_PAGES..MAP_UNIT_PAGES + 60).collect(),
         VolumeKind::VexFs => {
             let page = |byte: u64| byte >> 12;
             let near = (0..60).map(|i| page(INODE_BASE) + i);
@@ -54,8 +55,8 @@ fn places(kind: VolumeKind) -> Vec<u64> {
 }
 
 impl Run {
-    fn new(kind: VolumeKind, seed: u64) -> Self {
-        let raw_bytes = if kind == VolumeKind::Raw { 160 * 4096 } else { 0 };
+    pub(super) fn new(kind: VolumeKind, seed: u64) -> Self {
+        let raw_bytes = if kind == VolumeKind::Raw { (MAP_UNIT_PAGES + 60) * 4096 } else { 0 };
         let image = new_image(kind, IMAGE_BYTES, raw_bytes);
         let driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
         let mut run = Run {
@@ -332,7 +333,7 @@ impl Run {
         self.open_session();
     }
 
-    fn round(&mut self) {
+    pub(super) fn round(&mut self) {
         match self.rng.random_range(0..24) {
             0..3 => self.create(),
             3..5 => self.delete(),

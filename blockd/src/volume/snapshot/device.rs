@@ -14,19 +14,25 @@ use crate::stats::RequestCounters;
 use crate::store::snapshot::{SnapshotId, View};
 use crate::store::space::volume_capacity_pages;
 use crate::volume::reads::{self, ReadJob, touches_synthesised};
-use crate::volume::{Core, Volume, allocation, synth};
+use crate::volume::{Core, Volume, allocation, device_bytes, synth};
 
 /// An open snapshot. Its reads share the live volume's readers.
 pub struct SnapshotDevice {
     volume: Arc<Volume>,
     id: SnapshotId,
     name: String,
+    size_bytes: u64,
 }
 
 impl SnapshotDevice {
     pub(super) fn open(volume: Arc<Volume>, name: &str) -> Result<Self, SnapshotError> {
-        let id = volume.core.store.maps.write().snapshots.open(name)?;
-        Ok(SnapshotDevice { volume, id, name: name.to_owned() })
+        let (id, raw_bytes) = {
+            let mut maps = volume.core.store.maps.write();
+            let id = maps.snapshots.open(name)?;
+            (id, maps.snapshots.get(id).map_or(0, |s| s.raw_bytes))
+        };
+        let size_bytes = device_bytes(volume.core.store.kind, raw_bytes);
+        Ok(SnapshotDevice { volume, id, name: name.to_owned(), size_bytes })
     }
 
     /// The snapshot's name.
@@ -48,7 +54,7 @@ impl SnapshotDevice {
     ) -> Result<ReadJob, (Done, IoError)> {
         let checked = match self.volume.closing.load(Ordering::SeqCst) {
             true => Err(IoError::Shutdown),
-            false => self.volume.check_range(offset, buf.len() as u64),
+            false => self.volume.check_range_of(self.size_bytes, offset, buf.len() as u64),
         };
         match checked {
             Ok(()) => Ok(ReadJob { client, view: View::Snapshot(self.id), offset, buf, done }),
@@ -59,7 +65,7 @@ impl SnapshotDevice {
 
 impl Device for SnapshotDevice {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { read_only: true, ..self.volume.info() }
+        DeviceInfo { read_only: true, size_bytes: self.size_bytes, ..self.volume.info() }
     }
 
     /// The volume's.
@@ -105,7 +111,7 @@ impl Device for SnapshotDevice {
         if self.volume.closing.load(Ordering::SeqCst) {
             return Err(IoError::Shutdown);
         }
-        self.volume.check_range(offset, len_bytes)?;
+        self.volume.check_range_of(self.size_bytes, offset, len_bytes)?;
         let view = View::Snapshot(self.id);
         allocation::allocation(&self.volume.core.store, view, offset, len_bytes, extents_max)
     }

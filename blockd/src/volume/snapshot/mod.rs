@@ -37,6 +37,9 @@ pub struct SnapshotInfo {
     pub time_ns: u64,
     /// Commits before it (0 on raw volumes).
     pub epoch: u64,
+    /// Size of a raw volume then, in bytes; 0 for VexFS.
+    #[serde(default)]
+    pub volume_bytes: u64,
     /// Bytes of data that the live volume and newer snapshots no longer have: kept for this snapshot, and
     /// older ones that share them.
     pub held_bytes: u64,
@@ -53,6 +56,7 @@ impl SnapshotInfo {
             name: s.name.clone(),
             time_ns: s.time_ns,
             epoch: s.epoch,
+            volume_bytes: s.raw_bytes,
             held_bytes: s.held_pages * PAGE as u64,
             changed_bytes: s.entries() * PAGE as u64,
             open_count: s.open_count,
@@ -126,7 +130,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Makes the volume what it was when a snapshot was taken; newer snapshots go. `progress` is told of
+    /// Makes the volume what it was when a snapshot was taken, its size included; newer snapshots go. `progress` is told of
     /// [`Volume::snapshot_work_left`] now and then.
     ///
     /// # Errors
@@ -160,10 +164,7 @@ impl Volume {
         self.core.rolling_back.store(true, Ordering::SeqCst);
         let result = if self.core.read_only {
             // In memory alone, as the replay of the log.
-            self.core
-                .store
-                .roll_back_in_memory()
-                .map(|()| self.core.rolling_back.store(false, Ordering::SeqCst))
+            self.core.store.roll_back_in_memory().map(|()| self.leave_rollback())
         } else {
             self.finish_rollback(&mut |_| {}).map_err(|e| IoError::Io(e.to_string()))
         };
@@ -179,9 +180,15 @@ impl Volume {
         self.snapshots.wake();
         self.snapshots.wait_idle(|| progress(self.snapshot_work_left()))?;
         self.checkpoint()?;
-        self.core.rolling_back.store(false, Ordering::SeqCst);
+        self.leave_rollback();
         progress(0);
         Ok(())
+    }
+
+    /// The volume is one that may be looked at again, maybe of another size.
+    pub(super) fn leave_rollback(&self) {
+        self.update_size();
+        self.core.rolling_back.store(false, Ordering::SeqCst);
     }
 
     /// A snapshot as a read-only device beside the live volume. It can't be deleted while the device exists.

@@ -24,7 +24,7 @@ pub enum SnapshotCommand {
     Delete(OneSnapshot),
     /// Make the volume what it was at a snapshot: newer changes, and newer snapshots, are gone for good.
     ///
-    /// Refused while a mounter's session lives or clients are connected.
+    /// A raw volume gets the size back that it had then. Refused while a mounter's session lives or clients are connected.
     Rollback(OneSnapshot),
 }
 
@@ -40,7 +40,7 @@ pub struct OneSnapshot {
 pub struct ListArgs {
     /// The image or block device; a daemon that serves it is asked.
     pub image: PathBuf,
-    /// Print JSON: {"snapshots":[{"id","name","time_ns","epoch","held_bytes","changed_bytes","open_count"}],"deleting","held_bytes"}.
+    /// Print JSON: {"snapshots":[{"id","name","time_ns","epoch","volume_bytes","held_bytes","changed_bytes","open_count"}],"deleting","held_bytes"}.
     #[arg(long)]
     pub json: bool,
 }

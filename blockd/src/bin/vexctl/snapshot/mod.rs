@@ -91,6 +91,7 @@ mod tests {
             name: name.into(),
             time_ns: 0,
             epoch: 0,
+            volume_bytes: 0,
             held_bytes,
             changed_bytes: 4096,
             open_count: 0,
