@@ -12,8 +12,8 @@ use super::map::Maps;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
-/// Segments the cleaner may use beyond what users may.
-const CLEANER_SEGMENTS: u32 = 1;
+/// Segments the cleaner may use beyond what users may: after a start took two for its heads there is one to fill.
+const CLEANER_SEGMENTS: u32 = 3;
 /// Pages that are written for each leaf that overflows and becomes two, at least. It takes dozens of overwrites to fill one
 /// anew: only pages chosen with care could do with fewer.
 const PAGES_PER_SPLIT: u64 = 4;
