@@ -154,7 +154,7 @@ fn what_looks_used_is_not_overwritten_without_force() {
 #[test]
 fn a_raw_volume_is_rewritten_many_times_in_a_small_image() {
     let raw = 8u64 << 20;
-    let image = Image::raw(raw, blockd::store::create::backing_for_raw(raw));
+    let image = Image::raw(raw, blockd::store::create::backing_for_raw(raw).unwrap());
     let volume = image.open(IoEngine::Auto);
     let client = volume.connect();
     for round in 0..12u64 {

@@ -103,8 +103,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         (true, None) => bail!("a raw volume needs --size"),
         (true, Some(0)) => bail!("a raw volume of no bytes is of no use: give a larger --size"),
         (true, Some(size)) => {
-            let size = size.next_multiple_of(PAGE as u64);
-            (VolumeKind::Raw, if is_device { 0 } else { create::backing_for_raw(size) }, size)
+            let size = size.checked_next_multiple_of(PAGE as u64).context("--size is too large")?;
+            (VolumeKind::Raw, if is_device { 0 } else { create::backing_for_raw(size)? }, size)
         }
     };
     let options = CreateOptions {

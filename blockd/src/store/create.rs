@@ -72,8 +72,9 @@ pub fn geometry(backing_bytes: u64, segment_bytes: u64) -> Result<Geometry, Stor
              make the image larger or the segments smaller"
         )));
     }
-    let segments = u32::try_from(segments)
-        .map_err(|_| StoreError::BadSize("the image is too large for this segment size".into()))?;
+    let segments = u32::try_from(segments).map_err(|_| {
+        StoreError::BadSize("the image would be too large: give a smaller size, or larger segments".into())
+    })?;
     Ok(Geometry { segment_pages: (segment_bytes / PAGE as u64) as u32, segments })
 }
 
@@ -90,12 +91,15 @@ fn segment_bytes_wanted(backing_bytes: u64) -> u64 {
 
 /// Bytes of a backing that holds a raw volume of `raw_bytes` whole, with a quarter to spare: the fuller a
 /// log, the more has to be moved to clean a segment (at 80 % about as much as is gained twice over).
-pub fn backing_for_raw(raw_bytes: u64) -> u64 {
-    let mut backing = (raw_bytes + raw_bytes / 4).max(BACKING_BYTES_MIN);
-    while !geometry(backing, 0).is_ok_and(|g| holds_raw(g, raw_bytes)) {
-        backing += backing / 64;
+///
+/// # Errors
+/// [`StoreError::BadSize`] when no image is as large.
+pub fn backing_for_raw(raw_bytes: u64) -> Result<u64, StoreError> {
+    let mut backing = raw_bytes.saturating_add(raw_bytes / 4).max(BACKING_BYTES_MIN);
+    while !holds_raw(geometry(backing, 0)?, raw_bytes) {
+        backing = backing.saturating_add(backing / 64);
     }
-    backing.next_multiple_of(1 << 20)
+    Ok(backing.next_multiple_of(1 << 20))
 }
 
 /// Whether a raw volume of this size can be filled whole.
@@ -197,4 +201,22 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         offset: 0,
         source: std::io::Error::other(e.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_for_a_raw_volume_holds_it_or_is_refused() {
+        for size in [4096, 1 << 20, 1 << 30, (1 << 40) + 4096] {
+            let backing = backing_for_raw(size).expect("an image for it");
+            assert!(
+                holds_raw(geometry(backing, 0).expect("a geometry"), size) && backing < 2 * size + (4 << 20)
+            );
+        }
+        for size in [1 << 58, 1 << 62, u64::MAX - 4095] {
+            assert!(matches!(backing_for_raw(size), Err(StoreError::BadSize(_))), "{size}");
+        }
+    }
 }

@@ -9,13 +9,14 @@ use super::format::Geometry;
 use super::format::checkpoint::MapId;
 use super::format::segment::Stream;
 use super::map::Maps;
+use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
 /// Segments the cleaner may use beyond what users may: after a start took two for its heads there is one to fill.
 const CLEANER_SEGMENTS: u32 = 3;
-/// Pages that are written for each leaf that overflows and becomes two, at least. It takes dozens of overwrites to fill one
-/// anew: only pages chosen with care could do with fewer.
+/// Pages that are written for each leaf that overflows once more, at least, after it has become two. It takes dozens of
+/// overwrites to fill one anew: only pages chosen with care could do with fewer.
 const PAGES_PER_SPLIT: u64 = 4;
 /// Segments a start needs besides its checkpoint: the heads of both streams, and one that is left half full.
 const START_SEGMENTS: u32 = 3;
@@ -147,11 +148,13 @@ impl Shared {
         let room = |stream| maps.segments.head_room(stream, self.geometry.segment_pages);
         let user = if maps.segments.users_may_write() { room(Stream::User) } else { 0 };
         let cold = room(Stream::Cold);
+        // What has room in the head that is left is under way to it.
         match taker {
-            Taker::Users => self.start_segments(maps, fresh, 2 * fresh) + CLEANER_SEGMENTS,
-            Taker::Cleaner => self.start_segments(maps, user, fresh),
+            // The same whether the cleaner has just taken one or not: users are not to wait for that alone.
+            Taker::Users => self.start_segments(maps, user + fresh, fresh) + CLEANER_SEGMENTS,
+            Taker::Cleaner => self.start_segments(maps, user, cold + fresh),
             // Its records take no data.
-            Taker::Freeing => self.start_segments(maps, 0, cold),
+            Taker::Freeing => self.start_segments(maps, user, cold),
         }
     }
 
@@ -161,10 +164,12 @@ impl Shared {
         let under_way = |stream| maps.segments.room_left_behind(stream, self.geometry.segment_pages);
         let user_pages = u64::from(user_pages + under_way(Stream::User));
         let cold_pages = u64::from(cold_pages + under_way(Stream::Cold));
-        // Each page may be the first to change its leaf of the committed map;
+        // Each page may be the first to change its leaf, which may be full and become two;
         let changed = user_pages + cold_pages;
-        let clean = maps.base.leaf_count().saturating_sub(maps.base.dirty_count()) as u64;
-        let committed = changed.min(clean + changed / PAGES_PER_SPLIT);
+        let leaves: usize =
+            maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::leaf_count).sum();
+        let clean = leaves.saturating_sub(maps.dirty_count()) as u64;
+        let committed = (2 * changed).min(2 * clean + changed / PAGES_PER_SPLIT);
         // one of users' may be the first of its leaf in the open epoch, and in what a snapshot keeps.
         let others = u64::from(maps.kind == VolumeKind::VexFs) + u64::from(maps.snapshots.any_keeps());
         let pages = self.checkpoint_pages_after(maps, commit_leaves(maps) + committed)

@@ -97,7 +97,7 @@ fn wanted(
         }
         Some(bytes) => bytes / PAGE as u64 * PAGE as u64,
         None if raw_bytes > old.raw_bytes && !file.is_device() => {
-            file.len_bytes().max(create::backing_for_raw(raw_bytes))
+            file.len_bytes().max(create::backing_for_raw(raw_bytes)?)
         }
         None => file.len_bytes(),
     };
@@ -107,7 +107,7 @@ fn wanted(
         return refuse(format!(
             "an image of {backing_bytes} bytes does not hold a volume of {raw_bytes} whole: writes would fail when it is full; choose a \
              larger size ({} do), or use --force",
-            create::backing_for_raw(raw_bytes)
+            create::backing_for_raw(raw_bytes)?
         ));
     }
     Ok(Sizes { backing_bytes, raw_bytes })

@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 pub const BACKLOG: i32 = 1024;
 
 /// How long the lock of a directory is waited for; it is held for some system calls that do not block.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Time between two tries.
 const LOCK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -94,7 +94,7 @@ impl SocketFile {
     pub fn bind(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
         let address = SocketAddrUnix::new(path).map_err(|_| BindError::Path(path.into()))?;
         let system = |what| move |source: io::Error| BindError::System { what, path: path.into(), source };
-        let _lock = lock_directory(path, LOCK_WAIT).map_err(system("lock the directory of"))?;
+        let _lock = lock_directory(path, LOCK_WAIT);
         remove_stale(path, &address)?;
         let fd = open_listener(&address, mode).map_err(|e| match e {
             Errno::ADDRINUSE => BindError::InUse(path.into()),
@@ -141,14 +141,7 @@ impl Drop for SocketFile {
         if self.keep {
             return;
         }
-        let _lock = match lock_directory(&self.path, LOCK_WAIT) {
-            Ok(lock) => lock,
-            Err(error) => {
-                // Who binds next finds that nobody listens on it.
-                tracing::warn!(path = %self.path.display(), %error, "the socket file is left behind");
-                return;
-            }
-        };
+        let _lock = lock_directory(&self.path, LOCK_WAIT);
         match std::fs::symlink_metadata(&self.path) {
             Ok(file) if self.is(&file) => {
                 if let Err(error) = std::fs::remove_file(&self.path) {
@@ -175,22 +168,24 @@ fn open_listener(address: &SocketAddrUnix, mode: u32) -> rustix::io::Result<Owne
 }
 
 /// Locks the directory of a socket against others of this module; dropping the descriptor unlocks it. `None` where that is not
-/// possible: a directory that may not be listed, a file system without locks.
-fn lock_directory(path: &Path, wait: Duration) -> io::Result<Option<OwnedFd>> {
+/// possible: a directory that may not be listed, a file system without locks; or if somebody keeps it locked, since that
+/// may be anyone who can open it, and is no reason not to serve.
+fn lock_directory(path: &Path, wait: Duration) -> Option<OwnedFd> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // Why it cannot be opened is better said by what comes next.
-    let Ok(fd) = rustix::fs::open(directory, flags, Mode::empty()) else { return Ok(None) };
+    let fd = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
     let until = Instant::now() + wait;
     loop {
         match rustix::fs::flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(fd)),
+            Ok(()) => return Some(fd),
             Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) if Instant::now() >= until => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"));
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_AGAIN),
+            Err(Errno::WOULDBLOCK) => {
+                tracing::warn!(directory = %directory.display(), "another process keeps the directory of a socket locked; going on");
+                return None;
             }
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_AGAIN),
-            Err(_) => return Ok(None),
+            Err(_) => return None,
         }
     }
 }
@@ -319,13 +314,18 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_stays_locked_is_said_to_be_one() {
+    fn a_directory_that_stays_locked_keeps_nobody_from_serving() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let _locked = lock_directory(&path, LOCK_WAIT).unwrap();
-        let error = lock_directory(&path, Duration::from_millis(20)).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(lock_directory(Path::new("s"), Duration::ZERO).is_ok(), "of the working directory");
+        let locked = lock_directory(&path, LOCK_WAIT).unwrap();
+        assert!(lock_directory(&path, Duration::from_millis(20)).is_none());
+        let (_listener, file) = bind(&path).unwrap();
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(locked);
+        assert!(lock_directory(&path, Duration::ZERO).is_some());
+        drop(file);
+        assert!(!path.exists());
+        assert!(lock_directory(Path::new("s"), Duration::ZERO).is_some(), "of the working directory");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Slot A is page 0 of the backing, slot B page 8. A torn write of one slot (defended by `crc`)
 //! leaves the other; `generation` tells the newer.
 
-use layout::addr::PAGE;
+use layout::addr::{DEVICE_BYTES, PAGE};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -21,8 +21,10 @@ pub const BACKING_BYTES_MIN: u64 = 2 << 20;
 const KIND_VEXFS: u32 = 1;
 /// `kind` of a raw volume.
 const KIND_RAW: u32 = 2;
-/// Incompatible features this code knows: none yet.
-const INCOMPAT_KNOWN: u64 = 0;
+/// Incompatible feature: a head of a record's entries serves several runs of written pages, and the table of snapshots has sizes.
+const INCOMPAT_RUNS: u64 = 1;
+/// Incompatible features this code knows, all of which it needs.
+const INCOMPAT_KNOWN: u64 = INCOMPAT_RUNS;
 /// Features that forbid writing when unknown: none yet.
 const RO_COMPAT_KNOWN: u64 = 0;
 
@@ -140,12 +142,22 @@ impl Superblock {
         check("superblock crc32c", block_crc(page, 12), disk.crc.get())?;
         check("store version", VERSION, disk.version.get())?;
         check("unknown incompatible features", 0u64, disk.incompat.get() & !INCOMPAT_KNOWN)?;
+        check(
+            "incompatible features (the image is of an older VexFS: have that copy the data to a new one)",
+            INCOMPAT_KNOWN,
+            disk.incompat.get(),
+        )?;
         check_zero("superblock reserved bytes", &disk.reserved)?;
         let kind = match disk.kind.get() {
             KIND_VEXFS => VolumeKind::VexFs,
             KIND_RAW => VolumeKind::Raw,
             other => return Err(Malformed { what: "volume kind", expected: 1, found: u64::from(other) }),
         };
+        let raw_bytes = disk.raw_bytes.get();
+        let sized = raw_bytes > 0 && raw_bytes.is_multiple_of(PAGE as u64) && raw_bytes <= DEVICE_BYTES;
+        if sized != (kind == VolumeKind::Raw) {
+            return Err(Malformed { what: "size of the volume", expected: 0, found: raw_bytes });
+        }
         check_counter("superblock generation", disk.generation.get())?;
         if disk.incarnation.get() >= u64::from(u32::MAX) {
             // Session numbers have 32 bits for it.
@@ -233,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&sample().encode(), 0xd98e_9ac8);
+        common::golden(&sample().encode(), 0xbdea_1fb1);
     }
 
     /// Changes a field and makes the checksum right again.
@@ -254,6 +266,23 @@ mod tests {
         let ro = Superblock::decode(&patched(88, &[1])).expect("readable");
         assert!(!ro.writable());
         assert!(sample().writable());
+    }
+
+    #[test]
+    fn an_image_of_an_older_format_is_told_from_a_broken_one() {
+        let e = Superblock::decode(&patched(96, &[0])).expect_err("its records are of another form");
+        assert!(e.what.contains("older VexFS"), "{e}");
+    }
+
+    #[test]
+    fn volumes_of_impossible_sizes_are_refused() {
+        let whole = |size: u64| Superblock::decode(&patched(72, &size.to_le_bytes()));
+        assert!(whole(4096).is_ok() && whole(DEVICE_BYTES).is_ok());
+        for size in [0, 4095, DEVICE_BYTES + 4096, u64::MAX - 4095] {
+            assert_eq!(whole(size).map_err(|e| e.what), Err("size of the volume"), "{size}");
+        }
+        let vexfs = Superblock::decode(&patched(40, &[1, 0, 0, 0]));
+        assert_eq!(vexfs.map_err(|e| e.what), Err("size of the volume"), "a VexFS volume has none");
     }
 
     #[test]

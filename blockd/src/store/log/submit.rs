@@ -106,17 +106,15 @@ impl Log {
             drop(maps);
             self.count_new_pages(&job.ops)
         };
+        let room = self.shared.available_pages(&self.shared.maps.read(), 0, job.class);
         let under_way = match self.shared.kind {
             // Replacing a page frees the old one as soon as the record is applied.
-            VolumeKind::Raw if new_pages > 0 => self.new_pages_under_way(),
+            VolumeKind::Raw if (1..=room).contains(&new_pages) => self.new_pages_under_way(room - new_pages),
             _ => 0,
         };
         let maps = self.shared.maps.read();
         match self.shared.kind {
-            VolumeKind::Raw => {
-                new_pages == 0
-                    || new_pages.saturating_add(under_way) <= self.shared.available_pages(&maps, 0, job.class)
-            }
+            VolumeKind::Raw => new_pages == 0 || new_pages.saturating_add(under_way) <= room,
             VolumeKind::VexFs => {
                 new_pages == 0
                     && pages <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
@@ -146,14 +144,21 @@ impl Log {
     }
 
     /// Pages of jobs admitted and not yet applied that take room which is not given back for them. Looks each of them up: for a
-    /// volume that is full but for what is under way.
-    fn new_pages_under_way(&self) -> u64 {
-        let waiting: u64 = self.user.iter().map(|job| self.count_new_pages(&job.ops)).sum();
+    /// volume that is full but for what is under way. Counts no further than to more than `most`.
+    fn new_pages_under_way(&self, most: u64) -> u64 {
+        let waiting = self.user.iter().map(|job| self.count_new_pages(&job.ops));
         let written = self.records_in_flight().flat_map(|record| &record.entries).map(|entry| match entry {
             Entry::Write { first, crcs } => self.new_pages(*first, crcs.len() as u64),
             Entry::Relocate { .. } | Entry::Discard { .. } => 0,
         });
-        waiting.saturating_add(written.sum())
+        let mut pages = 0;
+        for found in written.chain(waiting) {
+            pages += found;
+            if pages > most {
+                break;
+            }
+        }
+        pages
     }
 
     /// Pages of a job that take room which is not given back for them; on doubt they count as new.

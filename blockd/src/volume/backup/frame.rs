@@ -8,7 +8,7 @@
 
 use std::io::{self, Read, Write};
 
-use layout::addr::PAGE;
+use layout::addr::{DEVICE_BYTES, PAGE};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -369,7 +369,7 @@ fn decode_header(payload: &[u8]) -> Result<Header, BackupError> {
         other => return bad(format!("its volume is of an unknown kind, {other}")),
     };
     let raw_bytes = disk.raw_bytes.get();
-    let sized = raw_bytes > 0 && raw_bytes.is_multiple_of(PAGE as u64);
+    let sized = raw_bytes > 0 && raw_bytes.is_multiple_of(PAGE as u64) && raw_bytes <= DEVICE_BYTES;
     if (kind == VolumeKind::Raw) != sized {
         return bad(format!("its volume has an impossible size, {raw_bytes} bytes"));
     }

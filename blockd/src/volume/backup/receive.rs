@@ -59,7 +59,7 @@ pub fn create_target(path: &Path, header: &Header, size_bytes: u64) -> Result<()
         )));
     }
     let size_bytes = match (size_bytes, header.kind) {
-        (0, VolumeKind::Raw) => header.image_bytes.max(backing_for_raw(header.raw_bytes)),
+        (0, VolumeKind::Raw) => header.image_bytes.max(backing_for_raw(header.raw_bytes)?),
         (0, VolumeKind::VexFs) => header.image_bytes,
         (given, _) => given,
     };

@@ -287,7 +287,7 @@ fn a_full_image_starts_again_and_again() {
 fn a_full_raw_volume_takes_random_overwrites_in_flight_for_ever() {
     for_seeds(6, |seed| {
         let pages = 800u64;
-        let image_bytes = create::backing_for_raw(pages * 4096) as usize;
+        let image_bytes = create::backing_for_raw(pages * 4096).expect("a size that fits") as usize;
         let image = new_image(VolumeKind::Raw, image_bytes, pages * 4096);
         let mut driver = Driver::open(SimStorage::new(image, seed), 1).expect("a new store opens");
         let mut rng = StdRng::seed_from_u64(seed);

@@ -164,7 +164,14 @@ impl Volume {
         self.core.rolling_back.store(true, Ordering::SeqCst);
         let result = if self.core.read_only {
             // In memory alone, as the replay of the log.
-            self.core.store.roll_back_in_memory().map(|()| self.leave_rollback())
+            match self.core.store.roll_back_in_memory() {
+                Ok(()) => self.leave_rollback(),
+                // The snapshots can be read all the same.
+                Err(e) => tracing::error!(
+                    "a rollback to a snapshot is not at its end, and cannot be ended: {e}; the volume itself is not served"
+                ),
+            }
+            Ok(())
         } else {
             self.finish_rollback(&mut |_| {}).map_err(|e| IoError::Io(e.to_string()))
         };
