@@ -12,9 +12,11 @@ use crate::storage::Storage;
 use crate::storage::sim::{Crash, SimStorage};
 use crate::store::format::checkpoint::MapId;
 use crate::store::recover::{self, RecoverOptions};
+use crate::store::snapshot::change::Change;
 use crate::store::snapshot::{LeafId, View};
 use crate::store::{Shared, StoreError};
 use crate::volume::allocation::allocation;
+use crate::volume::{OpenOptions, Volume};
 
 /// How a page goes bad.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -177,4 +179,43 @@ fn a_vexfs_volume_with_a_bad_leaf_can_be_read_but_for_what_it_maps() {
 #[test]
 fn a_leaf_that_can_be_read_again_is_not_taken_for_good_after_changes_were_missed() {
     lives(VolumeKind::Raw, Bad::ForAMoment);
+}
+
+/// A rollback that was broken off goes on at the next start. Where it cannot, the volume is between two states and is not
+/// shown; the image opens for reading, and each snapshot is as good as its leaves.
+#[test]
+fn a_bad_leaf_in_the_way_of_a_rollback_leaves_the_snapshots_to_be_read() {
+    let mut run = Run::new(VolumeKind::Raw, 5);
+    while run.snapshots.len() < 3 {
+        run.round();
+    }
+    while run.driver.store().maps.read().snapshots.has_work() {
+        run.driver.portion();
+    }
+    for page in run.places.clone() {
+        run.driver.write(ClientId(1), page << 12, &content(page, 1_000_000), false);
+    }
+    run.driver.checkpoint();
+    run.driver.settle();
+    // Those taken after it go.
+    let (name, pages) =
+        run.snapshots.first().map(|(name, pages)| (name.clone(), pages.clone())).expect("taken");
+    run.driver.change(Change::Rollback { name: name.clone() });
+    run.driver.settle();
+    let image = run.driver.disk.image_after(Crash::PowerCut);
+    let good = open(SimStorage::new(image.clone(), 5), true).expect("it opens");
+    assert!(good.shared.maps.read().snapshots.rollback().is_some(), "its end is yet to come");
+    let mut stuck = 0;
+    for (leaf, range, byte) in leaves(&good.shared) {
+        let mut damaged = image.clone();
+        damaged[byte as usize + 100] ^= 4;
+        let storage: Arc<dyn Storage> = Arc::new(SimStorage::new(damaged, 5));
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let volume = Volume::open_storage(storage, &options).unwrap_or_else(|e| panic!("{leaf:?}: {e}"));
+        let id = volume.core.store.maps.read().snapshots.find(&name).map(|s| s.id).expect("it is there");
+        check(&volume.core.store, View::Snapshot(id), &run.places, &pages, &range);
+        stuck += u32::from(volume.core.check_not_rolling_back().is_err());
+        volume.shutdown().expect("nothing was written");
+    }
+    assert!(stuck > 0, "some leaf is in the way");
 }
