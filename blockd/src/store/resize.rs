@@ -99,7 +99,8 @@ pub fn resize(
 fn check_state(shared: &Shared) -> Result<(), StoreError> {
     if shared.maps.read().snapshots.rollback().is_some() {
         return Err(StoreError::BadSize(
-            "a rollback to a snapshot, or a receive, was broken off: let it end by opening the volume for writing (vexfs-blockd serve) and closing it again, then resize it"
+            "a rollback to a snapshot, or a receive, was broken off: let it end by opening the volume for writing (vexfs-blockd serve) \
+             and closing it again, then resize it"
                 .into(),
         ));
     }

@@ -9,7 +9,6 @@ use super::format::Geometry;
 use super::format::checkpoint::MapId;
 use super::format::segment::Stream;
 use super::map::Maps;
-use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::device::VolumeKind;
 
@@ -166,9 +165,7 @@ impl Shared {
         let cold_pages = u64::from(cold_pages + under_way(Stream::Cold));
         // Each page may be the first to change its leaf, which may be full and become two;
         let changed = user_pages + cold_pages;
-        let leaves: usize =
-            maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::leaf_count).sum();
-        let clean = leaves.saturating_sub(maps.dirty_count()) as u64;
+        let clean = maps.leaf_count().saturating_sub(maps.dirty_count()) as u64;
         let committed = (2 * changed).min(2 * clean + changed / PAGES_PER_SPLIT);
         // one of users' may be the first of its leaf in the open epoch, and in what a snapshot keeps.
         let others = u64::from(maps.kind == VolumeKind::VexFs) + u64::from(maps.snapshots.any_keeps());

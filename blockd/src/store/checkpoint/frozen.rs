@@ -26,6 +26,8 @@ pub(super) struct Frozen {
     pub(super) number: u64,
     /// Sequence of the first record behind it.
     pub(super) next_seq: u64,
+    /// Size of a raw volume in bytes, 0 for VexFS.
+    pub(super) raw_bytes: u64,
     pub(super) epoch: u64,
     pub(super) session: SessionState,
     /// Where replay begins, of [`Stream::LOGGED`].
@@ -79,6 +81,7 @@ impl Frozen {
         let frozen = Frozen {
             number,
             next_seq: log.applied_seq + 1,
+            raw_bytes: guard.raw_bytes,
             epoch: guard.epoch,
             session: guard.session.clone(),
             positions,

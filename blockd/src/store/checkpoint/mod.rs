@@ -77,8 +77,6 @@ pub(super) enum Progress {
 /// A checkpoint under way.
 pub(super) struct Checkpoint {
     frozen: Frozen,
-    /// Size of a raw volume in that state, in bytes.
-    raw_bytes: u64,
     phase: Phase,
     writer: Writer,
     /// Pages of the lowest level of each map's directory that have to be written.
@@ -99,8 +97,6 @@ impl Checkpoint {
         Ok(Checkpoint {
             touched: vec![BTreeSet::new(); frozen.maps.len()],
             frozen,
-            // As of the same place: the log's thread, which alone changes it, is this one.
-            raw_bytes: log.shared.raw_bytes(),
             phase: Phase::Leaves,
             writer: Writer::default(),
             blocked: false,

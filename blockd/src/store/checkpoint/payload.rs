@@ -85,7 +85,7 @@ impl Checkpoint {
             root: Mapping { loc: root_at, crc: crc32c::crc32c(&page) },
             session: root.session.session(),
             next_seq: root.next_seq,
-            raw_bytes: self.raw_bytes,
+            raw_bytes: self.frozen.raw_bytes,
             ..log.superblock.clone()
         };
         self.writer.write(log, &bytes, &places, Vec::new());

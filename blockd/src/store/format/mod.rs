@@ -11,7 +11,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod superblock;
 
-use layout::addr::PAGE;
+use layout::addr::{DEVICE_BYTES, PAGE};
 
 /// Version of the format this code reads and writes.
 pub const VERSION: u32 = 1;
@@ -39,6 +39,11 @@ pub(crate) fn check(
 
 /// Counters grow by ones and thousands from 1: no real one comes near this, and sums below it are safe.
 const COUNTER_MAX: u64 = 1 << 62;
+
+/// Whether a raw volume may have so many bytes.
+pub(crate) fn is_raw_size(bytes: u64) -> bool {
+    bytes > 0 && bytes.is_multiple_of(PAGE as u64) && bytes <= DEVICE_BYTES
+}
 
 pub(crate) fn check_counter(what: &'static str, found: u64) -> Result<(), Malformed> {
     if found < COUNTER_MAX { Ok(()) } else { Err(Malformed { what, expected: COUNTER_MAX, found }) }

@@ -646,6 +646,17 @@ mod tests {
         assert_eq!(list.take().len(), 1, "consecutive pages are one entry");
     }
 
+    /// What the list has is these entries, also when it was written; empties it.
+    fn assert_comes_back(list: &mut EntryList, entries: Vec<Entry>) {
+        let mut bytes = Vec::new();
+        encode_entries(&entries, &mut bytes);
+        assert_eq!(bytes.len(), list.bytes, "what is reckoned with is what is written");
+        let record = Record { entries: list.take(), ..sample().0 };
+        let mut page = vec![0; PAGE];
+        record.encode_into(&mut page);
+        assert_eq!(Record::decode(&page).map(|r| r.entries), Ok(entries));
+    }
+
     #[test]
     fn written_pages_that_are_scattered_share_a_head() {
         let run = |first: u64, pages: u32| Entry::Write { first, crcs: (0..pages).collect() };
@@ -667,13 +678,7 @@ mod tests {
                 other => assert!(list.push(other.clone())),
             }
         }
-        let mut bytes = Vec::new();
-        encode_entries(&entries, &mut bytes);
-        assert_eq!(bytes.len(), list.bytes, "what is reckoned with is what is written");
-        let record = Record { entries: list.take(), ..sample().0 };
-        let mut page = vec![0; PAGE];
-        record.encode_into(&mut page);
-        assert_eq!(Record::decode(&page).map(|r| r.entries), Ok(entries));
+        assert_comes_back(&mut list, entries);
 
         let mut far = 0u64;
         while list.push_write(far.wrapping_mul(0x9e37_79b9) % (1 << 21), 1) {
@@ -698,13 +703,7 @@ mod tests {
         ];
         let mut list = EntryList::default();
         assert!(entries.iter().all(|entry| list.push(entry.clone())));
-        let mut bytes = Vec::new();
-        encode_entries(&entries, &mut bytes);
-        assert_eq!(bytes.len(), list.bytes, "what is reckoned with is what is written");
-        let record = Record { entries: list.take(), ..sample().0 };
-        let mut page = vec![0; PAGE];
-        record.encode_into(&mut page);
-        assert_eq!(Record::decode(&page).map(|r| r.entries), Ok(entries));
+        assert_comes_back(&mut list, entries);
 
         let mut near = 0;
         while list.push(relocate(near * 1000, 7, (near * 7 % 4096) as u16)) {
@@ -712,6 +711,7 @@ mod tests {
         }
         assert!(near > u64::from(COPY_PAGES), "{near} relocations of neighbours in one record");
         let record = Record { entries: list.take(), ..sample().0 };
+        let mut page = vec![0; PAGE];
         record.encode_into(&mut page);
         assert_eq!(Record::decode(&page), Ok(record));
     }

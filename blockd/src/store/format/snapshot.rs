@@ -4,9 +4,9 @@
 //! entry: | number 8 | time 8 | epoch 8 | held pages 8 | size 8 | state 4 | name bytes 4 | name |
 //! ```
 
-use layout::addr::{DEVICE_BYTES, PAGE};
+use layout::addr::PAGE;
 
-use super::{Cursor, Malformed, check_counter};
+use super::{Cursor, Malformed, check_counter, is_raw_size};
 use crate::store::snapshot::{SNAPSHOTS_MAX, check_name};
 
 /// State of a snapshot that can be read.
@@ -76,7 +76,7 @@ pub(crate) fn decode(
             return Err(Malformed { what: "number of a snapshot", expected: before + 1, found: number });
         }
         let raw_bytes = cursor.u64()?;
-        if !raw_bytes.is_multiple_of(PAGE as u64) || raw_bytes > DEVICE_BYTES {
+        if raw_bytes != 0 && !is_raw_size(raw_bytes) {
             let expected = raw_bytes / PAGE as u64 * PAGE as u64;
             return Err(Malformed { what: "size of a snapshot", expected, found: raw_bytes });
         }

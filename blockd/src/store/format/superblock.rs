@@ -3,11 +3,11 @@
 //! Slot A is page 0 of the backing, slot B page 8. A torn write of one slot (defended by `crc`)
 //! leaves the other; `generation` tells the newer.
 
-use layout::addr::{DEVICE_BYTES, PAGE};
+use layout::addr::PAGE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Geometry, Malformed, VERSION, block_crc, check, check_counter, check_zero};
+use super::{Geometry, Malformed, VERSION, block_crc, check, check_counter, check_zero, is_raw_size};
 use crate::device::VolumeKind;
 
 /// First bytes of a slot.
@@ -154,8 +154,7 @@ impl Superblock {
             other => return Err(Malformed { what: "volume kind", expected: 1, found: u64::from(other) }),
         };
         let raw_bytes = disk.raw_bytes.get();
-        let sized = raw_bytes > 0 && raw_bytes.is_multiple_of(PAGE as u64) && raw_bytes <= DEVICE_BYTES;
-        if sized != (kind == VolumeKind::Raw) {
+        if is_raw_size(raw_bytes) != (kind == VolumeKind::Raw) {
             return Err(Malformed { what: "size of the volume", expected: 0, found: raw_bytes });
         }
         check_counter("superblock generation", disk.generation.get())?;
@@ -212,6 +211,8 @@ impl Superblock {
 
 #[cfg(test)]
 mod tests {
+    use layout::addr::DEVICE_BYTES;
+
     use super::super::{Loc, Mapping, tests as common};
     use super::*;
 

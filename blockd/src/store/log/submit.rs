@@ -106,19 +106,14 @@ impl Log {
             drop(maps);
             self.count_new_pages(&job.ops)
         };
-        let room = self.shared.available_pages(&self.shared.maps.read(), 0, job.class);
-        let under_way = match self.shared.kind {
-            // Replacing a page frees the old one as soon as the record is applied.
-            VolumeKind::Raw if (1..=room).contains(&new_pages) => self.new_pages_under_way(room - new_pages),
-            _ => 0,
-        };
-        let maps = self.shared.maps.read();
+        let room = |pending, class| self.shared.available_pages(&self.shared.maps.read(), pending, class);
         match self.shared.kind {
-            VolumeKind::Raw => new_pages == 0 || new_pages.saturating_add(under_way) <= room,
-            VolumeKind::VexFs => {
-                new_pages == 0
-                    && pages <= self.shared.available_pages(&maps, self.pending_pages, Class::Metadata)
+            // Replacing a page frees the old one as soon as the record is applied.
+            VolumeKind::Raw => {
+                let rest = room(0, job.class).checked_sub(new_pages);
+                new_pages == 0 || rest.is_some_and(|rest| self.new_pages_under_way(rest) <= rest)
             }
+            VolumeKind::VexFs => new_pages == 0 && pages <= room(self.pending_pages, Class::Metadata),
         }
     }
 

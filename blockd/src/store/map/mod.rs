@@ -147,9 +147,18 @@ impl Maps {
         self.damaged.get(&leaf)
     }
 
+    fn all(&self) -> impl Iterator<Item = &BaseMap> {
+        self.ids().into_iter().filter_map(|id| self.map(id))
+    }
+
     /// Leaves that the next checkpoint gives a page.
     pub fn dirty_count(&self) -> usize {
-        self.ids().into_iter().filter_map(|id| self.map(id)).map(BaseMap::dirty_count).sum()
+        self.all().map(BaseMap::dirty_count).sum()
+    }
+
+    /// Leaves of all maps.
+    pub fn leaf_count(&self) -> usize {
+        self.all().map(BaseMap::leaf_count).sum()
     }
 
     /// Looks a page up as the mounter sees it (open epoch first).

@@ -35,7 +35,7 @@ impl Maps {
     /// # Panics
     /// If two things stand in one place, or a segment's count is not that of the pages in it.
     pub(in crate::store) fn verify_meta(&self, own_pages: &[Loc]) {
-        let maps = || self.ids().into_iter().filter_map(|id| self.map(id));
+        let maps = || self.all();
         let kept = maps().flat_map(|map| map.disk_locs().chain(map.dropped_next().iter().copied()));
         let mut pages = BTreeMap::<u32, BTreeSet<u16>>::new();
         for loc in kept.chain(self.dropped.iter().chain(own_pages).copied()) {

@@ -24,7 +24,6 @@ pub use report::{BadPage, Damaged, Report};
 use super::Shared;
 use super::format::Loc;
 use super::format::segment::Stream;
-use super::map::base::BaseMap;
 use super::map::segments::{Segment, State};
 use crate::buf::AlignedBuf;
 use pace::Pace;
@@ -47,9 +46,7 @@ impl Shared {
         let total_pages = {
             let maps = self.maps.read();
             let data = maps.segments.all().iter().filter(|s| holds_records(s));
-            let leaves: usize =
-                maps.ids().into_iter().filter_map(|id| maps.map(id)).map(BaseMap::leaf_count).sum();
-            data.map(|s| u64::from(s.used_pages)).sum::<u64>() + leaves as u64 + 2
+            data.map(|s| u64::from(s.used_pages)).sum::<u64>() + maps.leaf_count() as u64 + 2
         };
         let mut scrub = Scrub {
             shared: self,

@@ -8,12 +8,13 @@
 
 use std::io::{self, Read, Write};
 
-use layout::addr::{DEVICE_BYTES, PAGE};
+use layout::addr::PAGE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::BackupError;
 use crate::device::VolumeKind;
+use crate::store::format::is_raw_size;
 use crate::store::snapshot::check_name;
 
 /// First bytes of a frame.
@@ -369,8 +370,7 @@ fn decode_header(payload: &[u8]) -> Result<Header, BackupError> {
         other => return bad(format!("its volume is of an unknown kind, {other}")),
     };
     let raw_bytes = disk.raw_bytes.get();
-    let sized = raw_bytes > 0 && raw_bytes.is_multiple_of(PAGE as u64) && raw_bytes <= DEVICE_BYTES;
-    if (kind == VolumeKind::Raw) != sized {
+    if (kind == VolumeKind::Raw) != is_raw_size(raw_bytes) {
         return bad(format!("its volume has an impossible size, {raw_bytes} bytes"));
     }
     let from_bytes = disk.from_name_bytes.get() as usize;
