@@ -10,7 +10,7 @@ use super::Shared;
 use super::format::checkpoint::MapId;
 use super::format::{Geometry, Loc, Mapping, leaf, page_crc};
 use super::map::{Lookup, Maps};
-use super::snapshot::{LeafId, View};
+use super::snapshot::{LeafId, SnapshotId, View};
 use crate::buf::AlignedBuf;
 use crate::device::IoError;
 use crate::storage::{ReadPart, ScatteredRead, split};
@@ -243,11 +243,7 @@ impl Shared {
                 Err(_) if unloaded() != Some(at) => {}
                 Err(why) => {
                     self.counters.read_errors.inc();
-                    let byte = self.geometry.byte(at.loc);
-                    let text =
-                        format!("map leaf {key:#x} at {} (image byte {byte}) cannot be read: {why}", at.loc);
-                    tracing::error!("{text}");
-                    return Err(IoError::Io(text));
+                    return Err(IoError::Io(self.leaf_error(LeafId { map, key }, at.loc, &why)));
                 }
             }
         }
@@ -255,6 +251,25 @@ impl Shared {
 }
 
 impl Shared {
+    /// What is wrong with a leaf; told once, however often it is asked for.
+    fn leaf_error(&self, leaf: LeafId, at: Loc, why: &str) -> String {
+        let mut maps = self.maps.write();
+        let of = match leaf.map {
+            MapId::Committed | MapId::Open => String::new(),
+            MapId::Delta(number) => match maps.snapshots.get(SnapshotId(number)) {
+                Some(snapshot) => format!(" of snapshot {:?}", snapshot.name),
+                None => format!(" of snapshot {number}"),
+            },
+        };
+        let (key, byte) = (leaf.key, self.geometry.byte(at));
+        let text = format!("map leaf {key:#x}{of} at {at} (image byte {byte}) cannot be read: {why}");
+        if maps.tell_of(leaf, at) {
+            drop(maps);
+            tracing::error!("{text}; nothing can be read or written that it maps");
+        }
+        text
+    }
+
     /// As the function of this name, with what the store has.
     pub(super) fn decode_leaf(&self, key: u64, at: Mapping, page: &[u8]) -> Result<leaf::Runs, String> {
         decode_leaf(self.geometry, self.uuid, key, at, page)

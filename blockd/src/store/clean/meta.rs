@@ -14,14 +14,15 @@ pub(crate) fn empty_meta(shared: &Shared, segment: u32) -> bool {
     emptied
 }
 
-/// As [`empty_meta`], all of them that hold at most so many leaves.
+/// As [`empty_meta`], all of them that hold at most so many leaves; false if none could be.
 pub(crate) fn empty_thin_meta(shared: &Shared, live_max: u32) -> bool {
     let spread = |s: &Segment| {
-        s.stream == Stream::Meta && s.state == State::Closed && (1..=live_max).contains(&s.live())
+        let live = (1..=live_max).contains(&s.live());
+        s.stream == Stream::Meta && s.state == State::Closed && !s.damaged && live
     };
     let metas: Vec<u32> = {
         let maps = shared.maps.read();
         (0u32..).zip(maps.segments.all()).filter(|(_, s)| spread(s)).map(|(i, _)| i).collect()
     };
-    metas.into_iter().all(|segment| empty_meta(shared, segment))
+    metas.into_iter().filter(|&segment| empty_meta(shared, segment)).count() > 0
 }

@@ -4,13 +4,11 @@
 use std::io;
 
 use super::job::JobDone;
+use super::leaves::{Unread, apply_record};
 use super::{InFlight, Log, SYNC_TOKEN};
 use crate::device::IoError;
 use crate::storage::Completion;
-use crate::store::Shared;
 use crate::store::checkpoint::is_checkpoint_token;
-use crate::store::format::record::Record;
-use crate::store::snapshot::LeafId;
 
 impl Log {
     /// Takes completions in; applies and acknowledges in log order.
@@ -55,10 +53,16 @@ impl Log {
     }
 
     fn apply(&mut self, f: InFlight) {
-        if let Err((_, e)) = apply_record(&self.shared, &f.record) {
-            self.fail(&format!("the map cannot be read: {e}"));
-            f.acks.into_iter().for_each(|(done, _)| done(Err(e.clone())));
-            return;
+        match apply_record(&self.shared, &f.record, Unread::PassOver) {
+            Ok(false) => {}
+            // A replay could not do the same.
+            Ok(true) => self.checkpoint_wanted = true,
+            // It could be read when the record was built.
+            Err((_, e)) => {
+                self.fail(&format!("the map cannot be read: {e}"));
+                f.acks.into_iter().for_each(|(done, _)| done(Err(e.clone())));
+                return;
+            }
         }
         self.applied_seq = f.record.seq;
         for (done, durable) in f.acks {
@@ -158,29 +162,6 @@ impl Log {
         self.user_stalled = false;
         self.cold_stalled = false;
         self.pending_pages = 0;
-    }
-}
-
-/// Loads the leaves a record needs and applies it; else nothing is changed, and a leaf that cannot be read is given with the
-/// reason.
-pub(in crate::store) fn apply_record(shared: &Shared, record: &Record) -> Result<(), (LeafId, IoError)> {
-    loop {
-        let mut maps = shared.maps.write();
-        // Asked under the lock under which it is applied: readers load leaves too, and that evicts others.
-        let missing = maps.leaves_missing(record);
-        if missing.is_empty() {
-            maps.apply(record);
-            maps.hold(false);
-            return Ok(());
-        }
-        // Until it is applied none of them goes; what is loaded may name more.
-        maps.hold(true);
-        drop(maps);
-        let failed = missing.iter().find_map(|leaf| Some((*leaf, shared.load(*leaf).err()?)));
-        if let Some(failed) = failed {
-            shared.maps.write().hold(false);
-            return Err(failed);
-        }
     }
 }
 

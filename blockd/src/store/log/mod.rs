@@ -9,6 +9,7 @@ mod build;
 mod complete;
 mod distance;
 mod job;
+mod leaves;
 mod submit;
 mod touch;
 
@@ -25,9 +26,9 @@ use super::format::superblock::Superblock;
 use super::snapshot::log::Changes;
 use crate::device::IoError;
 use crate::storage::{Waiter, Waker, WriteQueue};
-pub(super) use complete::apply_record;
 use distance::{CHECKPOINT_PAGES_MIN, Distance};
 pub use job::{Job, JobDone, Op};
+pub(super) use leaves::{Unread, apply_record};
 
 /// Records in flight at once.
 const IN_FLIGHT_MAX: usize = 4;

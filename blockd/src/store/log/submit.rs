@@ -7,10 +7,13 @@ use crate::store::format::record::Entry;
 use crate::store::space::Class;
 
 impl Log {
-    /// Takes a job of a user. One that does not fit is refused at once.
+    /// Takes a job of a user. One that does not fit, or that changes what a leaf maps that cannot be read, is refused at once.
     pub fn submit_user(&mut self, job: Job) {
         if let Some(why) = &self.failed {
             return (job.done)(Err(IoError::Io(why.clone())));
+        }
+        if let Err(e) = self.load_leaves_of(&job) {
+            return (job.done)(Err(e));
         }
         let pages: u64 = job.ops.iter().map(Op::pages).sum();
         if pages > 0 && !self.admit(&job, pages) {

@@ -466,19 +466,15 @@ impl BaseMap {
     }
 
     /// Replaces a page's place if it is still `old`, with the same content (the place may have been used
-    /// again meanwhile, for this very page); tells whether it did.
-    ///
-    /// # Panics
-    /// If its leaf is not loaded.
+    /// again meanwhile, for this very page); tells whether it did. A leaf that is not loaded does not have the place, or cannot be
+    /// read: it was looked for before.
     pub fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
         match self.lookup(page) {
             Lookup::Mapped(found) if found.loc == old && found.crc == new.crc => {
                 self.set(page, new);
                 true
             }
-            Lookup::Mapped(_) | Lookup::Unmapped => false,
-            Lookup::Leaf(_) if self.has_damage => false,
-            Lookup::Leaf(key) => panic!("leaf {key:#x} is loaded before a relocation"),
+            Lookup::Mapped(_) | Lookup::Unmapped | Lookup::Leaf(_) => false,
         }
     }
 

@@ -60,6 +60,8 @@ pub struct Maps {
     /// Read-only starts: leaves without which records were applied since they cannot be read, and why. They are never
     /// read again, since they are not what the last checkpoint has any more.
     damaged: BTreeMap<LeafId, String>,
+    /// Leaves that could not be read, and where: they were told of.
+    told_of: BTreeMap<LeafId, Loc>,
     /// Maps that ended while a checkpoint that holds them was under way.
     pub(in crate::store) retired: Vec<(MapId, BaseMap)>,
     /// Pages of maps that ended: needed no more once the checkpoint that begins next is durable.
@@ -79,6 +81,7 @@ impl Maps {
             epoch: 0,
             session: SessionState::default(),
             damaged: BTreeMap::new(),
+            told_of: BTreeMap::new(),
             retired: Vec::new(),
             dropped: Vec::new(),
         }
@@ -145,6 +148,11 @@ impl Maps {
     /// Why a leaf was given up, if it was.
     pub fn damage(&self, leaf: LeafId) -> Option<&String> {
         self.damaged.get(&leaf)
+    }
+
+    /// A leaf cannot be read there: whether this is news.
+    pub(in crate::store) fn tell_of(&mut self, leaf: LeafId, at: Loc) -> bool {
+        self.told_of.insert(leaf, at) != Some(at)
     }
 
     fn all(&self) -> impl Iterator<Item = &BaseMap> {

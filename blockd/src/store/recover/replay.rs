@@ -6,7 +6,7 @@ use crate::store::format::checkpoint::Root;
 use crate::store::format::record::{FLAG_COMMIT, FLAG_ROLLBACK, Record};
 use crate::store::format::segment::Stream;
 use crate::store::format::superblock::Superblock;
-use crate::store::log::apply_record;
+use crate::store::log::{Unread, apply_record};
 use crate::store::{Shared, StoreError};
 
 /// Where the log ended.
@@ -96,7 +96,7 @@ pub(super) fn replay(
 
 /// Applies a record. What cannot be read of the map keeps the volume from being written; for reading, all it maps is given up.
 fn replay_record(shared: &Shared, record: &Record, read_only: bool) -> Result<(), StoreError> {
-    while let Err((leaf, e)) = apply_record(shared, record) {
+    while let Err((leaf, e)) = apply_record(shared, record, Unread::Refuse) {
         let mut maps = shared.maps.write();
         let range = maps.map(leaf.map).map_or(0..1, |map| map.range_of(leaf.key));
         let (why, first_page, last_page) = (e.to_string(), range.start, range.end - 1);

@@ -3,6 +3,7 @@
 
 use super::{LeafId, Snapshots, State};
 use crate::device::VolumeKind;
+use crate::store::format::checkpoint::MapId;
 use crate::store::format::record::{Entry as RecordEntry, FLAG_COMMIT, Record};
 use crate::store::format::{Loc, Mapping};
 use crate::store::map::base::Found;
@@ -12,25 +13,33 @@ use crate::store::map::{Lookup, Maps};
 impl Snapshots {
     /// The committed map had a page so and has it no longer. Gives the place back that nobody needs.
     pub fn replaced(&mut self, page: u64, old: Option<Mapping>) -> Option<Loc> {
+        if !self.any_keeps() {
+            return old.map(|m| m.loc);
+        }
         // No snapshot older than this one can see the committed map's page if it has an entry.
-        for snapshot in self.list.iter_mut().rev() {
-            match snapshot.delta.find(page) {
+        for i in (0..self.list.len()).rev() {
+            let snapshot = &self.list[i];
+            let keeper = match snapshot.delta.find(page) {
                 Found::Entry(_) => return old.map(|m| m.loc),
-                Found::Absent if snapshot.state == State::Deleting => {}
-                Found::Absent => {
-                    snapshot.keep(page, old.map_or(Entry::Nowhere, Entry::At));
-                    return None;
-                }
+                Found::Absent if snapshot.state == State::Deleting => continue,
+                Found::Absent => i,
                 // It cannot be read, and nor can what this snapshot and older ones have of the page.
                 Found::Leaf(_) if snapshot.delta.is_unknown(page) => return None,
+                // Whatever it has: for older ones the page is the same if the next newer one, being deleted, keeps it.
+                Found::Leaf(_) if i + 1 < self.list.len() => i + 1,
                 Found::Leaf(key) => panic!("leaf {key:#x} of {:?} is loaded before a change", snapshot.id),
-            }
+            };
+            self.list[keeper].keep(page, old.map_or(Entry::Nowhere, Entry::At));
+            return None;
         }
         old.map(|m| m.loc)
     }
 
     /// Whether a page that is mapped so would stay alive if it were replaced; `Err` names a leaf to load first.
     pub fn would_keep(&self, page: u64) -> Result<bool, LeafId> {
+        if !self.any_keeps() {
+            return Ok(false);
+        }
         for snapshot in self.list.iter().rev() {
             match snapshot.delta.find(page) {
                 Found::Entry(_) => return Ok(false),
@@ -49,6 +58,9 @@ impl Snapshots {
 
     /// Adds the leaves that [`Snapshots::replaced`] needs for a range and that are not loaded.
     fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+        if !self.any_keeps() {
+            return;
+        }
         let mut keys = Vec::new();
         for snapshot in self.list.iter().rev() {
             snapshot.delta.missing(first, count, &mut keys);
@@ -92,12 +104,7 @@ impl Maps {
             }
         }
         if record.flags & FLAG_COMMIT != 0 {
-            for (first, count) in self.overlay.discards() {
-                self.missing(first, count, &mut out);
-            }
-            for page in self.overlay.pages() {
-                self.missing(page, 1, &mut out);
-            }
+            self.missing_for_commit(&mut out);
         }
         out.retain(|leaf| self.damage(*leaf).is_none());
         out.sort_unstable();
@@ -105,7 +112,33 @@ impl Maps {
         out
     }
 
-    fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+    /// Whether no change can be made without a leaf: what is replaced of a page can be kept by a newer snapshot than the one
+    /// that it is for, even if that is being deleted, but for the newest.
+    pub(in crate::store) fn is_indispensable(&self, leaf: LeafId) -> bool {
+        leaf.map == MapId::Committed || self.snapshots.all().last().is_some_and(|s| s.map_id() == leaf.map)
+    }
+
+    /// Whether a record cannot be applied without a leaf that [`Maps::leaves_missing`] named. It can where that only might
+    /// have the place from which the cleaner copied a page.
+    pub(in crate::store) fn needs(&self, record: &Record, leaf: LeafId) -> bool {
+        let is_change = |entry: &&RecordEntry| !matches!(entry, RecordEntry::Relocate { .. });
+        let changes = || record.entries.iter().filter(is_change).cloned().collect();
+        self.is_indispensable(leaf)
+            && self.leaves_missing(&Record { entries: changes(), ..record.clone() }).contains(&leaf)
+    }
+
+    /// Adds the leaves that a commit of the open epoch needs and that are not loaded.
+    pub(in crate::store) fn missing_for_commit(&self, out: &mut Vec<LeafId>) {
+        for (first, count) in self.overlay.discards() {
+            self.missing(first, count, out);
+        }
+        for page in self.overlay.pages() {
+            self.missing(page, 1, out);
+        }
+    }
+
+    /// Adds the leaves that a change of the committed map needs and that are not loaded.
+    pub(in crate::store) fn missing(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
         let mut keys = Vec::new();
         self.base.missing(first, count, &mut keys);
         out.extend(keys.into_iter().map(LeafId::committed));

@@ -26,13 +26,13 @@ enum Bad {
     ForAMoment,
 }
 
-fn open(disk: SimStorage, read_only: bool) -> Result<recover::Opened, StoreError> {
+pub(super) fn open(disk: SimStorage, read_only: bool) -> Result<recover::Opened, StoreError> {
     let storage: Arc<dyn Storage> = Arc::new(disk);
     recover::open(storage, &RecoverOptions { read_only, ..options([200; 16]) })
 }
 
 /// Leaves that have a page, the range each covers, and the page's byte of the image.
-fn leaves(shared: &Shared) -> Vec<(LeafId, std::ops::Range<u64>, u64)> {
+pub(super) fn leaves(shared: &Shared) -> Vec<(LeafId, std::ops::Range<u64>, u64)> {
     let maps = shared.maps.read();
     let ids = maps.ids().into_iter().filter(|id| *id != MapId::Open);
     let of_map = |id| {
@@ -45,7 +45,13 @@ fn leaves(shared: &Shared) -> Vec<(LeafId, std::ops::Range<u64>, u64)> {
 }
 
 /// Every page is right, or an error that names the leaf; none outside its range. Gives how many are errors.
-fn check(shared: &Shared, view: View, places: &[u64], expected: &Pages, bad: &std::ops::Range<u64>) -> u64 {
+pub(super) fn check(
+    shared: &Shared,
+    view: View,
+    places: &[u64],
+    expected: &Pages,
+    bad: &std::ops::Range<u64>,
+) -> u64 {
     let mut errors = 0;
     for &page in places {
         let mut buf = AlignedBuf::zeroed(4096);

@@ -240,7 +240,7 @@ impl Machine {
         );
     }
 
-    /// A request failed: a fault or crash must have come to pass, and then the store must be started anew; or the image
+    /// A request failed: a fault or crash must have come to pass, and then the store may have to be started anew; or the image
     /// must be full.
     pub(super) fn assert_failure_explained(&mut self, what: &str, e: &IoError) {
         let disk = &self.driver.disk;
@@ -258,9 +258,8 @@ impl Machine {
             return;
         }
         assert!(disk.crashed() || disk.fault_fired(), "{what}: {e}");
-        if matches!(e, IoError::Io(_)) {
-            self.stopped = true;
-        }
+        // A page or a leaf that cannot be read is the trouble of those who need it.
+        self.stopped |= self.driver.store().counters.failure().is_some();
     }
 
     /// A scrub finds nothing that is not wrong; nothing at all in a sound store.

@@ -16,8 +16,8 @@ use crate::storage::sim::{Crash, SimStorage};
 use crate::store::snapshot::change::Change;
 use crate::volume::snapshot::Round;
 
-const CLIENT: ClientId = ClientId(1);
-const IMAGE_BYTES: usize = 8 << 20;
+pub(super) const CLIENT: ClientId = ClientId(1);
+pub(super) const IMAGE_BYTES: usize = 8 << 20;
 const SNAPSHOTS_MAX: usize = 5;
 
 /// Page -> version; absent = zeros.
@@ -26,7 +26,7 @@ pub(super) type Pages = BTreeMap<u64, u64>;
 pub(super) struct Run {
     pub(super) rng: StdRng,
     pub(super) driver: Driver,
-    kind: VolumeKind,
+    pub(super) kind: VolumeKind,
     pub(super) places: Vec<u64>,
     pub(super) now: Pages,
     /// What the volume may have become by a change that was not acknowledged. Raw: page by page.
@@ -333,6 +333,19 @@ impl Run {
         self.open_session();
     }
 
+    /// Goes on with what is on this disk, after a reboot.
+    pub(super) fn go_on(&mut self, disk: SimStorage) {
+        self.boot += 1;
+        self.driver = Driver::open(disk, self.boot).expect("the store opens");
+        self.open_session();
+    }
+
+    /// Versions of pages that were never written before.
+    pub(super) fn new_tag(&mut self) -> u64 {
+        self.next_tag += 1;
+        self.next_tag
+    }
+
     pub(super) fn round(&mut self) {
         match self.rng.random_range(0..24) {
             0..3 => self.create(),
@@ -365,7 +378,7 @@ impl Run {
     }
 }
 
-fn set(pages: &mut Pages, page: u64, tag: u64) {
+pub(super) fn set(pages: &mut Pages, page: u64, tag: u64) {
     if tag == 0 {
         pages.remove(&page);
     } else {
