@@ -36,9 +36,9 @@ pub(super) fn delete(
     replies: &Replies,
 ) -> Result<Value, String> {
     let volume = &host.select_one(export)?.volume;
-    volume.snapshot_delete(name).map_err(text)?;
     let mut told = Told::new(replies);
-    volume.snapshot_settle(|left| told.say(|| json!({ "pages_left": left }))).map_err(text)?;
+    let progress = |left| told.say(|| json!({ "pages_left": left }));
+    volume.snapshot_delete_and_settle(name, progress).map_err(text)?;
     Ok(json!({}))
 }
 

@@ -531,6 +531,16 @@ impl BaseMap {
         }
     }
 
+    /// Takes all entries of a leaf out that is not loaded, as if there were none; gives how many there are.
+    pub(in crate::store) fn forget(&mut self, key: u64) -> u64 {
+        let Some(slot @ Slot::Unloaded { count, .. }) = self.slots.get(&key) else { return 0 };
+        let (count, leaf) = (*count, Box::new(Leaf::from_entries(slot.disk(), &[])));
+        // What a checkpoint under way needs of it is still known.
+        self.exchange(key, Slot::Loaded { state: State::Clean, count, leaf });
+        self.edit(key, |_| ());
+        u64::from(count)
+    }
+
     /// Cuts a leaf that no longer fits its page in two, after `rel` was put in.
     fn split(&mut self, key: u64, rel: u16) {
         let upper = self.edit(key, |body| {

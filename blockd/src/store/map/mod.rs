@@ -159,6 +159,14 @@ impl Maps {
         self.ids().into_iter().filter_map(|id| self.map(id))
     }
 
+    /// Pages of the log that count as used though nothing refers to them: of leaves that a deletion could not read. What is on
+    /// the backing is counted, so it outlasts restarts.
+    pub fn lost_pages(&self) -> u64 {
+        let held: u64 = self.snapshots.all().iter().map(|s| s.held_pages).sum();
+        let mapped = self.base.page_count() + self.overlay.page_count() + held;
+        self.segments.data_live().saturating_sub(mapped)
+    }
+
     /// Leaves that the next checkpoint gives a page.
     pub fn dirty_count(&self) -> usize {
         self.all().map(BaseMap::dirty_count).sum()

@@ -36,6 +36,12 @@ pub enum SnapshotError {
         "no space left in the image: delete a snapshot, or data, or make the image larger, and try again"
     )]
     NoSpace,
+    /// A leaf cannot be read that older ones may need.
+    #[error(
+        "the snapshot is deleted, but not all of its space is given back: {0}; what that leaf says may concern older snapshots: delete \
+         these too, the oldest first, and it is"
+    )]
+    Stuck(String),
     /// The volume takes no changes.
     #[error("the volume is open read-only: open it for writing")]
     ReadOnly,
@@ -150,6 +156,7 @@ impl Maps {
             }
             Change::Delete { .. } => {
                 snapshots.set_state(id, if durable { State::Deleting } else { State::Live });
+                snapshots.try_again();
             }
             Change::Rollback { .. } => {
                 snapshots.rollback = durable.then_some(Rollback { to: Some(id), phase: Phase::Rolling });

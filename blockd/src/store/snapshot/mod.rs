@@ -6,7 +6,8 @@
 //! epoch, the committed map, or one delta), and moving a place from one owner to another changes no live count.
 //!
 //! Life of a snapshot: *live* -> *doomed* (its deletion waits for the checkpoint that says so) -> *deleting* (its delta is merged
-//! into the next older one, in portions) -> gone.
+//! into the next older one, in portions) -> gone. Where a leaf of these two cannot be read, older snapshots see nothing through it: it
+//! stays, and the deletion is *stuck*, until there are none.
 //!
 //! [`capture`]: what the map's changes ask of the deltas. [`lookup`]: pages of a snapshot. [`change`]: taking, deleting, rolling
 //! back. [`diff`]: what changed between two. [`portion`]: the long part of the latter two, step by step. [`log`]: all of it in the log's order.
@@ -94,6 +95,10 @@ pub struct Snapshot {
     pub open_count: u32,
     /// Where the next portion of its deletion begins.
     cursor: u64,
+    /// Why portions left something out since they began at page 0.
+    left_out: Option<String>,
+    /// Why there is nothing more that portions can do.
+    stuck: Option<String>,
 }
 
 impl Snapshot {
@@ -110,7 +115,14 @@ impl Snapshot {
             held_pages: 0,
             open_count: 0,
             cursor: 0,
+            left_out: None,
+            stuck: None,
         }
+    }
+
+    /// Why its deletion cannot end for now: a leaf cannot be read that older snapshots may need.
+    pub fn stuck(&self) -> Option<&str> {
+        self.stuck.as_deref()
     }
 
     /// The id of its delta.
@@ -172,6 +184,8 @@ pub struct Snapshots {
     /// Bytes that all deltas may take in memory, those that changed apart; 0 = no limit.
     bytes_max: usize,
     held: bool,
+    /// Leaves that portions could not read, and why.
+    unread: BTreeMap<LeafId, String>,
 }
 
 impl Snapshots {
@@ -206,7 +220,7 @@ impl Snapshots {
         let rollback = root
             .rollback_to
             .map(|to| Rollback { to: (to != 0).then_some(SnapshotId(to)), phase: Phase::Rolling });
-        let snapshots = Snapshots { list, last_id: root.last_snapshot, rollback, bytes_max: 0, held: false };
+        let snapshots = Snapshots { list, last_id: root.last_snapshot, rollback, ..Snapshots::default() };
         match root.rollback_to {
             Some(0) if !snapshots.is_empty() => {
                 let found = snapshots.list.len() as u64;

@@ -26,6 +26,8 @@ pub enum Portion {
     Done,
     /// A snapshot is gone, or the rollback has ended: worth a checkpoint.
     Finished,
+    /// This snapshot is as good as gone; what is left of it cannot be read, or not be merged with what cannot.
+    Stuck(SnapshotId),
 }
 
 /// A stretch of a delta.
@@ -40,17 +42,45 @@ impl Snapshots {
     pub fn has_work(&self) -> bool {
         match self.rollback {
             Some(rollback) => rollback.phase == Phase::Rolling,
-            None => self.list.iter().any(|s| s.state == State::Deleting),
+            None => self.next_to_go().is_some(),
         }
+    }
+
+    /// The oldest first: then the next older one keeps what it is given.
+    fn next_to_go(&self) -> Option<usize> {
+        self.list.iter().position(|s| s.state == State::Deleting && s.stuck.is_none())
     }
 
     /// Entries that deletions and a rollback still have to look at, about.
     pub fn work_left(&self) -> u64 {
         let concerned = |s: &&super::Snapshot| match self.rollback {
             Some(rollback) => Some(s.id) >= rollback.to,
-            None => s.state == State::Deleting,
+            None => s.state == State::Deleting && s.stuck.is_none(),
         };
         self.list.iter().filter(concerned).map(super::Snapshot::entries).sum()
+    }
+
+    /// A leaf that a portion asked for cannot be read; false if it cannot do without.
+    pub fn cannot_read(&mut self, leaf: LeafId, why: String) -> bool {
+        if self.rollback.is_none() {
+            self.unread.insert(leaf, why);
+        }
+        self.rollback.is_none()
+    }
+
+    /// What deletions were stuck at may be gone.
+    pub(super) fn try_again(&mut self) {
+        self.unread.clear();
+        for snapshot in &mut self.list {
+            (snapshot.left_out, snapshot.stuck) = (None, None);
+        }
+    }
+
+    /// A stretch cannot be dealt with.
+    fn leave_out(&mut self, i: usize, at: Stretch, why: String) {
+        let snapshot = &mut self.list[i];
+        snapshot.left_out = Some(why);
+        snapshot.cursor = at.first + at.count;
     }
 
     /// The next stretch of a delta that has leaves; wraps around once.
@@ -64,6 +94,7 @@ impl Snapshots {
                 return Some(Stretch { first, count: PORTION_PAGES.min(start + MAP_UNIT_PAGES - first) });
             }
             snapshot.cursor = 0;
+            snapshot.stuck = snapshot.left_out.take();
         }
         None
     }
@@ -94,6 +125,7 @@ impl Maps {
     fn drop_snapshot(&mut self, i: usize) {
         let snapshot = self.snapshots.list.remove(i);
         self.snapshots.share_memory();
+        self.snapshots.try_again();
         self.retire(snapshot.map_id(), snapshot.delta);
     }
 
@@ -102,11 +134,7 @@ impl Maps {
         match self.snapshots.rollback {
             Some(rollback) if rollback.phase == Phase::Rolling => self.roll_back(rollback.to),
             Some(_) => Portion::Idle,
-            // The oldest first: then the next older one keeps what it is given.
-            None => match self.snapshots.list.iter().position(|s| s.state == State::Deleting) {
-                Some(i) => self.merge(i),
-                None => Portion::Idle,
-            },
+            None => self.snapshots.next_to_go().map_or(Portion::Idle, |i| self.merge(i)),
         }
     }
 
@@ -122,10 +150,22 @@ impl Maps {
             self.drop_snapshot(i);
             return Portion::Finished;
         };
+        if self.snapshots.list[i].stuck.is_some() {
+            return Portion::Stuck(self.snapshots.list[i].id);
+        }
         let mut missing = Vec::new();
         self.snapshots.delta_missing(i, at, &mut missing);
         if i > 0 {
             self.snapshots.delta_missing(i - 1, at, &mut missing);
+        }
+        let unread = |leaf: &LeafId| Some((*leaf, self.snapshots.unread.get(leaf)?.clone()));
+        if let Some((leaf, why)) = missing.iter().find_map(unread) {
+            if i == 0 {
+                self.forget(leaf, &why);
+            } else {
+                self.snapshots.leave_out(i, at, why);
+            }
+            return Portion::Done;
         }
         if !missing.is_empty() {
             return Portion::Load(missing);
@@ -140,6 +180,19 @@ impl Maps {
         }
         self.snapshots.pass(i, at);
         Portion::Done
+    }
+
+    /// Drops a leaf of the oldest snapshot, which nobody needs any more, without knowing what it maps.
+    fn forget(&mut self, leaf: LeafId, why: &str) {
+        let snapshot = &mut self.snapshots.list[0];
+        let entries = snapshot.delta.forget(leaf.key);
+        // At most so many of them were pages.
+        snapshot.held_pages = snapshot.held_pages.saturating_sub(entries);
+        tracing::error!(
+            "snapshot {:?} is deleted, and up to {entries} pages of 4 KiB that only it had stay in use: {why}; vexctl snapshot list \
+             tells how many are lost, a copy of the volume in a new image has them back",
+            snapshot.name
+        );
     }
 
     /// Puts a stretch of the newest delta back into the committed map.

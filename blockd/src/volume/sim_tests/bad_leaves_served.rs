@@ -9,11 +9,14 @@ use super::driver::Driver;
 use super::snapshots::{CLIENT, IMAGE_BYTES, Run, set};
 use super::{content, for_seeds};
 use crate::device::{IoError, VolumeKind};
+use crate::storage::Storage;
 use crate::storage::sim::{Crash, SimStorage};
 use crate::store::clean::meta::empty_thin_meta;
 use crate::store::format::checkpoint::MapId;
 use crate::store::snapshot::change::Change;
 use crate::store::snapshot::{LeafId, View};
+use crate::volume::snapshot::Round;
+use crate::volume::{OpenOptions, Volume};
 
 const SEGMENTS: u64 = IMAGE_BYTES as u64 >> 16;
 
@@ -53,6 +56,14 @@ struct Bad {
     leaf: LeafId,
     range: Range<u64>,
     byte: u64,
+}
+
+impl Bad {
+    fn damage(&self, image: &[u8]) -> Vec<u8> {
+        let mut damaged = image.to_vec();
+        damaged[self.byte as usize + 100] ^= 4;
+        damaged
+    }
 }
 
 #[derive(Default)]
@@ -176,7 +187,8 @@ fn serve(run: &mut Run, bad: &Bad, good: &[u8], damaged: &[u8], seen: &mut Seen)
     run.driver.check_usage();
 }
 
-fn life(kind: VolumeKind, seed: u64, seen: &mut Seen) {
+/// An image with snapshots, its log empty, and the leaves that have a page.
+fn image_of(kind: VolumeKind, seed: u64) -> (Run, Vec<u8>, Vec<Bad>) {
     let mut run = Run::new(kind, seed);
     for _ in 0..60 {
         run.round();
@@ -190,12 +202,16 @@ fn life(kind: VolumeKind, seed: u64, seen: &mut Seen) {
     let image = run.driver.disk.image_after(Crash::ProcessDeath);
     let found = leaves(&open(SimStorage::new(image.clone(), seed), true).expect("it opens").shared);
     assert!(found.len() > 1, "there are leaves");
+    let found = found.into_iter().map(|(leaf, range, byte)| Bad { leaf, range, byte }).collect();
+    (run, image, found)
+}
+
+fn life(kind: VolumeKind, seed: u64, seen: &mut Seen) {
+    let (mut run, image, found) = image_of(kind, seed);
     let now = run.now.clone();
-    for (leaf, range, byte) in found {
-        let mut damaged = image.clone();
-        damaged[byte as usize + 100] ^= 4;
+    for bad in found {
         run.now = now.clone();
-        serve(&mut run, &Bad { leaf, range, byte }, &image, &damaged, seen);
+        serve(&mut run, &bad, &image, &bad.damage(&image), seen);
     }
 }
 
@@ -214,4 +230,128 @@ fn a_raw_volume_with_a_bad_leaf_can_be_written_but_for_what_it_maps() {
 #[test]
 fn a_vexfs_volume_with_a_bad_leaf_can_be_written_but_for_what_it_maps() {
     lives(VolumeKind::VexFs);
+}
+
+/// Carries deletions through as far as they go.
+fn finish_deletions(run: &mut Run) {
+    let idle = (0..10_000).any(|_| run.driver.portion() == Round::Idle);
+    let maps = run.driver.store().maps.read();
+    assert!(idle && !maps.snapshots.has_work(), "deletions come to an end");
+}
+
+fn delete(run: &mut Run, name: &str) {
+    let deleted = run.driver.change(Change::Delete { name: name.to_owned() });
+    run.driver.settle();
+    deleted.lock().clone().expect("it is finished").expect("a snapshot can be deleted");
+    run.snapshots.retain(|(n, _)| n != name);
+    finish_deletions(run);
+}
+
+/// Snapshots that are deleted and not gone.
+fn stuck(run: &Run) -> usize {
+    let maps = run.driver.store().maps.read();
+    maps.snapshots.all().iter().filter(|s| s.stuck().is_some()).count()
+}
+
+/// Deletes `victim` on an image with a bad leaf, and then what keeps that from ending. Gives whether there was such, and the pages that
+/// are lost in the end.
+fn delete_over(run: &mut Run, bad: &Bad, damaged: &[u8], victim: &str) -> (bool, u64) {
+    let disk = |image: &[u8]| SimStorage::new(image.to_vec(), bad.byte);
+    let MapId::Delta(id) = bad.leaf.map else { panic!("a leaf of a snapshot") };
+    run.go_on(disk(damaged));
+    delete(run, victim);
+    let was_stuck = stuck(run) > 0;
+    // Neither a restart nor writes change that.
+    for _ in 0..2 {
+        let image = run.driver.disk.image_after(Crash::PowerCut);
+        compare(run, disk(&image), &bad.range);
+        run.go_on(disk(&image));
+        finish_deletions(run);
+        assert!(stuck(run) > 0 || !was_stuck, "it is stuck before and after a start");
+        work(run, bad, &mut Seen::default());
+        finish_deletions(run);
+    }
+    // Without what may need the leaf it goes, and whatever waited for it.
+    while let Some((name, _)) = run.snapshots.first().cloned() {
+        let of = run.driver.store().maps.read().snapshots.find(&name).map(|s| s.id.0);
+        if of > Some(id) {
+            break;
+        }
+        delete(run, &name);
+    }
+    assert_eq!(stuck(run), 0);
+    let image = run.driver.disk.image_after(Crash::ProcessDeath);
+    run.go_on(disk(&image));
+    work(run, &Bad { leaf: bad.leaf, range: 0..0, byte: bad.byte }, &mut Seen::default());
+    let image = run.driver.disk.image_after(Crash::PowerCut);
+    assert_eq!(compare(run, disk(&image), &(0..0)), 0);
+    run.go_on(disk(&image));
+    let lost = run.driver.store().maps.read().lost_pages();
+    (was_stuck, lost)
+}
+
+fn deletions(kind: VolumeKind) {
+    let totals = Mutex::new((0, 0, 0));
+    for_seeds(4, |seed| {
+        let (mut run, image, found) = image_of(kind, seed);
+        let (now, snapshots) = (run.now.clone(), run.snapshots.clone());
+        for bad in found {
+            let MapId::Delta(id) = bad.leaf.map else { continue };
+            let damaged = bad.damage(&image);
+            let i = snapshots.partition_point(|(name, _)| {
+                run.driver.store().maps.read().snapshots.find(name).is_some_and(|s| s.id.0 < id)
+            });
+            // The snapshot itself, and the next newer one, whose entries go into its delta.
+            for (victim, _) in &snapshots[i..snapshots.len().min(i + 2)] {
+                (run.now, run.snapshots) = (now.clone(), snapshots.clone());
+                let (was_stuck, lost) = delete_over(&mut run, &bad, &damaged, victim);
+                let mut totals = totals.lock().expect("no other thread");
+                *totals = (totals.0 + 1, totals.1 + u32::from(was_stuck), totals.2 + lost);
+            }
+            // Its names again.
+            run.go_on(SimStorage::new(image.clone(), seed));
+        }
+    });
+    let (all, stuck, lost) = totals.into_inner().expect("no other thread");
+    assert!(stuck > 5 && all > stuck + 5 && lost > 50, "{all} deletions, {stuck} stuck, {lost} pages lost");
+}
+
+#[test]
+fn deleting_snapshots_of_a_raw_volume_with_a_bad_leaf_comes_to_an_end() {
+    deletions(VolumeKind::Raw);
+}
+
+#[test]
+fn deleting_snapshots_of_a_vexfs_volume_with_a_bad_leaf_comes_to_an_end() {
+    deletions(VolumeKind::VexFs);
+}
+
+/// Who deletes is told.
+#[test]
+fn a_deletion_that_cannot_end_tells_why_and_what_to_do() {
+    let (run, image, found) = image_of(VolumeKind::Raw, 0);
+    let ids = |run: &Run| -> Vec<(String, u64)> {
+        let maps = run.driver.store().maps.read();
+        maps.snapshots.all().iter().map(|s| (s.name.clone(), s.id.0)).collect()
+    };
+    let all = ids(&run);
+    let of = |bad: &Bad| all.iter().position(|(_, id)| bad.leaf.map == MapId::Delta(*id)).filter(|i| *i > 0);
+    let (i, bad) = found.iter().find_map(|bad| Some((of(bad)?, bad))).expect("there is one");
+    let byte = bad.byte;
+    let storage: Arc<dyn Storage> = Arc::new(SimStorage::new(bad.damage(&image), 0));
+    let volume = Volume::open_storage(storage, &OpenOptions::default()).expect("it opens");
+    let refused =
+        volume.snapshot_delete_and_settle(&all[i].0, |_| {}).expect_err("a leaf is bad").to_string();
+    assert!(refused.contains(&format!("byte {byte})")) && refused.contains("oldest first"), "{refused}");
+    let list = volume.snapshots();
+    assert_eq!((list.deleting, list.stuck.len(), list.lost_bytes), (1, 1, 0), "{list:?}");
+    assert!(list.snapshots.iter().all(|s| s.name != all[i].0));
+    volume.snapshot_settle(|_| {}).expect("nothing is left that could be done");
+    for (name, _) in &all[..i] {
+        volume.snapshot_delete_and_settle(name, |_| {}).expect("nothing older needs it");
+    }
+    let list = volume.snapshots();
+    assert_eq!((list.deleting, list.stuck.len()), (0, 0), "{list:?}");
+    assert!(list.lost_bytes > 0, "{list:?}");
+    volume.shutdown().expect("it ends");
 }

@@ -301,6 +301,7 @@ impl Driver {
                 assert_eq!((s.live_base, s.live_open), (base[i], open[i]), "live pages of segment {i}");
             }
         }
+        assert_eq!(maps.lost_pages(), 0, "each page that counts as used is referred to");
         drop(maps);
         store.maps.write().hold(false);
     }

@@ -19,7 +19,7 @@ use crate::device::IoError;
 use crate::store::StoreError;
 use crate::store::snapshot::change::Change;
 pub use crate::store::snapshot::change::SnapshotError;
-use crate::store::snapshot::{Snapshot, State};
+use crate::store::snapshot::{Snapshot, SnapshotId, State};
 pub use device::SnapshotDevice;
 pub(super) use device::read;
 pub(super) use worker::Worker;
@@ -73,6 +73,12 @@ pub struct SnapshotList {
     pub deleting: u32,
     /// Bytes of data that are kept for snapshots, those being deleted included.
     pub held_bytes: u64,
+    /// Why deletions cannot end for now: leaves of the map that cannot be read and that older snapshots may need.
+    #[serde(default)]
+    pub stuck: Vec<String>,
+    /// Bytes in use that nothing refers to, since what deleted snapshots had could not be read.
+    #[serde(default)]
+    pub lost_bytes: u64,
 }
 
 impl Volume {
@@ -99,6 +105,8 @@ impl Volume {
             snapshots: all.iter().filter(|s| s.state == State::Live).map(SnapshotInfo::of).collect(),
             deleting: all.iter().filter(|s| s.state != State::Live).count() as u32,
             held_bytes: all.iter().map(|s| s.held_pages).sum::<u64>() * PAGE as u64,
+            stuck: all.iter().filter_map(|s| s.stuck().map(str::to_owned)).collect(),
+            lost_bytes: maps.lost_pages() * PAGE as u64,
         }
     }
 
@@ -108,9 +116,31 @@ impl Volume {
     /// # Errors
     /// [`SnapshotError`]; it is still there then.
     pub fn snapshot_delete(&self, name: &str) -> Result<(), SnapshotError> {
-        self.change_snapshots(Change::Delete { name: name.to_owned() })?;
+        self.begin_delete(name).map(|_| ())
+    }
+
+    fn begin_delete(&self, name: &str) -> Result<SnapshotId, SnapshotError> {
+        let id = self.change_snapshots(Change::Delete { name: name.to_owned() })?;
         self.snapshots.wake();
-        Ok(())
+        Ok(id)
+    }
+
+    /// Deletes a snapshot and waits until its space is given back; `progress` is told of [`Volume::snapshot_work_left`] now and
+    /// then.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; it is deleted all the same if that is `Stuck`, or what keeps its space from being given back.
+    pub fn snapshot_delete_and_settle(
+        &self,
+        name: &str,
+        progress: impl FnMut(u64),
+    ) -> Result<(), SnapshotError> {
+        let id = self.begin_delete(name)?;
+        self.snapshot_settle(progress)?;
+        match self.core.store.maps.read().snapshots.get(id).and_then(Snapshot::stuck) {
+            Some(why) => Err(SnapshotError::Stuck(why.to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// Pages that deletions and a rollback still have to look at, about; 0 when nothing is left to do.
@@ -207,10 +237,7 @@ impl Volume {
     }
 
     /// Has the log make a change and waits until it is durable.
-    pub(super) fn change_snapshots(
-        &self,
-        change: Change,
-    ) -> Result<crate::store::snapshot::SnapshotId, SnapshotError> {
+    pub(super) fn change_snapshots(&self, change: Change) -> Result<SnapshotId, SnapshotError> {
         if self.closing.load(Ordering::SeqCst) {
             return Err(SnapshotError::Shutdown);
         }

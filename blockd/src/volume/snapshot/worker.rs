@@ -9,6 +9,8 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::device::IoError;
 use crate::store::Shared;
+use crate::store::map::Maps;
+use crate::store::snapshot::change::SnapshotError;
 use crate::store::snapshot::log::Progress;
 use crate::store::snapshot::portion::Portion;
 use crate::volume::inbox::{Internal, InternalSender};
@@ -155,8 +157,25 @@ pub(in crate::volume) fn round(
         Progress::Map(Portion::Finished) => Ok(Round::Finished),
         Progress::Map(Portion::Idle) => Ok(Round::Idle),
         Progress::Map(Portion::Load(leaves)) => {
-            leaves.into_iter().try_for_each(|leaf| shared.load(leaf))?;
+            for leaf in leaves {
+                // Twice: what could not be read once is not given up for that.
+                if let Err(e) = shared.load(leaf).or_else(|_| shared.load(leaf))
+                    && !shared.maps.write().snapshots.cannot_read(leaf, e.to_string())
+                {
+                    return Err(e);
+                }
+            }
             Ok(Round::Again)
+        }
+        Progress::Map(Portion::Stuck(id)) => {
+            let stuck = |maps: &Maps| {
+                Some((maps.snapshots.get(id)?.name.clone(), maps.snapshots.get(id)?.stuck()?.to_owned()))
+            };
+            if let Some((name, why)) = stuck(&shared.maps.read()) {
+                tracing::error!("snapshot {name:?}: {}", SnapshotError::Stuck(why));
+            }
+            // Records from before it was deleted may need what a start cannot read either.
+            Ok(Round::Checkpoint)
         }
     }
 }

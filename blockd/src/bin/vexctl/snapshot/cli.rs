@@ -40,7 +40,7 @@ pub struct OneSnapshot {
 pub struct ListArgs {
     /// The image or block device; a daemon that serves it is asked.
     pub image: PathBuf,
-    /// Print JSON: {"snapshots":[{"id","name","time_ns","epoch","volume_bytes","held_bytes","changed_bytes","open_count"}],"deleting","held_bytes"}.
+    /// Print JSON: {"snapshots":[{"id","name","time_ns","epoch","volume_bytes","held_bytes","changed_bytes","open_count"}],"deleting","held_bytes","stuck":[why],"lost_bytes"}.
     #[arg(long)]
     pub json: bool,
 }

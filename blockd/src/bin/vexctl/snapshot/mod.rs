@@ -74,6 +74,15 @@ fn table(list: &SnapshotList) -> String {
     if list.deleting > 0 {
         out += &format!("{} deleted, their space not yet given back\n", list.deleting);
     }
+    for why in &list.stuck {
+        out += &format!("one cannot be given back before older snapshots are deleted: {}\n", tame(why));
+    }
+    if list.lost_bytes > 0 {
+        out += &format!(
+            "{} are in use and of no use: of deleted snapshots, by a leaf of the map that could not be read\n",
+            HumanBytes(list.lost_bytes)
+        );
+    }
     out += &format!("{} held in all\n", HumanBytes(list.held_bytes));
     out
 }
@@ -97,7 +106,8 @@ mod tests {
             open_count: 0,
         };
         let snapshots = vec![snapshot("monday", 0), snapshot("e\u{9b}vil", 1 << 30)];
-        let text = table(&SnapshotList { snapshots, deleting: 1, held_bytes: 1 << 30 });
+        let text =
+            table(&SnapshotList { snapshots, deleting: 1, held_bytes: 1 << 30, ..SnapshotList::default() });
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1], "monday  1970-01-01 00:00:00Z           0 B      4.00 KiB");
         assert!(lines[2].starts_with("e\u{fffd}vil"), "{text}");

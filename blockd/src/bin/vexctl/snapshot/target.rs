@@ -75,9 +75,9 @@ impl Target {
     pub fn delete(self, name: &str, progress: &mut dyn FnMut(u64)) -> Result<()> {
         match self {
             Target::Image(volume) => {
-                volume.snapshot_delete(name)?;
-                volume.snapshot_settle(progress)?;
-                Ok(volume.shutdown()?)
+                let deleted = volume.snapshot_delete_and_settle(name, progress);
+                volume.shutdown()?;
+                Ok(deleted?)
             }
             Target::Daemon(mut client, export) => {
                 let request = Request::SnapshotDelete { export: Some(export), name: name.to_owned() };
