@@ -117,8 +117,15 @@ pub type Done = Box<dyn FnOnce(IoResult) + Send>;
 
 /// A block device of 4 KiB pages.
 pub trait Device: Send + Sync {
-    /// Size, kind and limits; constant.
+    /// Size, kind and limits; constant as long as a client is connected that came while the device was [ready](Device::ready).
     fn info(&self) -> DeviceInfo;
+    /// Whether [`Device::info`] can be told to a client that is connected.
+    ///
+    /// # Errors
+    /// Why not, just now: the device is about to become another one.
+    fn ready(&self) -> Result<(), IoError> {
+        Ok(())
+    }
     /// Where those who serve this device count its requests; by default nowhere that anyone looks.
     fn counters(&self) -> Arc<RequestCounters> {
         Arc::default()

@@ -363,6 +363,11 @@ impl Device for Volume {
         DeviceInfo { size_bytes: self.size_bytes.load(Ordering::Relaxed), ..self.info.clone() }
     }
 
+    /// A rollback begins only while nobody is connected, so whoever is and finds that none is under way is told what stays.
+    fn ready(&self) -> Result<(), IoError> {
+        self.core.check_not_rolling_back()
+    }
+
     fn counters(&self) -> Arc<RequestCounters> {
         Arc::clone(&self.requests)
     }

@@ -16,6 +16,7 @@ mod interop_tls;
 mod peer;
 mod provision;
 mod ram;
+mod rollback;
 mod served;
 mod server_hostile;
 mod server_protocol;

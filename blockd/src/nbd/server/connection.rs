@@ -56,14 +56,14 @@ pub fn start(shared: &Arc<Shared>, stream: UnixStream, admitted: Admitted, befor
     let for_thread = Arc::clone(shared);
     let name = format!("nbd-{}", admitted.seat.number());
     let thread = std::thread::Builder::new().name(name);
-    let started = thread.spawn(move || serve(&for_thread, &stream, &admitted, before));
+    let started = thread.spawn(move || serve(&for_thread, &stream, admitted, before));
     if let Err(error) = started {
         tracing::warn!(%error, "cannot start a thread for an NBD connection; closing it");
     }
 }
 
-fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before: Before) {
-    let Admitted { export, negotiated, seat } = admitted;
+fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: Admitted, before: Before) {
+    let Admitted { export, negotiated, seat, client: attached } = admitted;
     let number = seat.number();
     let Some((info, pause)) = seat.entry() else { return };
     let source = Source::new(stream, pause, Duration::from_millis(shared.limits.stalled_timeout_ms));
@@ -77,7 +77,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
     };
     seat.wait_for_dead_ones(Duration::from_millis(shared.limits.left_timeout_ms));
     let device = export.device();
-    let client = device.connect();
+    let client = attached.id();
     if !before.client.is_empty() {
         device.restore_client(client, &before.client);
     }
@@ -89,7 +89,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
         outbox,
         budget: budget(&shared.limits, device.counters()),
         reader: std::thread::current().id(),
-        negotiated: *negotiated,
+        negotiated,
         deep: Cell::new(0),
         batch: RefCell::default(),
         flushes: Flushes::default(),
@@ -115,10 +115,10 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
             Ok(socket) => {
                 let state = ParkedState {
                     export: info.export,
-                    told: Told::of(export),
+                    told: Told::of(&export),
                     peer: info.peer,
                     since: info.since,
-                    negotiated: *negotiated,
+                    negotiated,
                     unread: receiver.into_unread(),
                     client: device.client_state(client),
                 };
@@ -131,7 +131,7 @@ fn serve(shared: &Shared, stream: &Arc<UnixStream>, admitted: &Admitted, before:
             }
         }
     }
-    device.disconnect(client);
+    drop(attached);
     // The registry holds the stream too, so dropping ours does not close it.
     let _ = stream.shutdown(Shutdown::Both);
     tracing::info!(number, client = client.0, "NBD client gone");

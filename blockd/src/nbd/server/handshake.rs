@@ -6,11 +6,13 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Shared;
+use super::attached::{Attached, ready};
 use super::export::Export;
 use super::exports::{Exports, NotFound};
 use super::lobby::Place;
@@ -54,6 +56,8 @@ pub struct Admitted {
     pub negotiated: Transmission,
     /// Its place among the connections.
     pub seat: Seat,
+    /// It, as the device knows it: dropped when it is gone.
+    pub client: Attached,
 }
 
 /// What the client may do in the transmission.
@@ -89,6 +93,18 @@ pub struct Host<'a> {
 }
 
 impl Host<'_> {
+    /// Takes a client in, before it is told what the export is: from then on that stays as it is.
+    async fn attach(&self, export: &Export) -> Result<Attached, (u32, String)> {
+        let client = Attached::new(export);
+        self.ready(export).await.map(|()| client)
+    }
+
+    /// Waits until it can be told what the export is; not as long as clients wait for an answer.
+    async fn ready(&self, export: &Export) -> Result<(), (u32, String)> {
+        let wait_max = Duration::from_millis(self.shared.limits.handshake_timeout_ms / 4);
+        ready(&**export.device(), wait_max).await.map_err(|e| (REP_ERR_POLICY, e.to_string()))
+    }
+
     fn reserve(&self, export: &Export, tls: Tls) -> Result<Seat, (u32, String)> {
         let socket = self.socket.try_clone().map_err(|e| (REP_ERR_POLICY, e.to_string()))?;
         let max = self.shared.limits.connections;
@@ -299,6 +315,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Options<'_, S> {
             Ok(admitted) => admitted,
             Err((_, why)) => return broken(why),
         };
+        let client = match self.host.attach(&export).await {
+            Ok(client) => client,
+            Err((_, why)) => return broken(why),
+        };
         let mut out = Vec::with_capacity(134);
         out.extend_from_slice(&export.info().size_bytes.to_be_bytes());
         out.extend_from_slice(&export.flags(self.chosen.chunks()).to_be_bytes());
@@ -306,7 +326,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Options<'_, S> {
             out.resize(out.len() + 124, 0);
         }
         self.send(&out).await?;
-        Ok(Outcome::Transmission(Admitted { export, negotiated: self.chosen.transmission(name), seat }))
+        let negotiated = self.chosen.transmission(name);
+        Ok(Outcome::Transmission(Admitted { export, negotiated, seat, client }))
     }
 
     async fn list(&mut self, data: &[u8]) -> io::Result<()> {
@@ -335,11 +356,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Options<'_, S> {
             return Ok(None);
         };
         let found = find(&self.host.shared.exports, asked.name).await;
-        let admitted = found.and_then(|export| {
-            let seat = if option == OPT_GO { Some(self.host.reserve(&export, self.tls)?) } else { None };
-            Ok((export, seat))
-        });
-        let (export, seat) = match admitted {
+        let admitted = match found {
+            Ok(export) => self.admit(option, &export).await.map(|client| (export, client)),
+            Err(why) => Err(why),
+        };
+        let (export, client) = match admitted {
             Ok(admitted) => admitted,
             Err((kind, why)) => {
                 self.reply(option, kind, why.as_bytes()).await?;
@@ -365,7 +386,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Options<'_, S> {
         OptionReplyHead::encode(option, REP_ACK, b"", &mut out);
         self.send(&out).await?;
         let negotiated = self.chosen.transmission(asked.name);
-        Ok(seat.map(|seat| Outcome::Transmission(Admitted { export, negotiated, seat })))
+        Ok(client.map(|(seat, client)| Outcome::Transmission(Admitted { export, negotiated, seat, client })))
+    }
+
+    /// What a client needs that is to be told of an export, and after NBD_OPT_GO may send requests.
+    async fn admit(&self, option: u32, export: &Export) -> Result<Option<(Seat, Attached)>, (u32, String)> {
+        if option != OPT_GO {
+            return self.host.ready(export).await.map(|()| None);
+        }
+        let seat = self.host.reserve(export, self.tls)?;
+        Ok(Some((seat, self.host.attach(export).await?)))
     }
 
     async fn contexts(&mut self, option: u32, data: &[u8]) -> io::Result<()> {

@@ -12,6 +12,7 @@
 //! them was acknowledged is durable once a flush, sent by any of them after the acknowledgement, is acknowledged.
 
 mod accept;
+mod attached;
 mod bridge;
 mod budget;
 mod check;

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::attached::Attached;
 use super::export::Export;
 use super::handshake::{Admitted, Transmission};
 use super::{Shared, connection};
@@ -60,12 +61,14 @@ pub struct Parked {
 impl Parked {
     /// Serves it from now on. One that cannot be served is closed, so that its client comes again.
     pub(super) fn resume(self, shared: &Arc<Shared>) {
-        let ParkedState { export: name, told, peer, since, negotiated, unread, client } = self.state;
+        let ParkedState { export: name, told, peer, since, negotiated, unread, client: known } = self.state;
         let resumed = (|| {
             let export = match shared.exports.find(&name) {
                 Ok(export) => export,
                 Err(why) => return Err(format!("{why:?}")),
             };
+            let client = Attached::new(&export);
+            export.device().ready().map_err(|e| e.to_string())?;
             if Told::of(&export) != told {
                 return Err("its export is another volume now, or was changed".into());
             }
@@ -76,8 +79,8 @@ impl Parked {
                 .reserve(&export, socket, (peer.clone(), false), max)
                 .map_err(|refused| format!("{refused:?}"))?;
             seat.since(since);
-            let admitted = Admitted { export, negotiated, seat };
-            let before = connection::Before { unread, client };
+            let admitted = Admitted { export, negotiated, seat, client };
+            let before = connection::Before { unread, client: known };
             connection::start(shared, UnixStream::from(self.socket), admitted, before);
             Ok(())
         })();
