@@ -155,7 +155,7 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         positions: [nowhere; 2],
         session: SessionState::default(),
         last_snapshot: 0,
-        rollback_to: None,
+        rollback: None,
         snapshot_count: 0,
         runs: vec![run],
     };

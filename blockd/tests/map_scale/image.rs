@@ -275,7 +275,7 @@ fn finish(
         positions: [nowhere; 2],
         session: SessionState::default(),
         last_snapshot: 0,
-        rollback_to: None,
+        rollback: None,
         snapshot_count: 0,
         runs: vec![Run { at: first, pages: pages as u32, crc: crc32c::crc32c(&bytes) }],
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::format::Loc;
-use crate::store::format::checkpoint::{MapId, Position, SegmentUsage};
+use crate::store::format::checkpoint::{GoingBack, MapId, Position, SegmentUsage};
 use crate::store::format::record::SessionState;
 use crate::store::format::segment::Stream;
 use crate::store::format::snapshot::SnapshotEntry;
@@ -39,8 +39,8 @@ pub(super) struct Frozen {
     pub(super) discards: Vec<(u64, u64)>,
     pub(super) snapshots: Vec<SnapshotEntry>,
     pub(super) last_snapshot: u64,
-    /// Where the committed map goes back to; 0: to nothing.
-    pub(super) rollback_to: Option<u64>,
+    /// Where the committed map goes back to.
+    pub(super) rollback: Option<GoingBack>,
     /// Segments that nothing refers to, with their use: free once the checkpoint is durable.
     pub(super) freeable: Vec<(u32, u64)>,
     /// Pages of the checkpoint before that this one replaces, leaves and directories apart.
@@ -90,7 +90,7 @@ impl Frozen {
             discards: guard.overlay.discards().collect(),
             snapshots: guard.snapshots.table(),
             last_snapshot: guard.snapshots.last_id(),
-            rollback_to: guard.snapshots.rollback_at_start().map(|to| to.map_or(0, |id| id.0)),
+            rollback: guard.snapshots.rollback_at_start(),
             freeable,
             dropped: Vec::new(),
         };

@@ -74,7 +74,7 @@ impl Checkpoint {
             positions: self.frozen.positions,
             session: self.frozen.session.clone(),
             last_snapshot: self.frozen.last_snapshot,
-            rollback_to: self.frozen.rollback_to,
+            rollback: self.frozen.rollback,
             snapshot_count: payload.snapshots.len() as u32,
             runs,
         };

@@ -92,6 +92,35 @@ pub struct Run {
     pub crc: u32,
 }
 
+/// Where a start has to take the committed map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GoingBack {
+    /// To the snapshot of this number, or, by 0, to nothing.
+    pub to: u64,
+    /// A raw volume keeps its size, and does not get the snapshot's: a backup was being received.
+    pub keeps_size: bool,
+}
+
+impl GoingBack {
+    const GETS_SIZE: u32 = 1;
+    const KEEPS_SIZE: u32 = 2;
+
+    fn decode(kind: u32, to: u64) -> Result<Option<Self>, Malformed> {
+        let what = "rollback of the checkpoint";
+        match kind {
+            0 => check(what, 0u64, to).map(|()| None),
+            Self::GETS_SIZE | Self::KEEPS_SIZE => {
+                Ok(Some(GoingBack { to, keeps_size: kind == Self::KEEPS_SIZE }))
+            }
+            found => Err(Malformed { what, expected: 1, found: found.into() }),
+        }
+    }
+
+    fn kind(self) -> u32 {
+        if self.keeps_size { Self::KEEPS_SIZE } else { Self::GETS_SIZE }
+    }
+}
+
 /// A checked root page.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Root {
@@ -119,8 +148,8 @@ pub struct Root {
     pub session: SessionState,
     /// The highest number a snapshot was given.
     pub last_snapshot: u64,
-    /// The committed map is between two states: it goes back to the snapshot of this number, or, by 0, to nothing.
-    pub rollback_to: Option<u64>,
+    /// The committed map is between two states.
+    pub rollback: Option<GoingBack>,
     /// Entries of the table of snapshots.
     pub snapshot_count: u32,
     /// The payload's runs, in order.
@@ -164,8 +193,8 @@ impl Root {
             }),
             session: self.session.clone(),
             last_snapshot: self.last_snapshot.into(),
-            rollback_to: self.rollback_to.unwrap_or(0).into(),
-            rollback: u32::from(self.rollback_to.is_some()).into(),
+            rollback_to: self.rollback.map_or(0, |back| back.to).into(),
+            rollback: self.rollback.map_or(0, GoingBack::kind).into(),
             snapshot_count: self.snapshot_count.into(),
             reserved: [0; PAGE - 432 - 16 * RUNS_MAX],
             runs,
@@ -232,14 +261,7 @@ impl Root {
             positions,
             session: disk.session,
             last_snapshot: disk.last_snapshot.get(),
-            rollback_to: match disk.rollback.get() {
-                0 => check("rollback of the checkpoint", 0u64, disk.rollback_to.get()).map(|()| None)?,
-                1 => Some(disk.rollback_to.get()),
-                found => {
-                    let found = u64::from(found);
-                    return Err(Malformed { what: "rollback of the checkpoint", expected: 1, found });
-                }
-            },
+            rollback: GoingBack::decode(disk.rollback.get(), disk.rollback_to.get())?,
             snapshot_count: disk.snapshot_count.get(),
             runs,
         })
@@ -460,7 +482,7 @@ mod tests {
             ],
             session: SessionState::default(),
             last_snapshot: 7,
-            rollback_to: Some(7),
+            rollback: Some(GoingBack { to: 7, keeps_size: false }),
             snapshot_count: 1,
             runs: vec![Run { at, pages: 1, crc: 5 }, Run { at, pages: 3, crc: 6 }],
         };
@@ -471,8 +493,12 @@ mod tests {
 
     #[test]
     fn a_root_comes_back_as_it_was_written() {
-        let (root, page) = root();
-        assert_eq!(Root::decode(&page), Ok(root));
+        let (root, mut page) = root();
+        for rollback in [root.rollback, Some(GoingBack { to: 7, keeps_size: true }), None] {
+            let root = Root { rollback, ..root.clone() };
+            root.encode_into(&mut page);
+            assert_eq!(Root::decode(&page), Ok(root));
+        }
     }
 
     #[test]

@@ -120,7 +120,8 @@ impl Maps {
             },
             Change::Receive { onto } => match self.session.session() {
                 0 => {
-                    self.snapshots.rollback = Some(Rollback { to: *onto, phase: Phase::Begins });
+                    self.snapshots.rollback =
+                        Some(Rollback { to: *onto, phase: Phase::Begins, keeps_size: true });
                     Ok(onto.unwrap_or(SnapshotId(0)))
                 }
                 session => Err(SnapshotError::Session(session)),
@@ -159,10 +160,12 @@ impl Maps {
                 snapshots.try_again();
             }
             Change::Rollback { .. } => {
-                snapshots.rollback = durable.then_some(Rollback { to: Some(id), phase: Phase::Rolling });
+                let (to, phase, keeps_size) = (Some(id), Phase::Rolling, false);
+                snapshots.rollback = durable.then_some(Rollback { to, phase, keeps_size });
             }
             Change::Receive { onto } => {
-                snapshots.rollback = durable.then_some(Rollback { to: *onto, phase: Phase::Receiving });
+                let (to, phase, keeps_size) = (*onto, Phase::Receiving, true);
+                snapshots.rollback = durable.then_some(Rollback { to, phase, keeps_size });
             }
         }
     }
@@ -206,7 +209,7 @@ impl Snapshots {
         if let Some(open) = self.list.iter().find(|s| s.id > to && s.open_count > 0) {
             return Err(SnapshotError::Open(open.name.clone()));
         }
-        self.rollback = Some(Rollback { to: Some(to), phase: Phase::Begins });
+        self.rollback = Some(Rollback { to: Some(to), phase: Phase::Begins, keeps_size: false });
         Ok(to)
     }
 

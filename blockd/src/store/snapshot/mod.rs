@@ -22,7 +22,7 @@ pub mod portion;
 use std::collections::BTreeMap;
 
 use super::format::Malformed;
-use super::format::checkpoint::{MapId, Payload, Root};
+use super::format::checkpoint::{GoingBack, MapId, Payload, Root};
 use super::format::snapshot::SnapshotEntry;
 use super::map::base::BaseMap;
 use super::map::leaf::Entry;
@@ -159,6 +159,8 @@ pub struct Rollback {
     pub to: Option<SnapshotId>,
     /// How far it is.
     pub phase: Phase,
+    /// A raw volume keeps its size: it is the end of a backup that was not received whole.
+    pub keeps_size: bool,
 }
 
 /// See [`Rollback`].
@@ -217,11 +219,13 @@ impl Snapshots {
         if let Some(&found) = deltas.keys().next() {
             return Err(Malformed { what: "delta of a snapshot that is not listed", expected: 0, found });
         }
-        let rollback = root
-            .rollback_to
-            .map(|to| Rollback { to: (to != 0).then_some(SnapshotId(to)), phase: Phase::Rolling });
+        let rollback = root.rollback.map(|GoingBack { to, keeps_size }| Rollback {
+            to: (to != 0).then_some(SnapshotId(to)),
+            phase: Phase::Rolling,
+            keeps_size,
+        });
         let snapshots = Snapshots { list, last_id: root.last_snapshot, rollback, ..Snapshots::default() };
-        match root.rollback_to {
+        match root.rollback.map(|back| back.to) {
             Some(0) if !snapshots.is_empty() => {
                 let found = snapshots.list.len() as u64;
                 Err(Malformed { what: "snapshots before a first backup", expected: 0, found })
@@ -254,8 +258,9 @@ impl Snapshots {
     }
 
     /// Where a start from the next checkpoint has to go back to.
-    pub fn rollback_at_start(&self) -> Option<Option<SnapshotId>> {
-        self.rollback.filter(|r| r.phase != Phase::Ends).map(|r| r.to)
+    pub fn rollback_at_start(&self) -> Option<GoingBack> {
+        let rollback = self.rollback.filter(|r| r.phase != Phase::Ends)?;
+        Some(GoingBack { to: rollback.to.map_or(0, |id| id.0), keeps_size: rollback.keeps_size })
     }
 
     /// One of them.

@@ -233,9 +233,10 @@ impl Maps {
         Portion::Done
     }
 
-    /// The committed map is the snapshot's; so is the size from now on.
+    /// The committed map is the snapshot's; so is the size from now on, if it was asked for.
     fn end_rollback(&mut self) -> Portion {
-        let to = self.snapshots.rollback.take().and_then(|rollback| rollback.to);
+        let rollback = self.snapshots.rollback.take().filter(|rollback| !rollback.keeps_size);
+        let to = rollback.and_then(|rollback| rollback.to);
         if let Some(snapshot) = to.and_then(|to| self.snapshots.get(to)) {
             self.raw_bytes = snapshot.raw_bytes;
         }

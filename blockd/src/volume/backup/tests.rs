@@ -1,8 +1,10 @@
-//! Streams between two real volumes, and streams that are no good.
+//! Streams between two real volumes, and streams that are no good. [`sizes`]: of volumes that were made larger and smaller.
+
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -27,6 +29,12 @@ type Plain = BTreeMap<u64, u8>;
 
 fn options() -> OpenOptions {
     OpenOptions { io: IoEngine::Sync, boot_id: BOOT.0, ..OpenOptions::default() }
+}
+
+/// The image at `path` gets a raw volume of another size.
+fn resize_image(path: &Path, pages: u64) {
+    let wanted = ResizeOptions { volume_bytes: Some(pages * PAGE as u64), image_bytes: None, force: true };
+    resize(path, &wanted, &mut |_| {}).expect("a resize");
 }
 
 struct Source {
@@ -116,9 +124,7 @@ impl Source {
     /// Gives the volume another size, with nothing beyond it.
     fn resize(&mut self, pages: u64) {
         self.volume.shutdown().expect("a clean end");
-        let wanted =
-            ResizeOptions { volume_bytes: Some(pages * PAGE as u64), image_bytes: None, force: true };
-        resize(&self.dir.path().join("source.img"), &wanted, &mut |_| {}).expect("a resize");
+        resize_image(&self.dir.path().join("source.img"), pages);
         self.reopen();
         self.pages = pages;
         self.plain.retain(|page, _| *page < pages);
@@ -219,111 +225,6 @@ fn streams_carry_all_snapshots_of_a_raw_volume() {
 #[test]
 fn streams_carry_all_snapshots_of_a_vexfs_volume() {
     streams_carry_all_snapshots(VolumeKind::VexFs);
-}
-
-/// All of a device is as it should be, and it ends where it should.
-fn check_whole(device: &dyn Device, plain: &Plain, pages: u64) {
-    assert_eq!(device.info().size_bytes, pages * PAGE as u64);
-    check(device, plain, 0..pages);
-    let past = IoOp::Read { offset: pages * PAGE as u64, buf: AlignedBuf::zeroed(PAGE) };
-    blocking(device, ClientId(77), past).expect_err("it is past the end");
-}
-
-#[test]
-fn a_snapshot_keeps_its_size_and_a_rollback_gives_it_back() {
-    let mut source = Source::new(VolumeKind::Raw, 21);
-    source.change();
-    source.write_end(1);
-    let large = source.snapshot("large");
-    source.resize(2000);
-    source.write_end(2);
-    let small = source.snapshot("small");
-    source.resize(2500);
-    source.write_end(3);
-    check_whole(&*source.volume, &source.plain, 2500);
-    for (name, state, pages) in [("large", &large, RAW_PAGES), ("small", &small, 2000)] {
-        check_whole(&*source.volume.open_snapshot(name).expect("it is there"), state, pages);
-    }
-    source.volume.snapshot_rollback("small", |_| {}).expect("it goes back");
-    check_whole(&*source.volume, &small, 2000);
-    source.reopen();
-    check_whole(&*source.volume, &small, 2000);
-    // What lay beyond does not come back.
-    source.resize(2600);
-    check_whole(&*source.volume, &small, 2600);
-    source.volume.snapshot_rollback("large", |_| {}).expect("it goes back");
-    check_whole(&*source.volume, &large, RAW_PAGES);
-    source.reopen();
-    check_whole(&*source.volume, &large, RAW_PAGES);
-    (source.pages, source.plain) = (RAW_PAGES, large.clone());
-    source.resize(2000);
-    source.resize(RAW_PAGES);
-    let cut: Plain = large.into_iter().filter(|(page, _)| *page < 2000).collect();
-    check_whole(&*source.volume, &cut, RAW_PAGES);
-}
-
-#[test]
-fn streams_carry_the_size_of_each_snapshot() {
-    let mut source = Source::new(VolumeKind::Raw, 22);
-    source.change();
-    source.write_end(1);
-    let mut states = vec![("a", source.snapshot("a"), RAW_PAGES)];
-    source.resize(2000);
-    source.change();
-    states.push(("b", source.snapshot("b"), 2000));
-    source.resize(4000);
-    source.write_end(2);
-    states.push(("c", source.snapshot("c"), 4000));
-    source.resize(1000);
-    let target = source.target();
-    let full = source.send(None, "a");
-    create_target(&target, Receiver::new(&full[..]).expect("a header").header(), 0).expect("a target");
-    let volume = Volume::open(&target, &options()).expect("it opens");
-    receive(&volume, &full).expect("a full stream");
-    for pair in states.windows(2) {
-        let [(from, before, pages_before), (to, after, pages_after)] = pair else { continue };
-        let stream = source.send(Some(from), to);
-        receive(&volume, &stream[..stream.len() - 1]).expect_err("it is not whole");
-        check_whole(&*volume, before, *pages_before);
-        receive(&volume, &stream).expect("it continues");
-        check_whole(&*volume, after, *pages_after);
-    }
-    volume.shutdown().expect("a clean end");
-    let volume = Volume::open(&target, &options()).expect("it opens");
-    for (name, state, pages) in &states {
-        check_whole(&*volume.open_snapshot(name).expect("it was received"), state, *pages);
-    }
-    check_whole(&*volume, &states[2].1, 4000);
-}
-
-#[test]
-fn a_stream_cannot_leave_anything_beyond_the_size_it_gives() {
-    let mut source = Source::new(VolumeKind::Raw, 23);
-    source.change();
-    source.write_end(1);
-    let a = source.snapshot("a");
-    source.resize(2000);
-    source.snapshot("b");
-    let (full, ab) = (source.send(None, "a"), source.send(Some("a"), "b"));
-    let target = source.target();
-    create_target(&target, Receiver::new(&full[..]).expect("a header").header(), 0).expect("a target");
-    let volume = Volume::open(&target, &options()).expect("it opens");
-    receive(&volume, &full).expect("a full stream");
-    let header = Receiver::new(&ab[..]).expect("a header").header().clone();
-    let beyond = Frame::Data { first: 2000, bytes: vec![1; PAGE] };
-    let error = receive(&volume, &forged(&header, &[beyond])).expect_err("its own size says no");
-    assert!(matches!(&error, BackupError::Stream(why) if why.contains("no volume")), "{error}");
-    check_whole(&*volume, &a, RAW_PAGES);
-    // One that does not say that the rest is gone.
-    receive(&volume, &forged(&header, &[])).expect("it continues");
-    volume.shutdown().expect("a clean end");
-    drop(volume);
-    let wanted =
-        ResizeOptions { volume_bytes: Some(RAW_PAGES * PAGE as u64), image_bytes: None, force: true };
-    resize(&target, &wanted, &mut |_| {}).expect("it grows");
-    let volume = Volume::open(&target, &options()).expect("it opens");
-    let kept: Plain = a.into_iter().filter(|(page, _)| *page < 2000).collect();
-    check_whole(&*volume, &kept, RAW_PAGES);
 }
 
 #[test]
