@@ -59,14 +59,15 @@ impl Log {
                     return progress;
                 }
             }
+            let mut takes_data = true;
             if stream == Stream::User {
-                let stalled = !urgent && !self.may_take_data();
-                self.set_user_stalled(stalled);
+                takes_data = if urgent { self.users_may_write() } else { self.may_take_data() };
+                self.set_user_stalled(!urgent && !takes_data);
                 if self.user_stalled {
                     return progress;
                 }
             }
-            self.build_record(stream, last);
+            self.build_record(stream, last, takes_data);
             progress = true;
         }
         progress
@@ -132,14 +133,14 @@ impl Log {
         progress
     }
 
-    fn build_record(&mut self, stream: Stream, last: u32) {
+    fn build_record(&mut self, stream: Stream, last: u32, takes_data: bool) {
         let head = *self.head(stream);
         let record_pages_max = match stream {
             Stream::Cold => COLD_RECORD_PAGES_MAX,
             _ => USER_RECORD_PAGES_MAX,
         };
         let mut pages_max = (last - u32::from(head.at.offset) - 1).min(record_pages_max);
-        if stream == Stream::User && !self.users_may_write() {
+        if !takes_data {
             // A commit's one page may.
             pages_max = u32::from(self.user.front().is_some_and(|job| job.class == Class::Commit));
         }

@@ -1,5 +1,7 @@
 //! Taking jobs in, or refusing them for want of space.
 
+use parking_lot::RwLockReadGuard;
+
 use super::Log;
 use super::job::{Job, JobDone, Op};
 use crate::device::{IoError, VolumeKind};
@@ -114,7 +116,9 @@ impl Log {
             // Replacing a page frees the old one as soon as the record is applied.
             VolumeKind::Raw => {
                 let rest = room(0, job.class).checked_sub(new_pages);
-                new_pages == 0 || rest.is_some_and(|rest| self.new_pages_under_way(rest) <= rest)
+                // All that is under way may be new, and fit.
+                let fits = |rest| self.pending_pages <= rest || self.new_pages_under_way(rest) <= rest;
+                new_pages == 0 || rest.is_some_and(fits)
             }
             VolumeKind::VexFs => new_pages == 0 && pages <= room(self.pending_pages, Class::Metadata),
         }
@@ -170,15 +174,19 @@ impl Log {
 
     /// Of so many pages, those that do.
     fn new_pages(&self, first: u64, count: u64) -> u64 {
-        let takes_room = |page: &u64| loop {
-            let found = self.shared.maps.read().takes_room(*page);
-            match found {
+        let mut maps = self.shared.maps.read();
+        let mut takes_room = |page: &u64| loop {
+            match maps.takes_room(*page) {
                 Ok(takes) => break takes,
-                Err(leaf) if self.shared.load(leaf).is_err() => break true,
-                Err(_) => {}
+                Err(leaf) => {
+                    let load = || self.shared.load(leaf);
+                    if RwLockReadGuard::unlocked(&mut maps, load).is_err() {
+                        break true;
+                    }
+                }
             }
         };
-        (first..first + count).filter(takes_room).count() as u64
+        (first..first + count).filter(|page| takes_room(page)).count() as u64
     }
 
     /// The cleaner itself has no room left: it is told so, rather than left waiting.
