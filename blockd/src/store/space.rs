@@ -56,18 +56,18 @@ pub fn copied_pages(live: u32) -> u32 {
 }
 
 /// Whether emptying a segment of so many pages gives more than its copies take elsewhere, and a little for the work.
-pub fn is_worth_moving(live: u32, segment_pages: u32) -> bool {
-    copied_pages(live) + live / 100 < segment_pages.saturating_sub(2)
+pub fn is_worth_moving(live: u32, geometry: Geometry) -> bool {
+    copied_pages(live) + live / 100 < geometry.record_pages()
 }
 
 /// Whether emptying a segment is worth it while nobody waits for space: a sixteenth of it is gained, or near that.
-pub fn is_worth_tidying(live: u32, segment_pages: u32) -> bool {
-    is_worth_moving(live, segment_pages) && live <= segment_pages / 16 * 15
+pub fn is_worth_tidying(live: u32, geometry: Geometry) -> bool {
+    is_worth_moving(live, geometry) && live <= geometry.segment_pages / 16 * 15
 }
 
 /// Most live pages of a segment that is worth cleaning.
-fn worth_moving_max(segment_pages: u32) -> u32 {
-    (0..segment_pages).rev().find(|&live| is_worth_moving(live, segment_pages)).unwrap_or(0)
+fn worth_moving_max(geometry: Geometry) -> u32 {
+    (0..geometry.segment_pages).rev().find(|&live| is_worth_moving(live, geometry)).unwrap_or(0)
 }
 
 /// Pages that live data and metadata of the store may fill together: were more alive, the emptiest segment could be too full to
@@ -75,7 +75,7 @@ fn worth_moving_max(segment_pages: u32) -> u32 {
 pub fn capacity_pages(geometry: Geometry) -> u64 {
     let segments = u64::from(geometry.segments);
     let reserve = (segments / 25).max(12);
-    segments.saturating_sub(reserve) * u64::from(worth_moving_max(geometry.segment_pages))
+    segments.saturating_sub(reserve) * u64::from(worth_moving_max(geometry))
 }
 
 /// Pages that a volume of this kind may fill.
@@ -89,7 +89,7 @@ pub fn volume_capacity_pages(kind: VolumeKind, geometry: Geometry) -> u64 {
         VolumeKind::Raw => all,
         VolumeKind::VexFs => {
             let more = u64::from((geometry.segments / 32).min(8));
-            all.saturating_sub(more * (u64::from(geometry.segment_pages) - 2))
+            all.saturating_sub(more * u64::from(geometry.record_pages()))
         }
     }
 }
@@ -143,8 +143,8 @@ impl Shared {
     /// Segments that must stay free when one is taken. At any moment what is free must do for a checkpoint and for a start after
     /// a crash, whatever pages the heads still take in; the cleaner must be able to work when users no longer may.
     pub fn keep_segments(&self, maps: &Maps, taker: Taker) -> u32 {
-        let fresh = self.geometry.segment_pages - 2;
-        let room = |stream| maps.segments.head_room(stream, self.geometry.segment_pages);
+        let fresh = self.geometry.record_pages();
+        let room = |stream| maps.segments.head_room(stream, self.geometry);
         let user = if maps.segments.users_may_write() { room(Stream::User) } else { 0 };
         let cold = room(Stream::Cold);
         // What has room in the head that is left is under way to it.
@@ -160,7 +160,7 @@ impl Shared {
     /// Segments that a start needs after a crash, once the heads took in so many pages: for its own heads, and for a checkpoint,
     /// beside which another has begun.
     fn start_segments(&self, maps: &Maps, user_pages: u32, cold_pages: u32) -> u32 {
-        let under_way = |stream| maps.segments.room_left_behind(stream, self.geometry.segment_pages);
+        let under_way = |stream| maps.segments.room_left_behind(stream, self.geometry);
         let user_pages = u64::from(user_pages + under_way(Stream::User));
         let cold_pages = u64::from(cold_pages + under_way(Stream::Cold));
         // Each page may be the first to change its leaf, which may be full and become two;
@@ -210,8 +210,8 @@ impl Shared {
     /// Data pages that the cleaner's stream can still take.
     pub fn cold_room_pages(&self, maps: &Maps) -> u64 {
         let more = maps.segments.free_count().saturating_sub(self.keep_segments(maps, Taker::Cleaner));
-        let usable = u64::from(self.geometry.segment_pages) - 2;
-        let in_head = maps.segments.head_room(Stream::Cold, self.geometry.segment_pages);
+        let usable = u64::from(self.geometry.record_pages());
+        let in_head = maps.segments.head_room(Stream::Cold, self.geometry);
         let pages = u64::from(in_head) + u64::from(more) * usable;
         pages - pages.div_ceil(u64::from(COPY_PAGES) + 1)
     }

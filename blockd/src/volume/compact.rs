@@ -43,9 +43,8 @@ pub struct Compacted {
 fn pages_to_move(store: &Shared, use_seq: u64) -> u64 {
     let maps = store.maps.read();
     let closed = maps.segments.all().iter().filter(|s| s.state == State::Closed && s.stream != Stream::Meta);
-    let worth = closed.filter(|s| {
-        s.use_seq < use_seq && !s.damaged && is_worth_tidying(s.live(), store.geometry.segment_pages)
-    });
+    let worth =
+        closed.filter(|s| s.use_seq < use_seq && !s.damaged && is_worth_tidying(s.live(), store.geometry));
     worth.map(|s| u64::from(s.live())).sum()
 }
 

@@ -4,6 +4,7 @@
 //! copied when each segment decays at a rate of its own, see [`score`].
 
 use crate::device::VolumeKind;
+use crate::store::format::Geometry;
 use crate::store::format::segment::Stream;
 use crate::store::map::segments::{Replay, Segment, State};
 use crate::store::space::{is_worth_moving, is_worth_tidying};
@@ -58,8 +59,8 @@ pub struct View<'a> {
     pub segments: &'a [Segment],
     /// What a start would read.
     pub replay: Replay,
-    /// Pages of a segment.
-    pub segment_pages: u32,
+    /// How large segments are.
+    pub geometry: Geometry,
     /// Free segments.
     pub free: u32,
     /// Free segments to aim for.
@@ -129,7 +130,7 @@ pub fn choose(view: View<'_>) -> Choice {
         let held = empty(true).saturating_sub(fills);
         let worth = match view.urgent {
             true => view.free + held >= view.target || held >= 2,
-            false => u64::from(held) * u64::from(view.segment_pages) >= CHECKPOINT_GAIN * cost.pages,
+            false => u64::from(held) * u64::from(view.geometry.segment_pages) >= CHECKPOINT_GAIN * cost.pages,
         };
         if held > 0 && worth {
             return Choice::Checkpoint;
@@ -164,7 +165,7 @@ fn gather(view: &View<'_>) -> Option<(u32, u32)> {
     for alike in lives.chunk_by(|a, b| a == b) {
         let (live, before) = (alike[0], best.map_or(0, |(_, gain)| gain));
         pages += alike.iter().map(|&live| u64::from(live)).sum::<u64>();
-        let needed = pages.div_ceil(u64::from(view.segment_pages) - 1);
+        let needed = pages.div_ceil(u64::from(view.geometry.segment_pages) - 1);
         let emptied = lives.partition_point(|&other| other <= live) as u64;
         if needed >= u64::from(view.free) {
             break;
@@ -215,7 +216,7 @@ fn best(view: &View<'_>) -> Choice {
         // A segment that a sync frees is free sooner; but not at any price.
         let later = candidates().filter(|(_, s)| held(s)).max_by(due);
         return match (now, later) {
-            (Some(a), Some(b)) if a.1.live() <= b.1.live() + view.segment_pages / 4 => choice(a),
+            (Some(a), Some(b)) if a.1.live() <= b.1.live() + view.geometry.segment_pages / 4 => choice(a),
             (_, Some(b)) => choice(b),
             (Some(a), None) => choice(a),
             (None, None) => Choice::Nothing,
@@ -223,7 +224,7 @@ fn best(view: &View<'_>) -> Choice {
     }
     // Segments that had better be cleaned, but that a start still reads: a checkpoint lets go of them.
     let bar = now.map_or(0.0, |(_, s)| score(s, view));
-    let live = now.map_or(view.segment_pages, |(_, s)| s.live());
+    let live = now.map_or(view.geometry.segment_pages, |(_, s)| s.live());
     let better = candidates().filter(|(_, s)| held(s) && score(s, view) > bar);
     let saved: u64 = better.map(|(_, s)| u64::from(live.saturating_sub(s.live()))).sum();
     match (view.checkpoint, now) {
@@ -236,7 +237,7 @@ fn best(view: &View<'_>) -> Choice {
 /// Whether emptying it leaves more free than before: what the segment has, less what its live pages take elsewhere.
 fn is_gain(s: &Segment, view: &View<'_>) -> bool {
     let live = u64::from(s.live());
-    let room = u64::from(view.segment_pages.saturating_sub(2));
+    let room = u64::from(view.geometry.record_pages());
     match s.stream {
         Stream::Meta => {
             // Else checkpoints could go on for ever, each leaving as much behind as it empties. A raw volume has no
@@ -248,8 +249,8 @@ fn is_gain(s: &Segment, view: &View<'_>) -> bool {
                 false => room > CHECKPOINT_GAIN * (live + cost.pages),
             }
         }
-        _ if view.urgent => view.moving && is_worth_moving(s.live(), view.segment_pages),
-        _ => view.moving && is_worth_tidying(s.live(), view.segment_pages),
+        _ if view.urgent => view.moving && is_worth_moving(s.live(), view.geometry),
+        _ => view.moving && is_worth_tidying(s.live(), view.geometry),
     }
 }
 
@@ -266,7 +267,7 @@ fn is_gain(s: &Segment, view: &View<'_>) -> bool {
 /// them up before a single one is empty.
 fn score(s: &Segment, view: &View<'_>) -> f64 {
     let live = f64::from(s.live().max(1));
-    let v = (live / f64::from(view.segment_pages)).min(0.9999);
+    let v = (live / f64::from(view.geometry.segment_pages)).min(0.9999);
     if view.urgent {
         return 1.0 - v;
     }
@@ -299,7 +300,7 @@ mod tests {
             kind: VolumeKind::VexFs,
             segments,
             replay: Replay { from: [1000; Stream::LOGGED.len()], checkpoint: 1 },
-            segment_pages: 100,
+            geometry: Geometry { segment_pages: 100, segments: segments.len() as u32 },
             free,
             target: 5,
             dead_percent_max: 100,

@@ -47,7 +47,7 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
         kind: shared.kind,
         segments: maps.segments.all(),
         replay: maps.segments.replay(),
-        segment_pages: shared.geometry.segment_pages,
+        geometry: shared.geometry,
         free: maps.segments.free_count(),
         target,
         dead_percent_max: shared.tuning.dead_percent_max(),

@@ -117,6 +117,12 @@ impl Geometry {
     pub fn segment_bytes(&self) -> u64 {
         u64::from(self.segment_pages) * PAGE as u64
     }
+    /// Pages of a segment that records of a stream may fill. The first one is the segment's header. The last one is kept for the
+    /// record that links to the next segment, which has a header page and no data: without it a stream could not leave a
+    /// segment that is full.
+    pub fn record_pages(&self) -> u32 {
+        self.segment_pages.saturating_sub(2)
+    }
     /// Whether the place exists.
     pub fn contains(&self, loc: Loc) -> bool {
         loc.segment < self.segments && u32::from(loc.offset) < self.segment_pages

@@ -9,9 +9,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::store::format::Loc;
 use crate::store::format::checkpoint::SegmentUsage;
 use crate::store::format::segment::Stream;
+use crate::store::format::{Geometry, Loc};
 
 /// Where in its life a segment is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -246,22 +246,22 @@ impl SegmentTable {
     }
 
     /// Pages that records which are not applied yet may fill in the head of a stream that has data.
-    pub fn head_room(&self, stream: Stream, segment_pages: u32) -> u32 {
+    pub fn head_room(&self, stream: Stream, geometry: Geometry) -> u32 {
         let head = |i: usize| self.get(self.heads[i]?).filter(|s| s.state == State::Open);
-        Self::room(stream_index(stream).and_then(head), segment_pages)
+        Self::room(stream_index(stream).and_then(head), geometry)
     }
 
     /// As [`SegmentTable::head_room`], in the segment that the head left last: of records under way, about.
-    pub fn room_left_behind(&self, stream: Stream, segment_pages: u32) -> u32 {
+    pub fn room_left_behind(&self, stream: Stream, geometry: Geometry) -> u32 {
         let left = |i: usize| {
             let (segment, use_seq) = self.left[i]?;
             self.get(segment).filter(|s| s.state == State::Closed && s.use_seq == use_seq)
         };
-        Self::room(stream_index(stream).and_then(left), segment_pages)
+        Self::room(stream_index(stream).and_then(left), geometry)
     }
 
-    fn room(segment: Option<&Segment>, segment_pages: u32) -> u32 {
-        segment.map_or(0, |s| (segment_pages - 2).saturating_sub(s.used_pages))
+    fn room(segment: Option<&Segment>, geometry: Geometry) -> u32 {
+        segment.map_or(0, |s| geometry.record_pages().saturating_sub(s.used_pages))
     }
 
     /// Replay: a stream went on in this segment.
