@@ -2,15 +2,18 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoError, IoOp, VolumeKind, blocking};
 use blockd::nbd::client::{NbdClient, Target};
 use blockd::store::scrub::Control;
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
+use common::daemon::Daemon;
 use layout::addr::PAGE;
 use serde_json::Value;
+
+mod common;
 
 const MIB: u64 = 1 << 20;
 
@@ -189,24 +192,13 @@ fn a_scrub_beside_writes_and_cleaning_accuses_nobody() {
 
 #[test]
 fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
-    use std::io::{BufRead, BufReader};
-
     let dir = tempfile::tempdir().expect("a directory");
     let image = image(dir.path(), 50);
     let page = find_page(&image, 8);
     let run_dir = dir.path().join("run");
     std::fs::create_dir(&run_dir).expect("a directory");
-    let mut daemon = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
-        .arg("serve")
-        .arg(&image)
-        .args(["--log", "off", "--export", "it", "--nbd"])
-        .arg(format!("unix:{}", dir.path().join("nbd").display()))
-        .env("VEXFS_RUN_DIR", &run_dir)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut ready = String::new();
-    BufReader::new(daemon.stdout.as_mut().expect("piped")).read_line(&mut ready).expect("a line");
+    let mut command = Daemon::controlled(&image, &dir.path().join("nbd"), &run_dir);
+    let daemon = Daemon::run(command.args(["--export", "it"]));
     let scrub = |args: &[&str]| {
         let mut command = vexfs_harness::command(env!("CARGO_BIN_EXE_vexctl"));
         command.arg("scrub").args(args).env("VEXFS_RUN_DIR", &run_dir).output().expect("it runs")
@@ -220,8 +212,7 @@ fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
         (output, what)
     });
     let unknown = scrub(&["--export", "other"]);
-    daemon.kill().expect("it runs");
-    daemon.wait().expect("it ended");
+    daemon.kill();
 
     assert_eq!(clean.status.code(), Some(0), "{clean:?}");
     let [(page, what), (slot, slot_what)] = &found;
@@ -236,48 +227,21 @@ fn a_daemon_scrubs_what_it_serves_and_mends_a_superblock_slot() {
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("no export"), "{unknown:?}");
 }
 
-/// A daemon; killed when it is dropped.
-struct Daemon(std::process::Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Serves an image and connects to it; or says why that is not possible.
 fn serve(image: &Path, dir: &Path, more: &[&str]) -> Result<(Daemon, NbdClient), String> {
-    use std::io::{BufRead, BufReader, Read};
-
     let socket = dir.join("nbd");
-    let child = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
-        .arg("serve")
-        .arg(image)
-        .args(["--log", "off", "--nbd", &format!("unix:{}", socket.display())])
-        .args(more)
-        .env("VEXFS_RUN_DIR", dir.join("run"))
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn();
-    let mut daemon = Daemon(child.expect("it starts"));
-    let mut ready = String::new();
-    BufReader::new(daemon.0.stdout.as_mut().expect("piped")).read_line(&mut ready).expect("a line");
-    if ready.is_empty() {
-        let mut said = String::new();
-        daemon.0.stderr.as_mut().expect("piped").read_to_string(&mut said).expect("text");
-        return Err(said);
-    }
+    let mut command = Daemon::controlled(image, &socket, &dir.join("run"));
+    let daemon = Daemon::try_run(command.args(more).stderr(Stdio::piped()))?;
     let target = Target { socket, export: String::new() };
     Ok((daemon, NbdClient::connect(&target, Default::default()).expect("it connects")))
 }
 
-#[test]
-fn an_image_whose_log_needs_a_bad_page_of_the_map_is_served_read_only() {
-    const FAR: u64 = 20 << 30;
-    let dir = tempfile::tempdir().expect("a directory");
-    let image = dir.path().join("image");
+/// Far enough from page 0 for another leaf of the map.
+const FAR: u64 = 20 << 30;
+
+/// An empty volume of more than one leaf.
+fn sparse_image(dir: &Path) -> PathBuf {
+    let image = dir.join("image");
     let options = CreateOptions {
         kind: VolumeKind::Raw,
         uuid: uuid::Uuid::new_v4(),
@@ -287,14 +251,62 @@ fn an_image_whose_log_needs_a_bad_page_of_the_map_is_served_read_only() {
         force: false,
     };
     Volume::create(&image, &options).expect("a new volume");
-    let write = |client: &NbdClient, offset: u64, value: u8| {
-        let mut buf = AlignedBuf::zeroed(2 * PAGE);
-        buf.fill(value);
-        blocking(client, client.connect(), IoOp::Write { offset, buf, fua: true }).expect("a write");
-    };
-    let read = |client: &NbdClient, offset: u64| {
-        let op = IoOp::Read { offset, buf: AlignedBuf::zeroed(PAGE) };
-        blocking(client, client.connect(), op).map(|buf| buf.expect("its buffer")[0])
+    image
+}
+
+fn write_two(client: &NbdClient, offset: u64, value: u8) -> Result<(), IoError> {
+    let mut buf = AlignedBuf::zeroed(2 * PAGE);
+    buf.fill(value);
+    blocking(client, client.connect(), IoOp::Write { offset, buf, fua: true }).map(|_| ())
+}
+
+fn read(client: &NbdClient, offset: u64) -> Result<u8, IoError> {
+    let op = IoOp::Read { offset, buf: AlignedBuf::zeroed(PAGE) };
+    blocking(client, client.connect(), op).map(|buf| buf.expect("its buffer")[0])
+}
+
+/// Damages the map's leaf of page 0, wherever it has stood.
+fn damage_first_leaf(image: &Path) {
+    let bytes = std::fs::read(image).expect("the image");
+    let key = |page: &[u8]| u64::from_le_bytes(page[32..40].try_into().expect("eight bytes"));
+    let is_leaf = |page: &[u8]| page.starts_with(b"VEXFSLEF") && key(page) == 0;
+    let leaves = bytes.chunks_exact(PAGE).enumerate().filter(|(_, page)| is_leaf(page));
+    let leaves: Vec<u64> = leaves.map(|(i, _)| (i * PAGE) as u64).collect();
+    assert!(!leaves.is_empty(), "the leaf stands somewhere");
+    leaves.iter().for_each(|byte| damage(image, byte + 50));
+}
+
+#[test]
+fn an_image_with_a_bad_page_of_the_map_is_written_but_for_what_that_maps() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = sparse_image(dir.path());
+    let (daemon, client) = serve(&image, dir.path(), &[]).expect("it is served");
+    for (offset, value) in [(0, 1), (MIB, 2), (FAR, 3)] {
+        write_two(&client, offset, value).expect("a write");
+    }
+    drop(client);
+    assert_eq!(daemon.stop(), Some(0));
+    damage_first_leaf(&image);
+    for value in [4, 5] {
+        let (daemon, client) = serve(&image, dir.path(), &[]).expect("it is served");
+        let e = write_two(&client, MIB, 9).expect_err("nobody knows what is replaced");
+        assert!(e.errno() == libc::EIO && e.to_string().contains("map leaf 0x0"), "{e}");
+        let trim = IoOp::Trim { offset: 0, len_bytes: MIB, fua: false };
+        assert!(blocking(&client, client.connect(), trim).is_err());
+        write_two(&client, FAR + MIB, value).expect("nothing is wrong there");
+        blocking(&client, client.connect(), IoOp::Flush).expect("the store goes on");
+        assert_eq!((read(&client, FAR).ok(), read(&client, FAR + MIB).ok()), (Some(3), Some(value)));
+        drop(client);
+        assert_eq!(daemon.stop(), Some(0), "a checkpoint can be written");
+    }
+}
+
+#[test]
+fn an_image_whose_log_needs_a_bad_page_of_the_map_is_served_read_only() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = sparse_image(dir.path());
+    let write = |client: &NbdClient, offset: u64, value| {
+        write_two(client, offset, value).expect("a write");
     };
     let (daemon, client) = serve(&image, dir.path(), &[]).expect("it is served");
     write(&client, 0, 1);
@@ -305,14 +317,7 @@ fn an_image_whose_log_needs_a_bad_page_of_the_map_is_served_read_only() {
     write(&client, MIB, 3);
     write(&client, FAR + MIB, 4);
     drop((client, daemon));
-    let bytes = std::fs::read(&image).expect("the image");
-    let key = |page: &[u8]| u64::from_le_bytes(page[32..40].try_into().expect("eight bytes"));
-    let is_leaf = |page: &[u8]| page.starts_with(b"VEXFSLEF") && key(page) == 0;
-    let leaves = bytes.chunks_exact(PAGE).enumerate().filter(|(_, page)| is_leaf(page));
-    let leaves: Vec<u64> = leaves.map(|(i, _)| (i * PAGE) as u64).collect();
-    assert!(!leaves.is_empty(), "the leaf stands somewhere");
-    leaves.iter().for_each(|byte| damage(&image, byte + 50));
-
+    damage_first_leaf(&image);
     let said = serve(&image, dir.path(), &[]).err().expect("it cannot be written");
     assert!(said.contains("map leaf 0x0") && said.contains("--read-only"), "{said}");
     let (daemon, client) = serve(&image, dir.path(), &["--read-only"]).expect("it can be read");

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
 use blockd::device::{Device, IoOp, VolumeKind, blocking};
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
+use common::daemon::Daemon;
 use layout::addr::PAGE;
 use serde_json::Value;
+
+mod common;
 
 const MIB: u64 = 1 << 20;
 
@@ -161,38 +164,13 @@ fn snapshots_of_an_image_outlive_processes_and_go_to_another() {
     assert_eq!(volume.snapshots().held_bytes, 0);
 }
 
-/// A daemon; killed when it is dropped.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn serve(image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
     serve_in(Path::new("."), image, run_dir, socket, more)
 }
 
 /// A daemon with a working directory of its own.
 fn serve_in(directory: &Path, image: &Path, run_dir: &Path, socket: &Path, more: &[&str]) -> Daemon {
-    let mut child = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"))
-        .current_dir(directory)
-        .arg("serve")
-        .arg(image)
-        .args(["--nbd", &format!("unix:{}", socket.display())])
-        .args(more)
-        .env("VEXFS_RUN_DIR", run_dir)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut line = String::new();
-    let out = child.stdout.take().expect("a pipe");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("a line");
-    assert!(line.contains("serving"), "{line}");
-    Daemon(child)
+    Daemon::run(Daemon::controlled(image, socket, run_dir).current_dir(directory).args(more))
 }
 
 #[test]

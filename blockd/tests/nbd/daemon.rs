@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -12,72 +12,12 @@ use blockd::nbd::client::{ConnectOptions, NbdClient, Target};
 use blockd::session::{DevicePort, GrantCell, OpenMode, Session, boot_id, reconnect_hook, status};
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
 use layout::addr::{CLASS0_BASE, PageNo, PageRange};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
+use crate::common::daemon::Daemon;
 use crate::ram::tagged;
 
 const MIB: u64 = 1 << 20;
-
-/// A running daemon; killed when dropped.
-pub struct Daemon {
-    pub child: Child,
-    pub ready: String,
-}
-
-impl Daemon {
-    pub fn command(image: &Path, socket: &Path) -> Command {
-        let mut command = vexfs_harness::command(env!("CARGO_BIN_EXE_vexfs-blockd"));
-        command.arg("serve").arg(image).arg("--nbd").arg(format!("unix:{}", socket.display()));
-        command.args(["--log", "warn", "--control", "none"]).stdin(Stdio::null());
-        command
-    }
-
-    /// Starts it and waits for its ready line.
-    pub fn start(image: &Path, socket: &Path) -> Daemon {
-        Self::run(&mut Self::command(image, socket))
-    }
-
-    /// As [`Daemon::start`] for any command line.
-    pub fn run(command: &mut Command) -> Daemon {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
-        let mut ready = String::new();
-        let stdout = child.stdout.as_mut().expect("piped");
-        BufReader::new(stdout).read_line(&mut ready).expect("a line");
-        assert!(ready.starts_with("vexfs-blockd: serving "), "{ready:?}");
-        Daemon { child, ready }
-    }
-
-    /// Runs one that must fail; gives its standard error.
-    fn refused(image: &Path, socket: &Path) -> String {
-        let output = Self::command(image, socket).output().expect("started");
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(output.stdout.is_empty(), "no ready line");
-        String::from_utf8(output.stderr).expect("UTF-8")
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
-    }
-
-    /// SIGTERM; gives the exit status.
-    pub fn stop(mut self) -> Option<i32> {
-        self.signal(Signal::TERM);
-        self.child.wait().expect("it ended").code()
-    }
-
-    fn kill(mut self) {
-        self.signal(Signal::KILL);
-        self.child.wait().expect("it ended");
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 pub struct Place {
     _dir: tempfile::TempDir,

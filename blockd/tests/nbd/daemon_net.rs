@@ -9,7 +9,8 @@ use blockd::device::VolumeKind;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::certificates::Certificates;
-use crate::daemon::{Daemon, Place, place};
+use crate::common::daemon::Daemon;
+use crate::daemon::{Place, place};
 use crate::peer::Peer;
 
 /// A line of /proc/PID/status, its number.

@@ -3,6 +3,8 @@
 mod certificates;
 mod client_reconnect;
 mod client_server;
+#[path = "../common/mod.rs"]
+mod common;
 mod counters;
 mod daemon;
 mod daemon_net;

@@ -8,7 +8,8 @@ use blockd::volume::{OpenOptions, Volume};
 
 use super::pieces::{option_piece, request_piece};
 use super::{drive, runner};
-use crate::daemon::{Daemon, place};
+use crate::common::daemon::Daemon;
+use crate::daemon::place;
 use crate::peer::{Peer, READ, WRITE, long_request, request};
 
 /// Most memory that the daemon ever had, in KiB.
