@@ -1,5 +1,6 @@
 //! Reading the live pages of a segment, ready to be given to the log as relocations.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -11,6 +12,9 @@ use crate::store::format::{Loc, page_crc};
 use crate::store::log::Op;
 use crate::store::map::Maps;
 use crate::store::space::COPY_PAGES;
+
+/// Pages looked up under one lock of the map, for which the log and readers wait.
+const LOOKUPS_MAX: usize = 64;
 
 /// Relocations that belong together.
 pub(crate) type Copies = Vec<Op>;
@@ -86,34 +90,49 @@ fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Resul
         if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
             return Err(format!("page {at}: a record of another place or use"));
         }
-        let mut loc = record.at;
-        for entry in &record.entries {
-            let pages: Vec<(u64, u32)> = match entry {
-                Entry::Write { first, crcs } => (*first..).zip(crcs.iter().copied()).collect(),
-                Entry::Relocate { page, crc, .. } => vec![(*page, *crc)],
-                Entry::Discard { .. } => Vec::new(),
-            };
-            for (page, crc) in pages {
-                let next = loc.offset.checked_add(1).filter(|&o| (usize::from(o) + 1) * PAGE <= bytes.len());
-                let Some(next) = next else {
-                    return Err(format!("page {at}: the record is longer than its segment"));
-                };
-                loc.offset = next;
-                if is_live(shared, page, loc)? {
-                    live.push(Live { page, loc, crc });
-                }
-            }
+        let written = pages_of(&record);
+        if at + written.len() >= bytes.len() / PAGE {
+            return Err(format!("page {at}: the record is longer than its segment"));
+        }
+        for (part, first) in written.chunks(LOOKUPS_MAX).zip((at..).step_by(LOOKUPS_MAX)) {
+            let pages = (first + 1..).zip(part);
+            let pages = pages.map(|(offset, &(page, crc))| Live {
+                page,
+                loc: Loc { segment, offset: offset as u16 },
+                crc,
+            });
+            live_of(shared, pages.collect(), &mut live)?;
         }
         at += 1 + record.page_count() as usize;
     }
     Ok(live)
 }
 
-fn is_live(shared: &Shared, page: u64, loc: Loc) -> Result<bool, String> {
+/// The pages that stand behind a record, and their crcs.
+fn pages_of(record: &Record) -> Vec<(u64, u32)> {
+    let mut pages = Vec::with_capacity(record.page_count() as usize);
+    for entry in &record.entries {
+        match entry {
+            Entry::Write { first, crcs } => pages.extend((*first..).zip(crcs.iter().copied())),
+            Entry::Relocate { page, crc, .. } => pages.push((*page, *crc)),
+            Entry::Discard { .. } => {}
+        }
+    }
+    pages
+}
+
+/// Adds those of some pages that are alive.
+fn live_of(shared: &Shared, mut pages: VecDeque<Live>, live: &mut Vec<Live>) -> Result<(), String> {
     loop {
-        let missing = match shared.maps.read().mapped_there(page, loc) {
-            Ok(found) => return Ok(found.is_some()),
-            Err(leaf) => leaf,
+        let missing = {
+            let maps = shared.maps.read();
+            loop {
+                let Some(next) = pages.front() else { return Ok(()) };
+                match maps.mapped_there(next.page, next.loc) {
+                    Ok(found) => live.extend(pages.pop_front().filter(|_| found.is_some())),
+                    Err(leaf) => break leaf,
+                }
+            }
         };
         shared.load(missing).map_err(|e| e.to_string())?;
     }

@@ -73,6 +73,9 @@ impl Maps {
     /// Leaves that [`Maps::apply`] needs and that are not loaded. Once they are, it may name more.
     pub fn leaves_missing(&self, record: &Record) -> Vec<LeafId> {
         let mut out = Vec::new();
+        if self.base.is_loaded() && self.snapshots.all().iter().all(|s| s.delta.is_loaded()) {
+            return out;
+        }
         let changes_now = self.kind == VolumeKind::Raw || record.flags & FLAG_COMMIT != 0;
         for entry in &record.entries {
             match entry {
