@@ -69,15 +69,25 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     }
     // In the order of their addresses, so that what belongs together stands together.
     live.sort_unstable_by_key(|l| l.page);
-    let buf = Arc::new(bytes);
-    let op = |l: &Live| Op::Relocate {
+    Ok(live.chunks(COPY_PAGES as usize).map(|part| gathered(part, &bytes)).collect())
+}
+
+/// Relocations of some live pages of a segment, copied together: the disk is given one piece of memory.
+fn gathered(live: &[Live], segment: &[u8]) -> Copies {
+    let mut buf = AlignedBuf::recycled(live.len() * PAGE);
+    for (l, copy) in live.iter().zip(buf.chunks_exact_mut(PAGE)) {
+        let at = usize::from(l.loc.offset) * PAGE;
+        copy.copy_from_slice(&segment[at..at + PAGE]);
+    }
+    let buf = Arc::new(buf);
+    let op = |(page_in_buf, l): (usize, &Live)| Op::Relocate {
         page: l.page,
         old: l.loc,
         crc: l.crc,
         buf: Arc::clone(&buf),
-        page_in_buf: usize::from(l.loc.offset),
+        page_in_buf,
     };
-    Ok(live.chunks(COPY_PAGES as usize).map(|part| part.iter().map(op).collect()).collect())
+    live.iter().enumerate().map(op).collect()
 }
 
 /// Walks the records of a segment; what the map (any layer) still refers to is alive.
