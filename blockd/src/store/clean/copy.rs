@@ -16,6 +16,9 @@ use crate::store::space::COPY_PAGES;
 /// Pages looked up under one lock of the map, for which the log and readers wait.
 const LOOKUPS_MAX: usize = 64;
 
+/// A segment is read in pieces: what others read and write meanwhile does not wait for all of it.
+const PIECE_BYTES: usize = 256 << 10;
+
 /// Relocations that belong together.
 pub(crate) type Copies = Vec<Op>;
 
@@ -54,7 +57,9 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     };
     let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
     let start = shared.geometry.segment_byte(segment);
-    shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
+    for (piece, at) in bytes.chunks_mut(PIECE_BYTES).zip((start..).step_by(PIECE_BYTES)) {
+        shared.storage.read_exact(at, piece).map_err(|e| e.to_string())?;
+    }
     let mut live = find_live(shared, segment, info.use_seq, &bytes)?;
     for l in &live {
         let at = usize::from(l.loc.offset) * PAGE;
