@@ -9,16 +9,22 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use parking_lot::Mutex;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Alignment of every buffer, in bytes.
 pub const ALIGN: usize = 4096;
 
-/// Buffers of 4 KiB, 8 KiB, ... are recycled, the largest being 2 MiB: new memory costs a page fault and a zeroing a page.
-const CLASSES: usize = 10;
+/// Buffers of 4 KiB, 8 KiB, ... 512 KiB and 2 MiB are recycled: new memory costs a page fault and a zeroing a page.
+const CLASSES: usize = 9;
+/// Larger ones are made of huge pages where the system has them: to a disk such a buffer is one piece of memory, not hundreds,
+/// which fill up the queue of a virtio disk (256 pieces) for all others.
+const HUGE: usize = 2 << 20;
 /// Bytes of each class that a thread keeps, twice at most; as much moves to or from the shared store at once.
 const THREAD_BYTES: usize = 128 << 10;
-/// Bytes of each class that the shared store keeps. Buffers too large for a thread's are in the shared one only.
+/// Bytes of each class that the shared store keeps. Buffers too large for a thread's are in the shared one only,
 const SHARED_BYTES: usize = 2 << 20;
+/// and so many of the largest: what the cleaner has under way.
+const SHARED_HUGE: usize = 4;
 
 /// An owned byte buffer aligned to [`ALIGN`]; any length.
 pub struct AlignedBuf {
@@ -55,11 +61,7 @@ impl AlignedBuf {
         if len == 0 {
             return AlignedBuf { ptr: NonNull::dangling(), len: 0 };
         }
-        let layout = layout(len);
-        // SAFETY: the layout has a size above zero, checked just above.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        AlignedBuf { ptr, len }
+        AlignedBuf { ptr: obtain(len), len }
     }
 
     /// A copy of `bytes`.
@@ -70,24 +72,82 @@ impl AlignedBuf {
     }
 }
 
-/// What is allocated for a buffer: a recycled one has its class's size.
-fn layout(len: usize) -> Layout {
-    let bytes = class_of(len).map_or(len, class_bytes);
+/// Bytes that are allocated for a buffer: a recycled one has its class's size.
+fn allocated_bytes(len: usize) -> usize {
+    class_of(len).map_or(len.next_multiple_of(HUGE), class_bytes)
+}
+
+fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes, ALIGN).expect("a buffer length fits isize")
+}
+
+/// Zeroed memory for a buffer of `len` bytes, above zero.
+fn obtain(len: usize) -> NonNull<u8> {
+    let bytes = allocated_bytes(len);
+    let layout = layout(bytes);
+    let raw = if bytes >= HUGE {
+        map_huge(bytes)
+    } else {
+        // SAFETY: the layout has a size above zero.
+        unsafe { alloc_zeroed(layout) }
+    };
+    NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// Gives back what [`obtain`] gave for a length of these [`allocated_bytes`].
+///
+/// # Safety
+/// Nobody uses it any more.
+unsafe fn discard(ptr: NonNull<u8>, bytes: usize) {
+    if bytes >= HUGE {
+        // SAFETY: `map_huge` mapped just this; the caller vouches for the rest.
+        let unmapped = unsafe { munmap(ptr.as_ptr().cast(), bytes) };
+        debug_assert!(unmapped.is_ok());
+    } else {
+        // SAFETY: allocated in `obtain` with this very layout; the caller vouches for the rest.
+        unsafe { dealloc(ptr.as_ptr(), layout(bytes)) }
+    }
+}
+
+/// Maps a multiple of [`HUGE`] of zeroed memory, so aligned; null if there is none.
+fn map_huge(bytes: usize) -> *mut u8 {
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    // SAFETY: a new mapping at an address of the system's choice.
+    let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes + HUGE, protection, flags) };
+    let Ok(start) = mapped else { return std::ptr::null_mut() };
+    let before = start.addr().next_multiple_of(HUGE) - start.addr();
+    let ptr = start.wrapping_byte_add(before);
+    for (spare, len) in [(start, before), (ptr.wrapping_byte_add(bytes), HUGE - before)] {
+        if len > 0 {
+            // SAFETY: a part of the mapping just made that nobody uses.
+            let unmapped = unsafe { munmap(spare, len) };
+            debug_assert!(unmapped.is_ok());
+        }
+    }
+    // SAFETY: all of the range is mapped; this only says how.
+    if let Err(error) = unsafe { madvise(ptr, bytes, Advice::LinuxHugepage) } {
+        tracing::trace!(%error, "no huge pages");
+    }
+    ptr.cast()
 }
 
 fn class_of(len: usize) -> Option<usize> {
     let class = len.div_ceil(ALIGN).next_power_of_two().trailing_zeros() as usize;
-    (len > 0 && class < CLASSES).then_some(class)
+    (len > 0 && len <= HUGE).then_some(class.min(CLASSES - 1))
 }
 
 fn class_bytes(class: usize) -> usize {
-    ALIGN << class
+    if class == CLASSES - 1 { HUGE } else { ALIGN << class }
 }
 
 /// Most buffers of a class in a store of so many bytes.
 fn most(class: usize, bytes: usize) -> usize {
     bytes / class_bytes(class)
+}
+
+/// Most buffers of a class in the shared store.
+fn most_shared(class: usize) -> usize {
+    if class == CLASSES - 1 { SHARED_HUGE } else { most(class, SHARED_BYTES) }
 }
 
 /// Memory of dropped buffers, by class; all of it was initialised when it was allocated.
@@ -115,8 +175,8 @@ thread_local! {
 }
 
 fn release(ptr: NonNull<u8>, class: usize) {
-    // SAFETY: allocated in `allocate` for a length of this class, so with this very layout, and owned by the caller.
-    unsafe { dealloc(ptr.as_ptr(), layout(class_bytes(class))) }
+    // SAFETY: obtained for a length of this class, and owned by the caller.
+    unsafe { discard(ptr, class_bytes(class)) }
 }
 
 fn take(class: usize) -> Option<NonNull<u8>> {
@@ -139,7 +199,7 @@ fn take(class: usize) -> Option<NonNull<u8>> {
 fn give(ptr: NonNull<u8>, class: usize) {
     if most(class, THREAD_BYTES) == 0 {
         let mut shared = SHARED.lock();
-        if shared.0[class].len() < most(class, SHARED_BYTES) {
+        if shared.0[class].len() < most_shared(class) {
             shared.0[class].push(ptr);
         } else {
             drop(shared);
@@ -152,7 +212,7 @@ fn give(ptr: NonNull<u8>, class: usize) {
         let batch = most(class, THREAD_BYTES);
         if mine.len() >= 2 * batch {
             let mut shared = SHARED.lock();
-            let room = most(class, SHARED_BYTES).saturating_sub(shared.0[class].len()).min(batch);
+            let room = most_shared(class).saturating_sub(shared.0[class].len()).min(batch);
             shared.0[class].extend(mine.drain(mine.len() - room..));
             drop(shared);
             let surplus = mine.len().saturating_sub(2 * batch - 1);
@@ -169,10 +229,8 @@ impl Drop for AlignedBuf {
     fn drop(&mut self) {
         match class_of(self.len) {
             Some(class) => give(self.ptr, class),
-            None if self.len > 0 => {
-                // SAFETY: allocated in `allocate` with this very layout, and dropped once.
-                unsafe { dealloc(self.ptr.as_ptr(), layout(self.len)) }
-            }
+            // SAFETY: obtained for this length, and dropped once.
+            None if self.len > 0 => unsafe { discard(self.ptr, allocated_bytes(self.len)) },
             None => {}
         }
     }
@@ -233,7 +291,7 @@ mod tests {
             MINE.with(|mine| mine.borrow().0.iter().map(Vec::len).collect::<Vec<_>>())
         });
         for i in 0..6000 {
-            let mut buf = AlignedBuf::recycled([4096, 512, 8192, 300_000][i % 4]);
+            let mut buf = AlignedBuf::recycled([4096, 512, 8192, 300_000, 600_000][i % 5]);
             buf.fill(i as u8);
             send.send((i, buf)).unwrap();
         }
@@ -242,7 +300,7 @@ mod tests {
         for (class, kept) in kept.into_iter().enumerate() {
             assert!(kept <= 2 * most(class, THREAD_BYTES), "class {class}: {kept} kept by a thread");
             let shared = SHARED.lock().0[class].len();
-            assert!(shared <= most(class, SHARED_BYTES), "class {class}: {shared} shared");
+            assert!(shared <= most_shared(class), "class {class}: {shared} shared");
         }
     }
 }

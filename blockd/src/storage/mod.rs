@@ -126,6 +126,15 @@ impl Chunk {
     pub fn bytes(&self) -> &[u8] {
         &self.buf[self.start..self.start + self.len]
     }
+
+    /// Takes the bytes in that follow it in its buffer; gives back what does not.
+    pub fn join(&mut self, next: Chunk) -> Option<Chunk> {
+        if Arc::ptr_eq(&self.buf, &next.buf) && self.start + self.len == next.start {
+            self.len += next.len;
+            return None;
+        }
+        Some(next)
+    }
 }
 
 /// A finished write or sync of a [`WriteQueue`].

@@ -21,6 +21,9 @@ const READ_ENTRIES: u32 = 64;
 const WRITE_ENTRIES: u32 = 64;
 /// Reads that go on are waited for until about so many bytes are there: fewer system calls for small ones.
 const READ_WAIT_BYTES: usize = 64 << 10;
+/// Larger writes go to the kernel in pieces, one after the other: a disk serves requests in about their order, and a small write
+/// that somebody waits for would wait for a large one of the cleaner before it.
+const PIECE_BYTES: usize = 256 << 10;
 /// `user_data` of the poll on the wake descriptor.
 const WAKE: u64 = u64::MAX;
 
@@ -262,8 +265,46 @@ struct Slot {
     token: u64,
     offset: u64,
     chunks: Vec<Chunk>,
-    /// Points into `chunks`; read by the kernel until the completion.
+    /// Bytes that are written; the next piece is with the kernel.
+    written: usize,
+    /// That piece: points into `chunks`, and is read by the kernel until the completion.
     iovecs: Vec<libc::iovec>,
+}
+
+impl Slot {
+    /// The request for the next piece of a write. It points into this slot, which must stay until its completion.
+    fn next_piece(&mut self, file: &File) -> io_uring::squeue::Entry {
+        self.iovecs.clear();
+        let (mut skip, mut room) = (self.written, PIECE_BYTES);
+        for chunk in &self.chunks {
+            let bytes = chunk.bytes();
+            let from = skip.min(bytes.len());
+            let part = &bytes[from..][..room.min(bytes.len() - from)];
+            skip -= from;
+            room -= part.len();
+            if !part.is_empty() {
+                let iov_base = part.as_ptr().cast_mut().cast();
+                self.iovecs.push(libc::iovec { iov_base, iov_len: part.len() });
+            }
+        }
+        let (fd, count) = (types::Fd(file.as_raw_fd()), self.iovecs.len() as u32);
+        opcode::Writev::new(fd, self.iovecs.as_ptr(), count).offset(self.offset + self.written as u64).build()
+    }
+
+    /// Takes the result of a request in; `None`: there is more to write.
+    fn finished(&mut self, file: &File, result: i32) -> Option<io::Result<()>> {
+        let wanted: usize = self.chunks.iter().map(|c| c.bytes().len()).sum();
+        let again = matches!(-result, libc::EAGAIN | libc::EINTR);
+        match result {
+            n if n < 0 && !again => Some(Err(io::Error::from_raw_os_error(-n))),
+            n if n < 0 && self.chunks.is_empty() => Some(file.sync_data()),
+            n if n <= 0 && wanted > 0 => Some(write_chunks(file, self.offset, &self.chunks, self.written)),
+            n => {
+                self.written += n as usize;
+                (self.written >= wanted).then_some(Ok(()))
+            }
+        }
+    }
 }
 
 // SAFETY: the pointers in `iovecs` point into the shared, immutable buffers of `chunks`, which
@@ -337,20 +378,16 @@ impl RingQueue {
                 continue;
             }
             let index = entry.user_data() as usize;
-            let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else { continue };
-            self.free.push(index);
-            let wanted: usize = slot.chunks.iter().map(|c| c.bytes().len()).sum();
-            let result = match entry.result() {
-                n if n < 0 && !matches!(-n, libc::EAGAIN | libc::EINTR) => {
-                    Err(io::Error::from_raw_os_error(-n))
-                }
-                n if n < 0 && slot.chunks.is_empty() => self.file.sync_data(),
-                n if (n.max(0) as usize) < wanted => {
-                    write_chunks(&self.file, slot.offset, &slot.chunks, n.max(0) as usize)
-                }
-                _ => Ok(()),
+            let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { continue };
+            let Some(result) = slot.finished(&self.file, entry.result()) else {
+                let next = slot.next_piece(&self.file).user_data(entry.user_data());
+                self.push(&next);
+                continue;
             };
-            self.done.push(Completion { token: slot.token, result });
+            let token = slot.token;
+            self.slots[index] = None;
+            self.free.push(index);
+            self.done.push(Completion { token, result });
         }
     }
 }
@@ -380,20 +417,9 @@ impl WriteQueue for RingQueue {
             self.done.push(Completion { token, result });
             return;
         }
-        let iovecs = chunks
-            .iter()
-            .map(|c| libc::iovec { iov_base: c.bytes().as_ptr().cast_mut().cast(), iov_len: c.bytes().len() })
-            .collect();
-        let index = self.slot(Slot { token, offset, chunks, iovecs });
-        let Some(slot) = &self.slots[index] else { unreachable!("filled on the line above") };
-        let entry = opcode::Writev::new(
-            types::Fd(self.file.as_raw_fd()),
-            slot.iovecs.as_ptr(),
-            u32::try_from(slot.iovecs.len()).unwrap_or(0),
-        )
-        .offset(offset)
-        .build()
-        .user_data(index as u64);
+        let index = self.slot(Slot { token, offset, chunks, written: 0, iovecs: Vec::new() });
+        let Some(slot) = &mut self.slots[index] else { unreachable!("filled on the line above") };
+        let entry = slot.next_piece(&self.file).user_data(index as u64);
         self.push(&entry);
     }
 
@@ -402,7 +428,7 @@ impl WriteQueue for RingQueue {
             self.done.push(Completion { token, result: self.file.sync_data() });
             return;
         }
-        let index = self.slot(Slot { token, offset: 0, chunks: Vec::new(), iovecs: Vec::new() });
+        let index = self.slot(Slot { token, offset: 0, chunks: Vec::new(), written: 0, iovecs: Vec::new() });
         let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
             .build()
@@ -420,8 +446,8 @@ impl WriteQueue for RingQueue {
                 enter(&self.ring, 0);
             }
             self.harvest();
-            // A wake that was just taken in leaves the ring deaf to the next one.
-            if self.wake_armed {
+            // A wake that was just taken in leaves the ring deaf to the next one, and a piece may be followed by another.
+            if self.wake_armed && !self.has_unsubmitted() {
                 return;
             }
         }
@@ -560,6 +586,35 @@ mod tests {
             }
             inbox.sleeping.store(false, Ordering::SeqCst);
         }
+    }
+
+    #[test]
+    fn a_large_write_goes_in_pieces_and_arrives_whole() {
+        use std::os::unix::fs::FileExt;
+
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        let mut queue = RingQueue::new(Arc::clone(&file)).expect("a ring");
+        queue.set_inline(false);
+        // Of two buffers by turns, so that pieces end within chunks and chunks within pieces.
+        let bytes: Vec<u8> = (0..PIECE_BYTES * 3).map(|i| (i / 509 % 251) as u8).collect();
+        let buf = Arc::new(AlignedBuf::from_slice(&bytes));
+        let ends = [0, PAGE, PIECE_BYTES - PAGE, PIECE_BYTES * 2 + PAGE, PIECE_BYTES * 3 - 100];
+        let chunks: Vec<Chunk> =
+            ends.windows(2).map(|w| Chunk::new(Arc::clone(&buf), w[0], w[1] - w[0])).collect();
+        queue.write(1, 8192, chunks);
+        queue.write(2, 0, vec![Chunk::new(Arc::clone(&buf), 0, PAGE)]);
+        queue.submit();
+        let mut finished = Vec::new();
+        while finished.len() < 2 {
+            queue.wait();
+            queue.reap(&mut finished);
+            queue.submit();
+        }
+        assert!(finished.iter().all(|completion| completion.result.is_ok()), "{finished:?}");
+        let mut found = vec![0; ends[4]];
+        file.read_exact_at(&mut found, 8192).expect("it is there");
+        assert!(found == bytes[..ends[4]], "what was written");
+        assert_eq!(file.metadata().expect("a file").len(), 8192 + ends[4] as u64, "and nothing more");
     }
 
     /// Requests come at any moment of the thread's falling asleep and waking; one that it does not hear of would hang

@@ -312,6 +312,7 @@ impl Connection<'_> {
             Checked::Disconnect => return Ok(()),
         };
         let here = self.only_request(receiver, &op, &permit);
+        receiver.stream().polling().set_alone(here);
         let done = self.done(request, permit);
         if here {
             let flush_next = self.flushes.likely_after(&op);

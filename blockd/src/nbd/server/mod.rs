@@ -25,6 +25,7 @@ mod lobby;
 mod meta;
 mod parked;
 mod pause;
+mod polling;
 mod provision;
 mod registry;
 mod reply;

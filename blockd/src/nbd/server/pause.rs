@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::thread::gettid;
+
+use super::polling::Polling;
 
 /// Ignored by default, and used by nobody else here.
 const SIGNAL: libc::c_int = libc::SIGURG;
@@ -85,18 +88,24 @@ pub struct Source<'a> {
     pause: Arc<Pause>,
     may_pause: Cell<bool>,
     stalled_max: Duration,
+    polling: Polling,
 }
 
 impl<'a> Source<'a> {
     /// To be read by the calling thread. Once it is called, bytes in the middle of a message are waited for so long.
     pub fn new(stream: &'a UnixStream, pause: Arc<Pause>, stalled_max: Duration) -> Self {
         pause.thread.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
-        Source { stream, pause, may_pause: Cell::new(false), stalled_max }
+        Source { stream, pause, may_pause: Cell::new(false), stalled_max, polling: Polling::default() }
     }
 
     /// Whether reads may end with a pause: between messages only, where nothing that was read can be lost.
     pub fn may_pause(&self, may: bool) {
         self.may_pause.set(may);
+    }
+
+    /// What decides whether bytes are looked for before the thread sleeps.
+    pub fn polling(&self) -> &Polling {
+        &self.polling
     }
 
     /// The thread was called.
@@ -122,6 +131,27 @@ impl<'a> Source<'a> {
                 other => return other,
             }
         }
+    }
+
+    /// Reads; where bytes are expected soon, awake.
+    fn read_soon(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if !self.polling.is_learning() {
+            return self.uninterrupted(|mut stream| stream.read(out));
+        }
+        let begun = Instant::now();
+        if let Some(max) = self.polling.wait_max() {
+            while !self.pause.is_wanted() {
+                match rustix::net::recv(self.stream, &mut *out, RecvFlags::DONTWAIT) {
+                    Ok((n, _)) => return Ok(n),
+                    Err(Errno::AGAIN | Errno::INTR) if begun.elapsed() < max => std::thread::yield_now(),
+                    // The read that waits tells what else is wrong.
+                    Err(_) => break,
+                }
+            }
+        }
+        let n = self.uninterrupted(|mut stream| stream.read(out))?;
+        self.polling.waited(begun.elapsed());
+        Ok(n)
     }
 
     /// Waits for bytes, but not for long.
@@ -153,7 +183,7 @@ impl Drop for Source<'_> {
 
 impl Read for Source<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.uninterrupted(|mut stream| stream.read(out))
+        self.read_soon(out)
     }
 
     fn read_vectored(&mut self, out: &mut [IoSliceMut<'_>]) -> io::Result<usize> {

@@ -1,5 +1,6 @@
 //! Reading the live pages of a segment, ready to be given to the log as relocations.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use layout::addr::PAGE;
@@ -11,6 +12,12 @@ use crate::store::format::{Loc, page_crc};
 use crate::store::log::Op;
 use crate::store::map::Maps;
 use crate::store::space::COPY_PAGES;
+
+/// Pages looked up under one lock of the map, for which the log and readers wait.
+const LOOKUPS_MAX: usize = 64;
+
+/// A segment is read in pieces: what others read and write meanwhile does not wait for all of it.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Relocations that belong together.
 pub(crate) type Copies = Vec<Op>;
@@ -50,7 +57,9 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     };
     let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
     let start = shared.geometry.segment_byte(segment);
-    shared.storage.read_exact(start, &mut bytes).map_err(|e| e.to_string())?;
+    for (piece, at) in bytes.chunks_mut(PIECE_BYTES).zip((start..).step_by(PIECE_BYTES)) {
+        shared.storage.read_exact(at, piece).map_err(|e| e.to_string())?;
+    }
     let mut live = find_live(shared, segment, info.use_seq, &bytes)?;
     for l in &live {
         let at = usize::from(l.loc.offset) * PAGE;
@@ -65,15 +74,25 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     }
     // In the order of their addresses, so that what belongs together stands together.
     live.sort_unstable_by_key(|l| l.page);
-    let buf = Arc::new(bytes);
-    let op = |l: &Live| Op::Relocate {
+    Ok(live.chunks(COPY_PAGES as usize).map(|part| gathered(part, &bytes)).collect())
+}
+
+/// Relocations of some live pages of a segment, copied together: the disk is given one piece of memory.
+fn gathered(live: &[Live], segment: &[u8]) -> Copies {
+    let mut buf = AlignedBuf::recycled(live.len() * PAGE);
+    for (l, copy) in live.iter().zip(buf.chunks_exact_mut(PAGE)) {
+        let at = usize::from(l.loc.offset) * PAGE;
+        copy.copy_from_slice(&segment[at..at + PAGE]);
+    }
+    let buf = Arc::new(buf);
+    let op = |(page_in_buf, l): (usize, &Live)| Op::Relocate {
         page: l.page,
         old: l.loc,
         crc: l.crc,
         buf: Arc::clone(&buf),
-        page_in_buf: usize::from(l.loc.offset),
+        page_in_buf,
     };
-    Ok(live.chunks(COPY_PAGES as usize).map(|part| part.iter().map(op).collect()).collect())
+    live.iter().enumerate().map(op).collect()
 }
 
 /// Walks the records of a segment; what the map (any layer) still refers to is alive.
@@ -86,34 +105,49 @@ fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Resul
         if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
             return Err(format!("page {at}: a record of another place or use"));
         }
-        let mut loc = record.at;
-        for entry in &record.entries {
-            let pages: Vec<(u64, u32)> = match entry {
-                Entry::Write { first, crcs } => (*first..).zip(crcs.iter().copied()).collect(),
-                Entry::Relocate { page, crc, .. } => vec![(*page, *crc)],
-                Entry::Discard { .. } => Vec::new(),
-            };
-            for (page, crc) in pages {
-                let next = loc.offset.checked_add(1).filter(|&o| (usize::from(o) + 1) * PAGE <= bytes.len());
-                let Some(next) = next else {
-                    return Err(format!("page {at}: the record is longer than its segment"));
-                };
-                loc.offset = next;
-                if is_live(shared, page, loc)? {
-                    live.push(Live { page, loc, crc });
-                }
-            }
+        let written = pages_of(&record);
+        if at + written.len() >= bytes.len() / PAGE {
+            return Err(format!("page {at}: the record is longer than its segment"));
+        }
+        for (part, first) in written.chunks(LOOKUPS_MAX).zip((at..).step_by(LOOKUPS_MAX)) {
+            let pages = (first + 1..).zip(part);
+            let pages = pages.map(|(offset, &(page, crc))| Live {
+                page,
+                loc: Loc { segment, offset: offset as u16 },
+                crc,
+            });
+            live_of(shared, pages.collect(), &mut live)?;
         }
         at += 1 + record.page_count() as usize;
     }
     Ok(live)
 }
 
-fn is_live(shared: &Shared, page: u64, loc: Loc) -> Result<bool, String> {
+/// The pages that stand behind a record, and their crcs.
+fn pages_of(record: &Record) -> Vec<(u64, u32)> {
+    let mut pages = Vec::with_capacity(record.page_count() as usize);
+    for entry in &record.entries {
+        match entry {
+            Entry::Write { first, crcs } => pages.extend((*first..).zip(crcs.iter().copied())),
+            Entry::Relocate { page, crc, .. } => pages.push((*page, *crc)),
+            Entry::Discard { .. } => {}
+        }
+    }
+    pages
+}
+
+/// Adds those of some pages that are alive.
+fn live_of(shared: &Shared, mut pages: VecDeque<Live>, live: &mut Vec<Live>) -> Result<(), String> {
     loop {
-        let missing = match shared.maps.read().mapped_there(page, loc) {
-            Ok(found) => return Ok(found.is_some()),
-            Err(leaf) => leaf,
+        let missing = {
+            let maps = shared.maps.read();
+            loop {
+                let Some(next) = pages.front() else { return Ok(()) };
+                match maps.mapped_there(next.page, next.loc) {
+                    Ok(found) => live.extend(pages.pop_front().filter(|_| found.is_some())),
+                    Err(leaf) => break leaf,
+                }
+            }
         };
         shared.load(missing).map_err(|e| e.to_string())?;
     }

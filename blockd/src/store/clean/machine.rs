@@ -10,6 +10,7 @@ use std::time::Duration;
 use layout::addr::PAGE;
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::copy::{Copies, copies_of};
 use super::meta::{empty_meta, empty_thin_meta};
 use super::policy::Choice;
@@ -69,8 +70,9 @@ impl Standing {
 enum Phase {
     Idle,
     Choosing,
-    /// Copies on their way: not given to the log yet, and with it.
+    /// Copies out of a segment on their way: not given to the log yet, and with it.
     Moving {
+        segment: u32,
         jobs: VecDeque<Copies>,
         with_log: usize,
     },
@@ -94,6 +96,8 @@ pub(crate) struct Cleaner {
     meta_rounds: Option<(Standing, u32)>,
     /// Stream of the last segment emptied.
     last: Option<Stream>,
+    /// The next one.
+    ahead: Option<Ahead>,
     /// Segments emptied in vain. Kept over rests: who asks again for the same stall finds nothing new.
     rounds: Rounds,
 }
@@ -112,6 +116,7 @@ impl Cleaner {
             before_checkpoint: None,
             meta_rounds: None,
             last: None,
+            ahead: None,
             rounds: Rounds::default(),
         }
     }
@@ -138,7 +143,7 @@ impl Cleaner {
         match &mut self.phase {
             Phase::Idle => Next::Rest,
             Phase::Choosing => self.choose(send),
-            Phase::Moving { jobs, with_log } => {
+            Phase::Moving { jobs, with_log, .. } => {
                 *with_log -= outcomes.len().min(*with_log);
                 if failed.is_some() {
                     jobs.clear();
@@ -151,7 +156,8 @@ impl Cleaner {
                     self.phase = Phase::Choosing;
                     return Next::Again;
                 }
-                self.send_copies(send)
+                let next = self.send_copies(send);
+                if next == Next::Await && self.read_ahead() { Next::Again } else { next }
             }
             Phase::Waiting => match (outcomes.is_empty(), failed) {
                 (true, _) => Next::Await,
@@ -177,7 +183,7 @@ impl Cleaner {
         let rate = if self.stall.is_some() { 0 } else { self.shared.tuning.get().cleaner_bytes_per_s };
         loop {
             let done = self.done();
-            let Phase::Moving { jobs, with_log } = &mut self.phase else { return Next::Again };
+            let Phase::Moving { jobs, with_log, .. } = &mut self.phase else { return Next::Again };
             if *with_log >= JOBS_IN_FLIGHT {
                 return Next::Await;
             }
@@ -191,6 +197,32 @@ impl Cleaner {
         }
     }
 
+    /// Reads the segment that comes next, once all of this one's copies are with the log; tells whether it did.
+    fn read_ahead(&mut self) -> bool {
+        let Phase::Moving { segment, jobs, .. } = &self.phase else { return false };
+        if self.ahead.is_some() || !jobs.is_empty() {
+            return false;
+        }
+        let moving = {
+            let maps = self.shared.maps.read();
+            self.rounds.may_gain(Ground::of(&self.shared, &maps))
+        };
+        let emptying = Some(*segment);
+        self.ahead = Ahead::read(&self.shared, Asked { moving, emptying, ..self.asked() });
+        self.ahead.is_some()
+    }
+
+    fn asked(&self) -> Asked {
+        Asked {
+            urgent: self.stall.is_some(),
+            last: self.last,
+            moving: true,
+            sync: true,
+            checkpoint: true,
+            emptying: None,
+        }
+    }
+
     fn choose(&mut self, send: &mut dyn FnMut(Internal)) -> Next {
         let (standing, ground) = {
             let maps = self.shared.maps.read();
@@ -200,11 +232,10 @@ impl Cleaner {
         let in_vain =
             |(before, rounds): (Standing, u32)| rounds >= META_ROUNDS_MAX && !standing.gained_since(before);
         let asked = Asked {
-            urgent: self.stall.is_some(),
-            last: self.last,
             moving: self.rounds.may_gain(ground),
             sync: gains(self.before_sync),
             checkpoint: gains(self.before_checkpoint) && !self.meta_rounds.is_some_and(in_vain),
+            ..self.asked()
         };
         let choice = choose_now(&self.shared, asked);
         match choice {
@@ -219,14 +250,14 @@ impl Cleaner {
         }
         match choice {
             Choice::Enough => {
-                self.phase = Phase::Idle;
+                self.rest();
                 if self.stall.take().is_some() {
                     send(Internal::Cleaned);
                 }
                 Next::Rest
             }
             Choice::Nothing => {
-                self.phase = Phase::Idle;
+                self.rest();
                 if let Some(stall) = self.stall.take() {
                     send(Internal::NothingToClean(stall));
                 }
@@ -258,14 +289,21 @@ impl Cleaner {
             }
             Choice::Data(segment) => {
                 self.rounds.begin(ground);
+                let ahead = self.ahead.take().and_then(|ahead| ahead.take(&self.shared, asked.urgent));
+                let (segment, jobs) = ahead.unwrap_or_else(|| (segment, copies_of(&self.shared, segment)));
                 self.last = self.shared.maps.read().segments.get(segment).map(|s| s.stream);
-                let jobs = copies_of(&self.shared, segment);
                 if !jobs.is_empty() {
-                    self.phase = Phase::Moving { jobs: jobs.into(), with_log: 0 };
+                    self.phase = Phase::Moving { segment, jobs: jobs.into(), with_log: 0 };
                 }
                 Next::Again
             }
         }
+    }
+
+    /// Nothing more to do now; what is alive in a segment would not stay so for long.
+    fn rest(&mut self) {
+        self.phase = Phase::Idle;
+        self.ahead = None;
     }
 
     fn await_outcome(&mut self) -> Next {
@@ -280,7 +318,7 @@ impl Cleaner {
             self.phase = Phase::Choosing;
             return Next::Again;
         }
-        self.phase = Phase::Idle;
+        self.rest();
         if let (IoError::NoSpace, Some(stall)) = (error, self.stall.take()) {
             send(Internal::NothingToClean(stall));
         }

@@ -61,8 +61,10 @@ pub struct View<'a> {
     pub replay: Replay,
     /// How large segments are.
     pub geometry: Geometry,
-    /// Free segments.
+    /// Free segments, and the one that is being emptied.
     pub free: u32,
+    /// The one that is being emptied.
+    pub emptying: Option<u32>,
     /// Free segments to aim for.
     pub target: u32,
     /// Go on, with enough free, while more than this percentage of the filled pages is dead.
@@ -197,7 +199,7 @@ fn last_resort(view: &View<'_>) -> Choice {
 fn best(view: &View<'_>) -> Choice {
     let candidates = || {
         view.closed()
-            .filter(|(_, s)| !s.damaged && s.live() > 0 && is_gain(s, view))
+            .filter(|(n, s)| !s.damaged && s.live() > 0 && Some(*n) != view.emptying && is_gain(s, view))
             .filter(|(_, s)| View::is_meta(s) || u64::from(s.live()) <= view.room_pages)
     };
     let due = |a: &(u32, &Segment), b: &(u32, &Segment)| score(a.1, view).total_cmp(&score(b.1, view));
@@ -302,6 +304,7 @@ mod tests {
             replay: Replay { from: [1000; Stream::LOGGED.len()], checkpoint: 1 },
             geometry: Geometry { segment_pages: 100, segments: segments.len() as u32 },
             free,
+            emptying: None,
             target: 5,
             dead_percent_max: 100,
             now_use_seq: 50,
@@ -338,6 +341,15 @@ mod tests {
         let segments =
             [segment(State::Closed, Stream::User, 50, 45), segment(State::Closed, Stream::User, 50, 2)];
         assert_eq!(choose(view(&segments, 1)), Choice::Data(1));
+    }
+
+    #[test]
+    fn what_is_being_emptied_is_not_chosen_again() {
+        let segments =
+            [segment(State::Closed, Stream::User, 10, 40), segment(State::Closed, Stream::User, 50, 40)];
+        let emptying = View { emptying: Some(0), ..view(&segments, 1) };
+        assert_eq!(choose(emptying), Choice::Data(1));
+        assert_eq!(choose(View { segments: &segments[..1], ..emptying }), Choice::Nothing);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(super) struct Asked {
     pub(super) sync: bool,
     /// A checkpoint may gain something.
     pub(super) checkpoint: bool,
+    /// A segment that is being emptied: not chosen, and taken for free.
+    pub(super) emptying: Option<u32>,
 }
 
 /// Below so many free segments cleaning begins, so that users are not kept waiting.
@@ -48,7 +50,8 @@ pub(super) fn choose_now(shared: &Shared, asked: Asked) -> Choice {
         segments: maps.segments.all(),
         replay: maps.segments.replay(),
         geometry: shared.geometry,
-        free: maps.segments.free_count(),
+        free: maps.segments.free_count() + u32::from(asked.emptying.is_some()),
+        emptying: asked.emptying,
         target,
         dead_percent_max: shared.tuning.dead_percent_max(),
         now_use_seq: maps.segments.all().iter().map(|s| s.use_seq).max().unwrap_or(0),

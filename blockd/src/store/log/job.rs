@@ -135,7 +135,7 @@ pub(super) fn fill(
                 if list.pages() >= pages_max || !list.push(entry) {
                     return (false, zeros);
                 }
-                chunks.push(Chunk::new(Arc::clone(buf), *page_in_buf * PAGE, PAGE));
+                push_chunk(chunks, buf, *page_in_buf, *page_in_buf + 1);
             }
             Op::Write { first, buf, page_in_buf, pages } => {
                 let start = *page_in_buf;
@@ -170,6 +170,11 @@ pub(super) fn fill(
 
 fn push_chunk(chunks: &mut Vec<Chunk>, buf: &Arc<AlignedBuf>, from: usize, to: usize) {
     if to > from {
-        chunks.push(Chunk::new(Arc::clone(buf), from * PAGE, (to - from) * PAGE));
+        let chunk = Chunk::new(Arc::clone(buf), from * PAGE, (to - from) * PAGE);
+        let rest = match chunks.last_mut() {
+            Some(last) => last.join(chunk),
+            None => Some(chunk),
+        };
+        chunks.extend(rest);
     }
 }

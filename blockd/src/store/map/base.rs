@@ -171,6 +171,8 @@ struct Tally {
     bytes: usize,
     /// Those of clean ones, which could be evicted.
     clean_bytes: usize,
+    /// Leaves that are not in memory.
+    unloaded: usize,
 }
 
 /// The leaves by their key, the lowest device page each may map.
@@ -264,10 +266,18 @@ impl BaseMap {
 
     /// Adds the keys of leaves that cover part of a range and are not loaded.
     pub fn missing(&self, first: u64, count: u64, keys: &mut Vec<u64>) {
+        if self.is_loaded() {
+            return;
+        }
         let start = self.key_of(first).unwrap_or(first);
         let end = first.saturating_add(count);
         let unloaded = |slot: &Slot| matches!(slot, Slot::Unloaded { .. });
         keys.extend(self.slots.range(start..end.max(start)).filter(|(_, s)| unloaded(s)).map(|(k, _)| *k));
+    }
+
+    /// All leaves are in memory.
+    pub fn is_loaded(&self) -> bool {
+        self.tally.unloaded == 0
     }
 
     /// The device pages that the leaf of `key` may map.
@@ -305,6 +315,7 @@ impl BaseMap {
     fn add_to(&self, tally: &mut Tally, slot: &Slot) {
         tally.pages += u64::from(slot.count());
         tally.paged += usize::from(matches!(slot, Slot::Unloaded { .. } | Slot::Loaded { .. }));
+        tally.unloaded += usize::from(matches!(slot, Slot::Unloaded { .. }));
         if let Slot::Loaded { state, leaf, .. } = slot {
             tally.dirty += usize::from(*state == State::Dirty(self.generation));
             let bytes = leaf.heap_bytes();
@@ -324,6 +335,7 @@ impl BaseMap {
         self.add_to(&mut of_slot, slot);
         self.tally.pages -= of_slot.pages;
         self.tally.paged -= of_slot.paged;
+        self.tally.unloaded -= of_slot.unloaded;
         self.tally.dirty -= of_slot.dirty;
         self.tally.bytes -= of_slot.bytes;
         self.tally.clean_bytes -= of_slot.clean_bytes;
@@ -424,6 +436,11 @@ impl BaseMap {
     /// # Panics
     /// If its leaf is not loaded: callers load what [`BaseMap::missing`] names first.
     pub fn insert(&mut self, page: u64, entry: Entry) -> Option<Entry> {
+        if let Entry::At(new) = entry
+            && let Some(old) = self.remap(page, new)
+        {
+            return Some(Entry::At(old));
+        }
         let key = self.key_of(page).unwrap_or(unit_start(page));
         let rel = rel(page);
         let (old, overfull) = self.edit(key, |body| match body {
@@ -452,6 +469,19 @@ impl BaseMap {
             self.split(key, rel);
         }
         old
+    }
+
+    /// The short way of [`BaseMap::insert`], for a leaf that changed already since the last checkpoint began: see [`Leaf::remap`].
+    fn remap(&mut self, page: u64, new: Mapping) -> Option<Mapping> {
+        let dirty = State::Dirty(self.generation);
+        let (&key, slot) = self.slots.range_mut(unit_start(page)..=page).next_back()?;
+        let Slot::Loaded { state, leaf, .. } = slot else { return None };
+        let old = if *state == dirty { leaf.remap(rel(page), new)? } else { return None };
+        // The place's numbers may take more bytes than those of the one before.
+        if leaf.is_overfull() {
+            self.split(key, rel(page));
+        }
+        Some(old)
     }
 
     /// Maps a page; gives what it was mapped to.

@@ -85,6 +85,9 @@ impl Maps {
     /// Leaves that [`Maps::apply`] needs and that are not loaded. Once they are, it may name more.
     pub fn leaves_missing(&self, record: &Record) -> Vec<LeafId> {
         let mut out = Vec::new();
+        if self.is_loaded() {
+            return out;
+        }
         let changes_now = self.kind == VolumeKind::Raw || record.flags & FLAG_COMMIT != 0;
         for entry in &record.entries {
             match entry {
@@ -112,6 +115,11 @@ impl Maps {
         out
     }
 
+    /// No change needs to load a leaf.
+    fn is_loaded(&self) -> bool {
+        self.base.is_loaded() && self.snapshots.all().iter().all(|s| s.delta.is_loaded())
+    }
+
     /// Whether no change can be made without a leaf: what is replaced of a page can be kept by a newer snapshot than the one
     /// that it is for, even if that is being deleted, but for the newest.
     pub(in crate::store) fn is_indispensable(&self, leaf: LeafId) -> bool {
@@ -129,6 +137,9 @@ impl Maps {
 
     /// Adds the leaves that a commit of the open epoch needs and that are not loaded.
     pub(in crate::store) fn missing_for_commit(&self, out: &mut Vec<LeafId>) {
+        if self.is_loaded() {
+            return;
+        }
         for (first, count) in self.overlay.discards() {
             self.missing(first, count, out);
         }
