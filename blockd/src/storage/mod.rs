@@ -160,6 +160,10 @@ pub trait WriteQueue: Send {
     /// Starts writing the chunks one after another at `offset`; may be delayed until
     /// [`WriteQueue::submit`].
     fn write(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>);
+    /// As [`WriteQueue::write`], for a write that may be large and that nobody waits for: others need not wait for all of it.
+    fn write_behind(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>) {
+        self.write(token, offset, chunks);
+    }
     /// Starts making everything durable whose write *completed* before.
     fn sync(&mut self, token: u64);
     /// Starts what was given so far.

@@ -10,8 +10,8 @@ use rustix::io::Errno;
 
 use super::{Chunk, Completion, Waiter, Waker, WriteQueue};
 
-/// Most pieces of one pwritev (IOV_MAX on Linux).
-const IOVECS_MAX: usize = 1024;
+/// Most pieces of memory of one pwritev (IOV_MAX on Linux).
+pub(super) const IOVECS_MAX: usize = 1024;
 
 /// Writes all chunks one after another, going on after short writes and interruptions.
 pub(super) fn write_chunks(

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::plain::{read_rest, write_chunks};
+use super::plain::{IOVECS_MAX, read_rest, write_chunks};
 use super::{Chunk, Completion, Read, ScatteredRead, Waiter, Waker, WriteQueue};
 
 /// Entries of a ring for reads; larger batches go in parts.
@@ -21,8 +21,8 @@ const READ_ENTRIES: u32 = 64;
 const WRITE_ENTRIES: u32 = 64;
 /// Reads that go on are waited for until about so many bytes are there: fewer system calls for small ones.
 const READ_WAIT_BYTES: usize = 64 << 10;
-/// Larger writes go to the kernel in pieces, one after the other: a disk serves requests in about their order, and a small write
-/// that somebody waits for would wait for a large one of the cleaner before it.
+/// Larger writes that nobody waits for go to the kernel in pieces, one after the other: a disk serves requests in about their
+/// order, and a small write that somebody waits for would wait for a large one before it.
 const PIECE_BYTES: usize = 256 << 10;
 /// `user_data` of the poll on the wake descriptor.
 const WAKE: u64 = u64::MAX;
@@ -265,6 +265,8 @@ struct Slot {
     token: u64,
     offset: u64,
     chunks: Vec<Chunk>,
+    /// Most bytes of a piece.
+    piece_bytes: usize,
     /// Bytes that are written; the next piece is with the kernel.
     written: usize,
     /// That piece: points into `chunks`, and is read by the kernel until the completion.
@@ -275,14 +277,14 @@ impl Slot {
     /// The request for the next piece of a write. It points into this slot, which must stay until its completion.
     fn next_piece(&mut self, file: &File) -> io_uring::squeue::Entry {
         self.iovecs.clear();
-        let (mut skip, mut room) = (self.written, PIECE_BYTES);
+        let (mut skip, mut room) = (self.written, self.piece_bytes);
         for chunk in &self.chunks {
             let bytes = chunk.bytes();
             let from = skip.min(bytes.len());
             let part = &bytes[from..][..room.min(bytes.len() - from)];
             skip -= from;
             room -= part.len();
-            if !part.is_empty() {
+            if !part.is_empty() && self.iovecs.len() < IOVECS_MAX {
                 let iov_base = part.as_ptr().cast_mut().cast();
                 self.iovecs.push(libc::iovec { iov_base, iov_len: part.len() });
             }
@@ -404,6 +406,18 @@ impl RingQueue {
         }
     }
 
+    fn write_in_pieces(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>, piece_bytes: usize) {
+        if self.inline {
+            let result = write_chunks(&self.file, offset, &chunks, 0);
+            self.done.push(Completion { token, result });
+            return;
+        }
+        let index = self.slot(Slot { token, offset, chunks, piece_bytes, written: 0, iovecs: Vec::new() });
+        let Some(slot) = &mut self.slots[index] else { unreachable!("filled on the line above") };
+        let entry = slot.next_piece(&self.file).user_data(index as u64);
+        self.push(&entry);
+    }
+
     fn has_unsubmitted(&mut self) -> bool {
         // SAFETY: `&mut self` makes this the only use of the submission queue.
         unsafe { !self.ring.submission_shared().is_empty() }
@@ -412,15 +426,11 @@ impl RingQueue {
 
 impl WriteQueue for RingQueue {
     fn write(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>) {
-        if self.inline {
-            let result = write_chunks(&self.file, offset, &chunks, 0);
-            self.done.push(Completion { token, result });
-            return;
-        }
-        let index = self.slot(Slot { token, offset, chunks, written: 0, iovecs: Vec::new() });
-        let Some(slot) = &mut self.slots[index] else { unreachable!("filled on the line above") };
-        let entry = slot.next_piece(&self.file).user_data(index as u64);
-        self.push(&entry);
+        self.write_in_pieces(token, offset, chunks, usize::MAX);
+    }
+
+    fn write_behind(&mut self, token: u64, offset: u64, chunks: Vec<Chunk>) {
+        self.write_in_pieces(token, offset, chunks, PIECE_BYTES);
     }
 
     fn sync(&mut self, token: u64) {
@@ -428,7 +438,14 @@ impl WriteQueue for RingQueue {
             self.done.push(Completion { token, result: self.file.sync_data() });
             return;
         }
-        let index = self.slot(Slot { token, offset: 0, chunks: Vec::new(), written: 0, iovecs: Vec::new() });
+        let index = self.slot(Slot {
+            token,
+            offset: 0,
+            chunks: Vec::new(),
+            piece_bytes: 0,
+            written: 0,
+            iovecs: Vec::new(),
+        });
         let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
             .build()
@@ -601,7 +618,7 @@ mod tests {
         let ends = [0, PAGE, PIECE_BYTES - PAGE, PIECE_BYTES * 2 + PAGE, PIECE_BYTES * 3 - 100];
         let chunks: Vec<Chunk> =
             ends.windows(2).map(|w| Chunk::new(Arc::clone(&buf), w[0], w[1] - w[0])).collect();
-        queue.write(1, 8192, chunks);
+        queue.write_behind(1, 8192, chunks);
         queue.write(2, 0, vec![Chunk::new(Arc::clone(&buf), 0, PAGE)]);
         queue.submit();
         let mut finished = Vec::new();

@@ -30,7 +30,7 @@ pub(super) enum Request {
 
 impl Request {
     /// What it brings along, in pages: the thread is woken by their sum.
-    fn weight(&self) -> u64 {
+    pub(super) fn weight(&self) -> u64 {
         match self {
             Request::Write { buf, .. } => buf.len().div_ceil(PAGE).max(1) as u64,
             Request::Zero { .. } | Request::Flush { .. } | Request::Disconnect { .. } => 1,

@@ -441,6 +441,9 @@ impl Device for Volume {
             if !changes.is_empty() {
                 self.change(changes);
             }
+            for read in self.reads.share_of(&mut reads) {
+                self.reads.submit(read);
+            }
             if !reads.is_empty() {
                 reads::run(&self.core, reads);
             }

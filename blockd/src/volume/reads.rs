@@ -16,6 +16,9 @@ use crate::store::snapshot::View;
 /// Most requests of a batch.
 const BATCH_MAX: usize = 32;
 
+/// A batch of so many bytes is worth waking another thread for.
+const SHARE_BYTES_MIN: usize = 256 << 10;
+
 /// A read that waits.
 pub(super) struct ReadJob {
     pub(super) client: ClientId,
@@ -44,6 +47,14 @@ impl ReadPool {
             }
         }
         ReadPool { queue: Mutex::new(Some(send)) }
+    }
+
+    /// Takes out of a batch what the pool's threads had better do while the thread that brings it does the rest: half of
+    /// it, if it is large.
+    pub(super) fn share_of(&self, batch: &mut Vec<ReadJob>) -> Vec<ReadJob> {
+        let bytes: usize = batch.iter().map(|job| job.buf.len()).sum();
+        let large = batch.len() > 1 && bytes >= SHARE_BYTES_MIN;
+        if large { batch.split_off(batch.len().div_ceil(2)) } else { Vec::new() }
     }
 
     pub(super) fn submit(&self, job: ReadJob) {

@@ -3,7 +3,7 @@
 //! - A request that comes alone, while the log is idle, is carried out by the thread that brings it.
 //! - On an engine that writes synchronously the threads that bring requests carry out theirs and those that came
 //!   meanwhile (flat combining).
-//! - Otherwise, and for whatever takes long (checkpoints, waiting for space), the log's thread does it. While records are
+//! - Otherwise, and for whatever takes long (much data at once, checkpoints, waiting for space), the log's thread does it. While records are
 //!   in flight it lets requests gather, so that they share a record.
 //!
 //! A request is never lost between two drivers: who finds the log taken leaves its request in the [`Inbox`], into
@@ -24,6 +24,9 @@ use crate::store::log::{JobDone, Log};
 
 /// How often a thread goes on with requests that others left it, before the log's thread has to.
 const TURNS_MAX: usize = 4;
+
+/// So many pages at once are the log's thread's on any engine: meanwhile the one that brings them takes in more.
+const APART_PAGES: u64 = 64;
 
 /// The log of a volume that can be written.
 pub(super) struct Writer {
@@ -60,8 +63,12 @@ impl Writer {
 
     /// Takes requests in, in their order.
     pub(super) fn submit(&self, requests: impl IntoIterator<Item = Request>) {
-        requests.into_iter().for_each(|request| self.inbox.push(request));
-        if self.synchronous {
+        let mut pages = 0;
+        for request in requests {
+            pages += request.weight();
+            self.inbox.push(request);
+        }
+        if self.synchronous && pages < APART_PAGES {
             completion::scope(|| self.drive());
         } else {
             self.inbox.wake_if_due();

@@ -229,7 +229,11 @@ impl Log {
         let mut chunks = Vec::with_capacity(1 + data.len());
         chunks.push(Chunk::new(Arc::new(header), 0, header_pages * PAGE));
         chunks.extend(data);
-        self.queue.write(seq, self.shared.geometry.byte(start), chunks);
+        let offset = self.shared.geometry.byte(start);
+        match stream {
+            Stream::Cold => self.queue.write_behind(seq, offset, chunks),
+            Stream::User | Stream::Meta => self.queue.write(seq, offset, chunks),
+        }
         self.shared.counters.record(stream, pages - 1, header_pages);
         let head = self.head(stream);
         head.fresh = false;
