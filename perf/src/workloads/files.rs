@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, fadvise};
@@ -32,10 +33,19 @@ pub fn allocate(path: &Path) -> Result<()> {
 
 /// Runs mkfs.vexfs.
 pub fn make_image(mkfs: &Path, image: &Path, args: &[&str]) -> Result<()> {
-    let output =
-        vexfs_harness::command(mkfs).arg(image).args(args).output().context("cannot run mkfs.vexfs")?;
+    run("mkfs.vexfs", vexfs_harness::command(mkfs).arg(image).args(args))
+}
+
+/// Gives an image another size.
+pub fn resize_image(vexctl: &Path, image: &Path, bytes: u64) -> Result<()> {
+    let mut command = vexfs_harness::command(vexctl);
+    run("vexctl resize", command.arg("resize").arg(image).arg("--size").arg(bytes.to_string()))
+}
+
+fn run(name: &str, command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
-        bail!("mkfs.vexfs: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

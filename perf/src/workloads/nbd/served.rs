@@ -11,7 +11,7 @@ use crate::cgroup::{Group, Limit};
 use crate::contender::{Contender, Work};
 use crate::env::Env;
 use crate::server::Server;
-use crate::workloads::files::{allocate, make_file, make_image, path_text};
+use crate::workloads::files::{allocate, make_file, make_image, path_text, resize_image};
 use crate::workloads::fio;
 
 /// Where it runs, and over how much data.
@@ -28,6 +28,8 @@ pub enum Program {
     Ours {
         mkfs: PathBuf,
         blockd: PathBuf,
+        /// vexctl, if the image is to be twice as large as the volume.
+        resize: Option<PathBuf>,
         /// Of `serve`.
         settings: &'static [&'static str],
     },
@@ -88,9 +90,12 @@ impl Served {
         let text = path_text(&file)?;
         let owned = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<String>>();
         Ok(match &self.program {
-            Program::Ours { mkfs, blockd, settings } => {
+            Program::Ours { mkfs, blockd, resize, settings } => {
                 let size = format!("{}M", self.place.volume_bytes / MIB);
                 make_image(mkfs, &file, &["--raw", "--size", &size])?;
+                if let Some(vexctl) = resize {
+                    resize_image(vexctl, &file, 2 * self.place.volume_bytes)?;
+                }
                 allocate(&file)?;
                 let listen = format!("unix:{socket}");
                 let mut args = owned(&["serve", text, "--nbd", &listen, "--control", "none"]);
