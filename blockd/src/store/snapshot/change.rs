@@ -130,7 +130,7 @@ impl Maps {
                 let before = std::mem::replace(&mut self.raw_bytes, *raw_bytes);
                 let id = self.take_snapshot(name, *time_ns).inspect_err(|_| self.raw_bytes = before)?;
                 // On disk the snapshot appears and the way back goes in one.
-                self.snapshots.set_phase(Phase::Ends);
+                self.snapshots.set_phase(Phase::Ends { raw_bytes_before: before });
                 Ok(id)
             }
         }
@@ -153,7 +153,10 @@ impl Maps {
             // It keeps nothing from now on, and what it has kept is given back.
             Change::Create { .. } | Change::Received { .. } => {
                 snapshots.set_state(id, State::Deleting);
-                snapshots.set_phase(Phase::Receiving);
+                if let Some(Phase::Ends { raw_bytes_before }) = snapshots.rollback.map(|r| r.phase) {
+                    self.raw_bytes = raw_bytes_before;
+                    snapshots.set_phase(Phase::Receiving);
+                }
             }
             Change::Delete { .. } => {
                 snapshots.set_state(id, if durable { State::Deleting } else { State::Live });

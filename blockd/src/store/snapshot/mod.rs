@@ -173,7 +173,10 @@ pub enum Phase {
     /// The map goes back, portion by portion.
     Rolling,
     /// It is a state again once the next checkpoint, which has no rollback, is durable.
-    Ends,
+    Ends {
+        /// Size of a raw volume until then, in bytes, which it has again if that checkpoint cannot be written.
+        raw_bytes_before: u64,
+    },
 }
 
 /// All snapshots, oldest first.
@@ -259,7 +262,7 @@ impl Snapshots {
 
     /// Where a start from the next checkpoint has to go back to.
     pub fn rollback_at_start(&self) -> Option<GoingBack> {
-        let rollback = self.rollback.filter(|r| r.phase != Phase::Ends)?;
+        let rollback = self.rollback.filter(|r| !matches!(r.phase, Phase::Ends { .. }))?;
         Some(GoingBack { to: rollback.to.map_or(0, |id| id.0), keeps_size: rollback.keeps_size })
     }
 

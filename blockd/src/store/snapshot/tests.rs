@@ -200,6 +200,12 @@ impl World {
         Ok(())
     }
 
+    /// The same, with nothing in between.
+    fn change_to(&mut self, change: &Change, durable: bool) {
+        let id = self.maps.begin_change(change).expect("nothing is in the way");
+        self.maps.end_change(change, id, durable);
+    }
+
     fn create(&mut self) {
         self.names += 1;
         let name = format!("s{}", self.names);
@@ -491,4 +497,36 @@ fn a_snapshot_holds_what_was_replaced_and_nothing_twice() {
     assert_eq!(held(&world), Some((10, 12)));
     assert_eq!(world.maps.segments.data_live(), 10);
     assert_eq!(world.maps.base.lookup(100), Lookup::Unmapped);
+}
+
+/// The last checkpoint of a backup that is received has no room: the volume goes back to what it was, its size included.
+#[test]
+fn a_backup_whose_end_is_not_durable_leaves_the_size_as_it_was() {
+    let size = |pages: u64| pages * 4096;
+    for received_bytes in [size(500), size(2000)] {
+        let mut world = World::new(VolumeKind::Raw, 2);
+        world.maps.raw_bytes = size(1000);
+        let write = |world: &mut World, first, n: usize| {
+            world.record(0, vec![Entry::Write { first, crcs: vec![7; n] }]);
+        };
+        write(&mut world, 100, 10);
+        write(&mut world, 900, 20);
+        world.snapshots.push(("base".into(), world.committed.clone()));
+        world.change_to(&Change::Create { name: "base".into(), time_ns: 1 }, true);
+        let onto = world.maps.snapshots.find("base").map(|s| s.id);
+        world.change_to(&Change::Receive { onto }, true);
+        write(&mut world, 105, 10);
+        world.record(0, vec![Entry::Discard { first: 500, count: 500 }]);
+        let received = Change::Received { name: "new".into(), time_ns: 2, raw_bytes: received_bytes };
+        world.change_to(&received, false);
+        world.maps.snapshots.abandon_receive();
+        while world.maps.snapshots.has_work() {
+            assert_ne!(world.portion(), Portion::Idle);
+        }
+        assert_eq!(world.maps.raw_bytes, size(1000), "as before, and not the {received_bytes} received");
+        world.committed = world.snapshots[0].1.clone();
+        world.live = world.committed.clone();
+        world.check();
+        assert!(world.maps.snapshots.find("new").is_none());
+    }
 }
