@@ -1,5 +1,5 @@
-//! The leaves of the map that a record needs: they are read before it is built, so that one that cannot be read fails the requests
-//! that need it, and nothing else.
+//! The leaves of the map that a record needs: they are read when its jobs are taken in, and again when a snapshot is deleted while
+//! these wait, so that one that cannot be read fails the requests that need it, and nothing else.
 
 use super::Log;
 use super::job::{Job, Op};

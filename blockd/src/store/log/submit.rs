@@ -87,7 +87,30 @@ impl Log {
             self.shared.counters.no_space.inc();
             (job.done)(Err(IoError::NoSpace));
         }
-        // What was refused changes neither the session nor the count of commits.
+        self.forget_refused();
+    }
+
+    /// A snapshot keeps nothing more: what waiting jobs replace may have to be kept by an older one, whose leaves were not asked for
+    /// when they were taken in. Those that need one that cannot be read are refused.
+    pub(in crate::store) fn check_waiting(&mut self) {
+        let waiting = self.user.len();
+        for job in std::mem::take(&mut self.user) {
+            match self.load_leaves_of(&job) {
+                Ok(()) => self.user.push_back(job),
+                Err(e) => {
+                    let pages: u64 = job.ops.iter().map(Op::pages).sum();
+                    self.pending_pages = self.pending_pages.saturating_sub(pages);
+                    (job.done)(Err(e));
+                }
+            }
+        }
+        if self.user.len() < waiting {
+            self.forget_refused();
+        }
+    }
+
+    /// What was refused changes neither the session nor the count of commits, and does not wait.
+    fn forget_refused(&mut self) {
         self.given_epoch = self.built_epoch + self.user.iter().filter(|job| job.commit).count() as u64;
         let given = self.user.iter().rev().find_map(|job| job.session.clone());
         self.session = given.unwrap_or_else(|| self.record_session());

@@ -2,9 +2,9 @@
 //! in between, and is told of when that checkpoint is durable. So the log needs no records of snapshots: a start finds
 //! the change in its checkpoint, or it finds the checkpoint before.
 
-use super::SnapshotId;
 use super::change::{Change, SnapshotError};
 use super::portion::Portion;
+use super::{SnapshotId, State};
 use crate::device::IoError;
 use crate::store::log::Log;
 use crate::store::space::Taker;
@@ -20,6 +20,8 @@ const DIRTY_MAX: usize = 4096;
 pub(in crate::store) struct Changes {
     waiting: Vec<(Change, ChangeDone)>,
     under_way: Vec<(Change, SnapshotId, ChangeDone)>,
+    /// Records up to this one were built while a snapshot that is being deleted still kept what they replace.
+    built_upto: u64,
 }
 
 impl Changes {
@@ -38,7 +40,7 @@ impl Changes {
 pub enum Progress {
     /// As of the map.
     Map(Portion),
-    /// A checkpoint must come first: there is not enough room for what has changed, or too much of it.
+    /// A checkpoint must come first: there is not enough room for what has changed, or too much of it; or records are to be applied.
     Checkpoint,
 }
 
@@ -80,6 +82,15 @@ impl Log {
                 maps.end_change(change, *id, result.is_ok());
             }
         }
+        let deletes = |change: &Change| match change {
+            Change::Delete { .. } => result.is_ok(),
+            Change::Create { .. } | Change::Received { .. } => result.is_err(),
+            Change::Rollback { .. } | Change::Receive { .. } => false,
+        };
+        if under_way.iter().any(|(change, _, _)| deletes(change)) {
+            self.changes.built_upto = self.next_seq - 1;
+            self.check_waiting();
+        }
         for (_, id, done) in under_way {
             done(result.clone().map(|()| id).map_err(SnapshotError::from));
         }
@@ -95,6 +106,11 @@ impl Log {
         let mut maps = self.shared.maps.write();
         if !maps.snapshots.has_work() {
             return Progress::Map(Portion::Idle);
+        }
+        // Else what records not applied yet replace would have to be kept by an older one, whose leaves nobody asked for.
+        let newest_goes = maps.snapshots.all().last().is_some_and(|s| s.state == State::Deleting);
+        if newest_goes && self.applied_seq < self.changes.built_upto {
+            return Progress::Checkpoint;
         }
         // What portions change is no record's: nobody else asks whether a checkpoint can still be written.
         let keep = self.shared.keep_segments(&maps, Taker::Cleaner);

@@ -4,8 +4,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use rand::Rng;
+
 use super::bad_leaves::{check, leaves, open};
-use super::driver::Driver;
+use super::driver::{Driver, Ticket};
 use super::snapshots::{CLIENT, IMAGE_BYTES, Run, set};
 use super::{content, for_seeds};
 use crate::device::{IoError, VolumeKind};
@@ -354,4 +356,67 @@ fn a_deletion_that_cannot_end_tells_why_and_what_to_do() {
     assert_eq!((list.deleting, list.stuck.len()), (0, 0), "{list:?}");
     assert!(list.lost_bytes > 0, "{list:?}");
     volume.shutdown().expect("it ends");
+}
+
+/// Of a raw volume; nothing ever stood there.
+const UNUSED_PAGE: u64 = 5000;
+
+/// Deletes a snapshot that has nothing, and so many turns later writes some pages that a bad leaf has.
+fn write_during_deletion(run: &mut Run, bad: &Bad, damaged: Vec<u8>, turns: usize) -> Vec<Ticket> {
+    run.go_on(SimStorage::new(damaged, bad.byte));
+    let concerned: Vec<u64> = run.places.iter().copied().filter(|page| bad.range.contains(page)).collect();
+    let name = create_snapshot(run);
+    let deleted = run.driver.change(Change::Delete { name });
+    for _ in 0..turns {
+        // What comes next waits for its record, and it replaces nothing.
+        run.driver.zero(CLIENT, UNUSED_PAGE << 12, 4096, false);
+        run.driver.turn(false);
+    }
+    let mut tickets = Vec::new();
+    for step in 0..60 {
+        if step % 30 == 0 {
+            let (page, tag) = (concerned[run.rng.random_range(0..concerned.len())], run.new_tag());
+            tickets.push(run.driver.write(CLIENT, page << 12, &content(page, tag), false));
+        }
+        match run.rng.random_range(0..5) {
+            0 | 1 => _ = run.driver.turn(false),
+            2 => _ = run.driver.zero(CLIENT, UNUSED_PAGE << 12, 4096, false),
+            _ if run.driver.round() == Round::Checkpoint => _ = run.driver.checkpoint(),
+            _ => {}
+        }
+    }
+    run.driver.settle();
+    deleted.lock().clone().expect("it is finished").expect("a snapshot can be deleted");
+    tickets
+}
+
+/// Writes wait, or are under way, while the snapshot goes that would have kept what they replace: now an older one has to, and its
+/// leaf is bad. They fail; the store goes on.
+#[test]
+fn a_deletion_that_ends_while_writes_wait_fails_those_that_need_a_bad_leaf() {
+    let totals = Mutex::new((0, 0));
+    for_seeds(8, |seed| {
+        let (mut run, image, found) = image_of(VolumeKind::Raw, seed);
+        let newest = run.driver.store().maps.read().snapshots.all().last().map(|s| s.map_id());
+        for bad in found.iter().filter(|bad| Some(bad.leaf.map) == newest) {
+            for turns in 0..40 {
+                let tickets = write_during_deletion(&mut run, bad, bad.damage(&image), turns);
+                let mut totals = totals.lock().expect("no other thread");
+                for ticket in tickets {
+                    match Driver::outcome(&ticket) {
+                        Ok(()) => totals.0 += 1,
+                        Err(IoError::Io(why)) if why.contains("map leaf") => totals.1 += 1,
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+                finish_deletions(&mut run);
+                let flush = run.driver.flush();
+                run.driver.settle();
+                Driver::outcome(&flush).expect("the store goes on");
+                run.go_on(SimStorage::new(run.driver.disk.image_after(Crash::PowerCut), seed));
+            }
+        }
+    });
+    let (done, refused) = totals.into_inner().expect("no other thread");
+    assert!(done > 50 && refused > 20, "{done} done, {refused} refused");
 }
