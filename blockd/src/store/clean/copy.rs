@@ -29,22 +29,24 @@ struct Live {
     crc: u32,
 }
 
-/// The live pages of a segment. One that has none, or that cannot be read, is not chosen again.
+/// The live pages of a segment. One that cannot be read is not chosen again.
 pub(crate) fn copies_of(shared: &Shared, segment: u32) -> Vec<Copies> {
-    let use_seq = |maps: &Maps| maps.segments.get(segment).map(|s| s.use_seq);
-    let before = use_seq(&shared.maps.read());
+    let state = |maps: &Maps| maps.segments.get(segment).map(|s| (s.use_seq, s.used_pages));
+    let before = state(&shared.maps.read());
     let found = read_live(shared, segment);
     if matches!(&found, Ok(jobs) if !jobs.is_empty()) {
         return found.unwrap_or_default();
     }
     let mut maps = shared.maps.write();
-    // Emptied and used again meanwhile: nothing is wrong with it.
-    if use_seq(&maps) == before {
-        if let Err(why) = found {
-            tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
+    // Emptied and used again meanwhile, or written on: nothing is wrong with it.
+    if state(&maps) == before {
+        match found {
+            Ok(_) => maps.segments.bury(segment),
+            Err(why) => {
+                tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
+                maps.segments.mark_damaged(segment);
+            }
         }
-        // All died meanwhile, or (a hostile image) the count never was true.
-        maps.segments.mark_damaged(segment);
     }
     Vec::new()
 }

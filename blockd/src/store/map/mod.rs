@@ -160,7 +160,7 @@ impl Maps {
     }
 
     /// Pages of the log that count as used though nothing refers to them: of leaves that a deletion could not read. What is on
-    /// the backing is counted, so it outlasts restarts.
+    /// the backing is counted, so it outlasts restarts, until the cleaner finds them.
     pub fn lost_pages(&self) -> u64 {
         let held: u64 = self.snapshots.all().iter().map(|s| s.held_pages).sum();
         let mapped = self.base.page_count() + self.overlay.page_count() + held;

@@ -357,6 +357,19 @@ impl SegmentTable {
         }
     }
 
+    /// All records applied to the segment were read, and no map refers to any of their pages: nor will one ever, since only a
+    /// record that stands in it makes a map do so. Pages that it counts all the same (of a deleted snapshot whose leaf could not be read; or
+    /// a hostile image never had them) are given back. Else it is never cleaned.
+    pub fn bury(&mut self, segment: u32) {
+        let Some(s) = self.segments.get_mut(segment as usize) else { return };
+        let lost = std::mem::take(&mut s.live_base);
+        s.damaged = s.live_open > 0;
+        if lost > 0 {
+            self.data_live = self.data_live.saturating_sub(u64::from(lost));
+            self.page_died(segment);
+        }
+    }
+
     /// Pages up to `used_pages` are filled.
     pub fn wrote(&mut self, segment: u32, used_pages: u32) {
         if let Some(s) = self.segments.get_mut(segment as usize) {

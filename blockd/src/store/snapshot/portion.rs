@@ -189,8 +189,9 @@ impl Maps {
         // At most so many of them were pages.
         snapshot.held_pages = snapshot.held_pages.saturating_sub(entries);
         tracing::error!(
-            "snapshot {:?} is deleted, and up to {entries} pages of 4 KiB that only it had stay in use: {why}; vexctl snapshot list \
-             tells how many are lost, a copy of the volume in a new image has them back",
+            "snapshot {:?} is deleted, and up to {entries} pages of 4 KiB that only it had stay in use: {why}; the cleaner gives them \
+             back when it comes to their segments, a copy of the volume in a new image has none of them; vexctl snapshot list tells how many \
+             are left",
             snapshot.name
         );
     }

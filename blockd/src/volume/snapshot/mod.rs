@@ -76,7 +76,8 @@ pub struct SnapshotList {
     /// Why deletions cannot end for now: leaves of the map that cannot be read and that older snapshots may need.
     #[serde(default)]
     pub stuck: Vec<String>,
-    /// Bytes in use that nothing refers to, since what deleted snapshots had could not be read.
+    /// Bytes in use that nothing refers to, since what deleted snapshots had could not be read. The cleaner gives them back when it
+    /// has moved out what else is in their segments, which until then are as good as full.
     #[serde(default)]
     pub lost_bytes: u64,
 }

@@ -79,7 +79,7 @@ fn table(list: &SnapshotList) -> String {
     }
     if list.lost_bytes > 0 {
         out += &format!(
-            "{} are in use and of no use: of deleted snapshots, by a leaf of the map that could not be read\n",
+            "{} are in use and of no use until the cleaner finds them: of deleted snapshots, by a leaf of the map that could not be read\n",
             HumanBytes(list.lost_bytes)
         );
     }
