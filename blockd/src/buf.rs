@@ -14,17 +14,16 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 /// Alignment of every buffer, in bytes.
 pub const ALIGN: usize = 4096;
 
-/// Buffers of 4 KiB, 8 KiB, ... 512 KiB and 2 MiB are recycled: new memory costs a page fault and a zeroing a page.
-const CLASSES: usize = 9;
-/// Larger ones are made of huge pages where the system has them: to a disk such a buffer is one piece of memory, not hundreds,
-/// which fill up the queue of a virtio disk (256 pieces) for all others.
+/// Buffers of 4 KiB, 8 KiB, ... 2 MiB are recycled: new memory costs a page fault and a zeroing a page.
+const CLASSES: usize = 10;
+/// The largest, and those beyond, are made of huge pages where the system has them.
 const HUGE: usize = 2 << 20;
 /// Bytes of each class that a thread keeps, twice at most; as much moves to or from the shared store at once.
 const THREAD_BYTES: usize = 128 << 10;
 /// Bytes of each class that the shared store keeps. Buffers too large for a thread's are in the shared one only,
 const SHARED_BYTES: usize = 2 << 20;
-/// and so many of the largest: what the cleaner has under way.
-const SHARED_HUGE: usize = 4;
+/// and so many of the largest: new ones are zeroed whole by the kernel. The cleaner has four under way, clients of large requests more.
+const SHARED_HUGE: usize = 16;
 
 /// An owned byte buffer aligned to [`ALIGN`]; any length.
 pub struct AlignedBuf {
@@ -55,6 +54,12 @@ impl AlignedBuf {
             Some(ptr) => AlignedBuf { ptr, len },
             None => Self::allocate(len),
         }
+    }
+
+    /// As [`AlignedBuf::recycled`], at least `len` bytes long and of huge pages, where the system has them: to a disk it is one piece
+    /// of memory, not hundreds, which fill up the queue of a virtio disk (256 pieces) for all others.
+    pub fn in_one_piece(len: usize) -> Self {
+        Self::recycled(len.max(HUGE))
     }
 
     fn allocate(len: usize) -> Self {
@@ -133,11 +138,11 @@ fn map_huge(bytes: usize) -> *mut u8 {
 
 fn class_of(len: usize) -> Option<usize> {
     let class = len.div_ceil(ALIGN).next_power_of_two().trailing_zeros() as usize;
-    (len > 0 && len <= HUGE).then_some(class.min(CLASSES - 1))
+    (len > 0 && class < CLASSES).then_some(class)
 }
 
 fn class_bytes(class: usize) -> usize {
-    if class == CLASSES - 1 { HUGE } else { ALIGN << class }
+    ALIGN << class
 }
 
 /// Most buffers of a class in a store of so many bytes.

@@ -39,9 +39,7 @@ fn enter(ring: &IoUring, want: usize) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
                 // Completions must be taken first (EBUSY), or memory is short for a moment (EAGAIN).
-                if want > 0 {
-                    std::thread::yield_now();
-                }
+                std::thread::yield_now();
                 return;
             }
             Err(e) => {

@@ -68,10 +68,11 @@ impl Writer {
             pages += request.weight();
             self.inbox.push(request);
         }
-        if self.synchronous && pages < APART_PAGES {
-            completion::scope(|| self.drive());
-        } else {
-            self.inbox.wake_if_due();
+        match self.synchronous {
+            true if pages < APART_PAGES => completion::scope(|| self.drive()),
+            // Others drive the log too, so how much is worth waking its thread, as it last said, need not hold any more.
+            true => self.inbox.call(),
+            false => self.inbox.wake_if_due(),
         }
     }
 

@@ -28,13 +28,14 @@ impl Ahead {
         (!jobs.is_empty()).then_some(Ahead { segment, use_seq, urgent: asked.urgent, jobs })
     }
 
-    /// Now that a segment is to be emptied: this one with its copies, if it could still be chosen. (Pages that died since are copied
-    /// in vain.)
+    /// Now that a segment is to be emptied: this one with its copies, if it could still be chosen. Pages that died since are copied
+    /// in vain, so there are few of them.
     pub(super) fn take(self, shared: &Shared, urgent: bool) -> Option<(u32, Vec<Copies>)> {
         let maps = shared.maps.read();
         let info = maps.segments.get(self.segment)?;
         let same = info.state == State::Closed && info.use_seq == self.use_seq && info.live() > 0;
-        let fits = u64::from(info.live()) <= shared.cold_room_pages(&maps);
+        let pages = self.jobs.iter().map(Vec::len).sum::<usize>() as u64;
+        let fits = pages <= shared.cold_room_pages(&maps) && pages <= u64::from(info.live()) / 8 * 9 + 8;
         (same && fits && urgent == self.urgent).then_some((self.segment, self.jobs))
     }
 }

@@ -57,12 +57,13 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     let Some(info) = shared.maps.read().segments.get(segment).copied() else {
         return Err("it does not exist".into());
     };
-    let mut bytes = AlignedBuf::recycled(info.used_pages as usize * PAGE);
+    let mut buf = AlignedBuf::in_one_piece(info.used_pages as usize * PAGE);
+    let bytes = &mut buf[..info.used_pages as usize * PAGE];
     let start = shared.geometry.segment_byte(segment);
     for (piece, at) in bytes.chunks_mut(PIECE_BYTES).zip((start..).step_by(PIECE_BYTES)) {
         shared.storage.read_exact(at, piece).map_err(|e| e.to_string())?;
     }
-    let mut live = find_live(shared, segment, info.use_seq, &bytes)?;
+    let mut live = find_live(shared, segment, info.use_seq, bytes)?;
     for l in &live {
         let at = usize::from(l.loc.offset) * PAGE;
         let found = page_crc(l.page, &bytes[at..at + PAGE]);
@@ -76,12 +77,12 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     }
     // In the order of their addresses, so that what belongs together stands together.
     live.sort_unstable_by_key(|l| l.page);
-    Ok(live.chunks(COPY_PAGES as usize).map(|part| gathered(part, &bytes)).collect())
+    Ok(live.chunks(COPY_PAGES as usize).map(|part| gathered(part, bytes)).collect())
 }
 
 /// Relocations of some live pages of a segment, copied together: the disk is given one piece of memory.
 fn gathered(live: &[Live], segment: &[u8]) -> Copies {
-    let mut buf = AlignedBuf::recycled(live.len() * PAGE);
+    let mut buf = AlignedBuf::in_one_piece(live.len() * PAGE);
     for (l, copy) in live.iter().zip(buf.chunks_exact_mut(PAGE)) {
         let at = usize::from(l.loc.offset) * PAGE;
         copy.copy_from_slice(&segment[at..at + PAGE]);

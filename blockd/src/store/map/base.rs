@@ -269,9 +269,6 @@ impl BaseMap {
         if self.is_loaded() {
             return;
         }
-        if self.is_loaded() {
-            return;
-        }
         let start = self.key_of(first).unwrap_or(first);
         let end = first.saturating_add(count);
         let unloaded = |slot: &Slot| matches!(slot, Slot::Unloaded { .. });
