@@ -40,8 +40,11 @@ pub(crate) fn copies_of(shared: &Shared, segment: u32) -> Vec<Copies> {
     let mut maps = shared.maps.write();
     // Emptied and used again meanwhile, or written on: nothing is wrong with it.
     if state(&maps) == before {
+        // No more than the whole store counts too much.
+        let lost = maps.segments.get(segment).map_or(0, |s| u64::from(s.live_base));
         match found {
-            Ok(_) => maps.segments.bury(segment),
+            Ok(_) if lost <= maps.lost_pages() => maps.segments.bury(segment),
+            Ok(_) => maps.segments.mark_damaged(segment),
             Err(why) => {
                 tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
                 maps.segments.mark_damaged(segment);
