@@ -104,6 +104,10 @@ pub fn split<'a>(buf: &'a mut [u8], parts: &[ReadPart]) -> Vec<Read<'a>> {
     reads
 }
 
+/// What is large and nobody waits for is read and written in such pieces, one after the other: a disk serves requests in about
+/// their order, and a small one that somebody waits for would wait for a large one before it.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
 /// A shared piece of a buffer, kept alive until its write completed.
 #[derive(Clone, Debug)]
 pub struct Chunk {
@@ -127,13 +131,11 @@ impl Chunk {
         &self.buf[self.start..self.start + self.len]
     }
 
-    /// Takes the bytes in that follow it in its buffer; gives back what does not.
-    pub fn join(&mut self, next: Chunk) -> Option<Chunk> {
-        if Arc::ptr_eq(&self.buf, &next.buf) && self.start + self.len == next.start {
-            self.len += next.len;
-            return None;
-        }
-        Some(next)
+    /// Takes in what follows it in its buffer; false if `next` is not that.
+    pub fn join(&mut self, next: &Chunk) -> bool {
+        let joins = Arc::ptr_eq(&self.buf, &next.buf) && self.start + self.len == next.start;
+        self.len += if joins { next.len } else { 0 };
+        joins
     }
 }
 

@@ -13,7 +13,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::plain::{IOVECS_MAX, read_rest, write_chunks};
-use super::{Chunk, Completion, Read, ScatteredRead, Waiter, Waker, WriteQueue};
+use super::{Chunk, Completion, PIECE_BYTES, Read, ScatteredRead, Waiter, Waker, WriteQueue};
 
 /// Entries of a ring for reads; larger batches go in parts.
 const READ_ENTRIES: u32 = 64;
@@ -21,9 +21,6 @@ const READ_ENTRIES: u32 = 64;
 const WRITE_ENTRIES: u32 = 64;
 /// Reads that go on are waited for until about so many bytes are there: fewer system calls for small ones.
 const READ_WAIT_BYTES: usize = 64 << 10;
-/// Larger writes that nobody waits for go to the kernel in pieces, one after the other: a disk serves requests in about their
-/// order, and a small write that somebody waits for would wait for a large one before it.
-const PIECE_BYTES: usize = 256 << 10;
 /// `user_data` of the poll on the wake descriptor.
 const WAKE: u64 = u64::MAX;
 
@@ -272,6 +269,10 @@ struct Slot {
 }
 
 impl Slot {
+    fn new(token: u64, offset: u64, chunks: Vec<Chunk>, piece_bytes: usize) -> Self {
+        Slot { token, offset, chunks, piece_bytes, written: 0, iovecs: Vec::new() }
+    }
+
     /// The request for the next piece of a write. It points into this slot, which must stay until its completion.
     fn next_piece(&mut self, file: &File) -> io_uring::squeue::Entry {
         self.iovecs.clear();
@@ -410,7 +411,7 @@ impl RingQueue {
             self.done.push(Completion { token, result });
             return;
         }
-        let index = self.slot(Slot { token, offset, chunks, piece_bytes, written: 0, iovecs: Vec::new() });
+        let index = self.slot(Slot::new(token, offset, chunks, piece_bytes));
         let Some(slot) = &mut self.slots[index] else { unreachable!("filled on the line above") };
         let entry = slot.next_piece(&self.file).user_data(index as u64);
         self.push(&entry);
@@ -436,14 +437,7 @@ impl WriteQueue for RingQueue {
             self.done.push(Completion { token, result: self.file.sync_data() });
             return;
         }
-        let index = self.slot(Slot {
-            token,
-            offset: 0,
-            chunks: Vec::new(),
-            piece_bytes: 0,
-            written: 0,
-            iovecs: Vec::new(),
-        });
+        let index = self.slot(Slot::new(token, 0, Vec::new(), 0));
         let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
             .build()
@@ -610,7 +604,7 @@ mod tests {
         let file = Arc::new(tempfile::tempfile().expect("a file"));
         let mut queue = RingQueue::new(Arc::clone(&file)).expect("a ring");
         queue.set_inline(false);
-        // Of two buffers by turns, so that pieces end within chunks and chunks within pieces.
+        // Pieces end within chunks, and chunks within pieces.
         let bytes: Vec<u8> = (0..PIECE_BYTES * 3).map(|i| (i / 509 % 251) as u8).collect();
         let buf = Arc::new(AlignedBuf::from_slice(&bytes));
         let ends = [0, PAGE, PIECE_BYTES - PAGE, PIECE_BYTES * 2 + PAGE, PIECE_BYTES * 3 - 100];

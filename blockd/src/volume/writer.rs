@@ -3,8 +3,8 @@
 //! - A request that comes alone, while the log is idle, is carried out by the thread that brings it.
 //! - On an engine that writes synchronously the threads that bring requests carry out theirs and those that came
 //!   meanwhile (flat combining).
-//! - Otherwise, and for whatever takes long (much data at once, checkpoints, waiting for space), the log's thread does it. While records are
-//!   in flight it lets requests gather, so that they share a record.
+//! - Otherwise, and for whatever takes long (much data at once, checkpoints, waiting for space), the log's thread does it.
+//!   While records are in flight it lets requests gather, so that they share a record.
 //!
 //! A request is never lost between two drivers: who finds the log taken leaves its request in the [`Inbox`], into
 //! which every driver looks after it has let the log go.

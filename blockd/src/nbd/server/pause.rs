@@ -133,27 +133,6 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Reads; where bytes are expected soon, awake.
-    fn read_soon(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if !self.polling.is_learning() {
-            return self.uninterrupted(|mut stream| stream.read(out));
-        }
-        let begun = Instant::now();
-        if let Some(max) = self.polling.wait_max() {
-            while !self.pause.is_wanted() {
-                match rustix::net::recv(self.stream, &mut *out, RecvFlags::DONTWAIT) {
-                    Ok((n, _)) => return Ok(n),
-                    Err(Errno::AGAIN | Errno::INTR) if begun.elapsed() < max => std::thread::yield_now(),
-                    // The read that waits tells what else is wrong.
-                    Err(_) => break,
-                }
-            }
-        }
-        let n = self.uninterrupted(|mut stream| stream.read(out))?;
-        self.polling.waited(begun.elapsed());
-        Ok(n)
-    }
-
     /// Waits for bytes, but not for long.
     fn wait_for_more(&self) -> io::Result<()> {
         let until = Instant::now() + self.stalled_max;
@@ -182,8 +161,25 @@ impl Drop for Source<'_> {
 }
 
 impl Read for Source<'_> {
+    /// Reads; where bytes are expected soon, awake.
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.read_soon(out)
+        if !self.polling.is_learning() {
+            return self.uninterrupted(|mut stream| stream.read(out));
+        }
+        let begun = Instant::now();
+        if let Some(max) = self.polling.wait_max() {
+            while !self.pause.is_wanted() {
+                match rustix::net::recv(self.stream, &mut *out, RecvFlags::DONTWAIT) {
+                    Ok((n, _)) => return Ok(n),
+                    Err(Errno::AGAIN | Errno::INTR) if begun.elapsed() < max => std::thread::yield_now(),
+                    // The read that waits tells what else is wrong.
+                    Err(_) => break,
+                }
+            }
+        }
+        let n = self.uninterrupted(|mut stream| stream.read(out))?;
+        self.polling.waited(begun.elapsed());
+        Ok(n)
     }
 
     fn read_vectored(&mut self, out: &mut [IoSliceMut<'_>]) -> io::Result<usize> {

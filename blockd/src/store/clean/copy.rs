@@ -1,23 +1,18 @@
 //! Reading the live pages of a segment, ready to be given to the log as relocations.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use layout::addr::PAGE;
+use parking_lot::RwLockReadGuard;
 
 use crate::buf::AlignedBuf;
+use crate::storage::PIECE_BYTES;
 use crate::store::Shared;
-use crate::store::format::record::{Entry, Record};
+use crate::store::format::record::Record;
 use crate::store::format::{Loc, page_crc};
 use crate::store::log::Op;
 use crate::store::map::Maps;
 use crate::store::space::COPY_PAGES;
-
-/// Pages looked up under one lock of the map, for which the log and readers wait.
-const LOOKUPS_MAX: usize = 64;
-
-/// A segment is read in pieces: what others read and write meanwhile does not wait for all of it.
-const PIECE_BYTES: usize = 256 << 10;
 
 /// Relocations that belong together.
 pub(crate) type Copies = Vec<Op>;
@@ -111,50 +106,25 @@ fn find_live(shared: &Shared, segment: u32, use_seq: u64, bytes: &[u8]) -> Resul
         if record.use_seq != use_seq || record.at != (Loc { segment, offset: at as u16 }) {
             return Err(format!("page {at}: a record of another place or use"));
         }
-        let written = pages_of(&record);
-        if at + written.len() >= bytes.len() / PAGE {
+        let pages = record.page_count() as usize;
+        if at + pages >= bytes.len() / PAGE {
             return Err(format!("page {at}: the record is longer than its segment"));
         }
-        for (part, first) in written.chunks(LOOKUPS_MAX).zip((at..).step_by(LOOKUPS_MAX)) {
-            let pages = (first + 1..).zip(part);
-            let pages = pages.map(|(offset, &(page, crc))| Live {
-                page,
-                loc: Loc { segment, offset: offset as u16 },
-                crc,
-            });
-            live_of(shared, pages.collect(), &mut live)?;
+        let mut maps = shared.maps.read();
+        for (offset, (page, crc)) in (at + 1..).zip(record.data_pages()) {
+            // The log's thread need not wait for all of them.
+            RwLockReadGuard::bump(&mut maps);
+            let loc = Loc { segment, offset: offset as u16 };
+            let found = loop {
+                match maps.mapped_there(page, loc) {
+                    Ok(found) => break found,
+                    Err(leaf) => RwLockReadGuard::unlocked(&mut maps, || shared.load(leaf))
+                        .map_err(|e| e.to_string())?,
+                }
+            };
+            live.extend(found.map(|_| Live { page, loc, crc }));
         }
-        at += 1 + record.page_count() as usize;
+        at += 1 + pages;
     }
     Ok(live)
-}
-
-/// The pages that stand behind a record, and their crcs.
-fn pages_of(record: &Record) -> Vec<(u64, u32)> {
-    let mut pages = Vec::with_capacity(record.page_count() as usize);
-    for entry in &record.entries {
-        match entry {
-            Entry::Write { first, crcs } => pages.extend((*first..).zip(crcs.iter().copied())),
-            Entry::Relocate { page, crc, .. } => pages.push((*page, *crc)),
-            Entry::Discard { .. } => {}
-        }
-    }
-    pages
-}
-
-/// Adds those of some pages that are alive.
-fn live_of(shared: &Shared, mut pages: VecDeque<Live>, live: &mut Vec<Live>) -> Result<(), String> {
-    loop {
-        let missing = {
-            let maps = shared.maps.read();
-            loop {
-                let Some(next) = pages.front() else { return Ok(()) };
-                match maps.mapped_there(next.page, next.loc) {
-                    Ok(found) => live.extend(pages.pop_front().filter(|_| found.is_some())),
-                    Err(leaf) => break leaf,
-                }
-            }
-        };
-        shared.load(missing).map_err(|e| e.to_string())?;
-    }
 }

@@ -409,6 +409,18 @@ impl Record {
         self.entries.iter().map(Entry::pages).sum()
     }
 
+    /// The data pages in the order in which they stand behind the header: device page, crc.
+    pub fn data_pages(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.entries.iter().flat_map(|entry| {
+            let (first, crcs): (u64, &[u32]) = match entry {
+                Entry::Write { first, crcs } => (*first, crcs),
+                Entry::Relocate { page, crc, .. } => (*page, std::slice::from_ref(crc)),
+                Entry::Discard { .. } => (0, &[]),
+            };
+            (first..).zip(crcs.iter().copied())
+        })
+    }
+
     /// Fills the header page.
     ///
     /// # Panics

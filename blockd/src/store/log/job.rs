@@ -171,10 +171,8 @@ pub(super) fn fill(
 fn push_chunk(chunks: &mut Vec<Chunk>, buf: &Arc<AlignedBuf>, from: usize, to: usize) {
     if to > from {
         let chunk = Chunk::new(Arc::clone(buf), from * PAGE, (to - from) * PAGE);
-        let rest = match chunks.last_mut() {
-            Some(last) => last.join(chunk),
-            None => Some(chunk),
-        };
-        chunks.extend(rest);
+        if !chunks.last_mut().is_some_and(|last| last.join(&chunk)) {
+            chunks.push(chunk);
+        }
     }
 }

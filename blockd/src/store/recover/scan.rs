@@ -182,15 +182,9 @@ fn parse(
 
 /// The first data page whose crc is wrong: its device page, the crc expected and found.
 fn bad_data(record: &Record, data: &[u8]) -> Option<(u64, u32, u32)> {
-    use crate::store::format::record::Entry;
     let mut pages = data.chunks_exact(PAGE);
-    let mut test = |page: u64, expected: u32| {
+    record.data_pages().find_map(|(page, expected)| {
         let found = pages.next().map(|bytes| page_crc(page, bytes));
         (found != Some(expected)).then_some((page, expected, found.unwrap_or(0)))
-    };
-    record.entries.iter().find_map(|entry| match entry {
-        Entry::Write { first, crcs } => (*first..).zip(crcs).find_map(|(page, &crc)| test(page, crc)),
-        Entry::Discard { .. } => None,
-        Entry::Relocate { page, crc, .. } => test(*page, *crc),
     })
 }

@@ -10,7 +10,7 @@ use super::{CHUNK_PAGES, Damaged, Finding, Scrub, holds_records, read_again};
 use crate::store::Shared;
 use crate::store::format::checkpoint::MapId;
 use crate::store::format::leaf::NOWHERE;
-use crate::store::format::record::{Entry, Record};
+use crate::store::format::record::Record;
 use crate::store::format::{Loc, Mapping, page_crc};
 use crate::store::map::Lookup;
 use crate::store::map::base::BaseMap;
@@ -73,7 +73,7 @@ impl Scrub<'_, '_> {
                     // The next piece begins with it.
                     break;
                 }
-                for (i, (page, crc)) in pages_of(&record).enumerate() {
+                for (i, (page, crc)) in record.data_pages().enumerate() {
                     let at_in_buf = done + 1 + i;
                     let bytes = &self.buf[at_in_buf * PAGE..(at_in_buf + 1) * PAGE];
                     self.report.data_pages += 1;
@@ -149,18 +149,6 @@ impl Scrub<'_, '_> {
         }
         ControlFlow::Continue(())
     }
-}
-
-/// The data pages of a record in the order in which they stand behind it: device page, crc.
-fn pages_of(record: &Record) -> impl Iterator<Item = (u64, u32)> {
-    record.entries.iter().flat_map(|entry| {
-        let (first, crcs): (u64, &[u32]) = match entry {
-            Entry::Write { first, crcs } => (*first, crcs),
-            Entry::Relocate { page, crc, .. } => (*page, std::slice::from_ref(crc)),
-            Entry::Discard { .. } => (0, &[]),
-        };
-        (first..).zip(crcs.iter().copied())
-    })
 }
 
 /// The crc that the map has for a page if it stands at `at`, in whichever layer.

@@ -140,8 +140,7 @@ impl<'a> Stable<'a> {
     fn new(env: &'a Env, shapes: &'static [Shape], place: Place) -> Result<Self, String> {
         env.tool("fio")?;
         let mut stable = Stable { env, shapes, place, contenders: Vec::new(), missing: Vec::new() };
-        let (mkfs, blockd) = (env.program("mkfs.vexfs")?, env.program("vexfs-blockd")?);
-        stable.add(OURS, Program::Ours { mkfs, blockd, resize: None, settings: &[] });
+        stable.ours(OURS, false, &[])?;
         Ok(stable)
     }
 
@@ -149,18 +148,16 @@ impl<'a> Stable<'a> {
         self.contenders.push(Box::new(Served::new(name, program, self.place.clone(), self.shapes)));
     }
 
-    fn ours_cached(&mut self) -> Result<(), String> {
+    /// Adds ours, with settings of `serve`, and in an image of twice the volume's size if it is to be `roomy`.
+    fn ours(
+        &mut self,
+        name: &'static str,
+        roomy: bool,
+        settings: &'static [&'static str],
+    ) -> Result<(), String> {
         let (mkfs, blockd) = (self.env.program("mkfs.vexfs")?, self.env.program("vexfs-blockd")?);
-        let settings = &["--cache", "writeback"];
-        self.add(OURS_CACHED, Program::Ours { mkfs, blockd, resize: None, settings });
-        Ok(())
-    }
-
-    /// With room for a log: judged by no bar.
-    fn ours_roomy(&mut self) -> Result<(), String> {
-        let (mkfs, blockd) = (self.env.program("mkfs.vexfs")?, self.env.program("vexfs-blockd")?);
-        let resize = Some(self.env.program("vexctl")?);
-        self.add(OURS_ROOMY, Program::Ours { mkfs, blockd, resize, settings: &[] });
+        let resize = if roomy { Some(self.env.program("vexctl")?) } else { None };
+        self.add(name, Program::Ours { mkfs, blockd, resize, settings });
         Ok(())
     }
 
@@ -190,7 +187,7 @@ impl<'a> Stable<'a> {
 pub fn prepare(env: &Env) -> Prepared {
     let place = Place { directory: env.scratch().to_path_buf(), volume_bytes: VOLUME_MIB * MIB, limit: None };
     let mut stable = Stable::new(env, &SHAPES, place)?;
-    stable.ours_cached()?;
+    stable.ours(OURS_CACHED, false, &["--cache", "writeback"])?;
     stable.nbdkit(NBDKIT_UNCACHED, &["cache=none", "fadvise=random"]);
     stable.nbdkit(NBDKIT, &[]);
     stable.qemu(QEMU, false);
@@ -244,7 +241,8 @@ pub fn prepare_small_ram(env: &Env) -> Prepared {
     let place =
         Place { directory: env.scratch().to_path_buf(), volume_bytes: SMALL_RAM_VOLUME_MIB * MIB, limit };
     let mut stable = Stable::new(env, &SMALL_RAM_SHAPES, place)?;
-    stable.ours_roomy()?;
+    // With room for a log: judged by no bar.
+    stable.ours(OURS_ROOMY, true, &[])?;
     stable.nbdkit(NBDKIT, &[]);
     stable.qemu(QEMU_DIRECT, true);
     let about = format!(
