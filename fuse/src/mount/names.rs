@@ -34,6 +34,19 @@ impl Mounted {
         })
     }
 
+    /// Makes a file without a name and counts a handle of it at once (O_TMPFILE): its last close frees it,
+    /// unless it was linked.
+    ///
+    /// # Errors
+    /// As [`layout::fs::Fs::tmpfile`].
+    pub fn tmpfile(&self, dir: Ino, new: NewInode) -> Result<Inode> {
+        self.change(Cost::Pages(0), |fs| {
+            let inode = fs.tmpfile(dir, new, now())?;
+            self.files.opened(inode.ino);
+            Ok(inode)
+        })
+    }
+
     /// # Errors
     /// As [`layout::fs::Fs::symlink`].
     pub fn symlink(&self, dir: Ino, name: &[u8], target: &[u8], owner: (u32, u32)) -> Result<Inode> {
