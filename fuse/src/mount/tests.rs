@@ -109,7 +109,7 @@ fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
 fn a_chmod_during_a_write_is_not_undone_by_it() {
     let device = SlowRead::new(formatted());
     let m = mounted(Arc::clone(&device) as Arc<dyn Device>);
-    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0 };
+    let new = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
     let ino = m.create(Ino(2), b"f", new, true).unwrap().ino;
     m.write(ino, 0, &[1; 4096], true).unwrap();
     m.sync().unwrap();
@@ -129,7 +129,7 @@ fn a_chmod_during_a_write_is_not_undone_by_it() {
 #[test]
 fn a_file_without_a_name_goes_with_its_last_handle_unless_it_was_linked() {
     let m = mounted(formatted());
-    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0 };
+    let new = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
     let used = || m.space().unwrap().inodes - m.space().unwrap().inodes_free;
     let before = used();
     let lost = m.tmpfile(Ino(2), new).unwrap().ino;

@@ -5,6 +5,7 @@
 //! changes pages and the superblock in memory; an error there poisons the [`Fs`]: later changes
 //! give [`Error::Aborted`], and the open epoch must not be committed any more.
 
+mod acl;
 mod alloc;
 mod attr;
 mod data;

@@ -58,6 +58,12 @@ fn stale(error: Error) -> Errno {
     if error == Error::NotFound { Errno::ESTALE } else { errno(error) }
 }
 
+/// What a request asks to create.
+fn new_inode(req: &Request, kind: Kind, mode: u32, umask: u32, rdev: u32) -> NewInode {
+    let (perm, umask) = ((mode & 0o7777) as u16, (umask & 0o777) as u16);
+    NewInode { kind, perm, umask, uid: req.uid(), gid: req.gid(), rdev }
+}
+
 /// CAP_FSETID, as far as a request tells.
 fn may_keep_suid(req: &Request) -> bool {
     req.uid() == 0
@@ -123,6 +129,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // The kernel checks ACLs; umask is for creations without a default ACL (Fs::create).
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
             // Answered as the protocol wants: see Mounted::write, Mounted::setattr.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
@@ -222,7 +231,7 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
@@ -231,17 +240,16 @@ impl Filesystem for Adapter {
             (Err(error), _) => return reply.error(error),
             (_, None) => return reply.error(Errno::EINVAL),
         };
-        let new = NewInode { kind, perm: (mode & 0o7777) as u16, uid: req.uid(), gid: req.gid(), rdev };
+        let new = new_inode(req, kind, mode, umask, rdev);
         self.entry(self.mounted.create(dir, name.as_bytes(), new, false), reply);
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let dir = match real(parent) {
             Ok(dir) => dir,
             Err(error) => return reply.error(error),
         };
-        let perm = (mode & 0o7777) as u16;
-        let new = NewInode { kind: Kind::Dir, perm, uid: req.uid(), gid: req.gid(), rdev: 0 };
+        let new = new_inode(req, Kind::Dir, mode, umask, 0);
         self.entry(self.mounted.create(dir, name.as_bytes(), new, false), reply);
     }
 
@@ -564,7 +572,8 @@ impl Filesystem for Adapter {
         }
         // The kernel has refused other bits.
         let flags = XattrFlags::from_bits_truncate(flags as u32);
-        Self::empty(self.mounted.setxattr(ino, name.as_bytes(), value, flags), reply);
+        let kill_sgid = !may_keep_suid(req);
+        Self::empty(self.mounted.setxattr(ino, name.as_bytes(), value, flags, kill_sgid), reply);
     }
 
     fn getxattr(&self, req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -606,13 +615,12 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         let created = real(parent).and_then(|dir| {
-            let perm = (mode & 0o7777) as u16;
-            let new = NewInode { kind: Kind::File, perm, uid: req.uid(), gid: req.gid(), rdev: 0 };
+            let new = new_inode(req, Kind::File, mode, umask, 0);
             self.mounted.create(dir, name.as_bytes(), new, true).map_err(errno)
         });
         match created {
