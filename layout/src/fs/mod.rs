@@ -22,6 +22,7 @@ mod tree;
 mod tree_insert;
 mod tree_remove;
 mod xattrs;
+mod zero;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use names::{DirEntry, NewInode};
 pub use rename::RenameFlags;
 pub use rows::{Put, RowsFile};
 pub use xattrs::XattrFlags;
+pub use zero::ZeroPart;
 
 /// How to mount.
 #[derive(Clone, Copy, Debug)]

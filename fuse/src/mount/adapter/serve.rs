@@ -647,9 +647,12 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(error),
         };
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         let done = match mode {
             0 => self.mounted.allocate(ino, offset, length, false),
             libc::FALLOC_FL_KEEP_SIZE => self.mounted.allocate(ino, offset, length, true),
+            libc::FALLOC_FL_ZERO_RANGE => self.mounted.zero_range(ino, offset, length, false),
+            ZERO_KEEP => self.mounted.zero_range(ino, offset, length, true),
             PUNCH => self.mounted.punch_hole(ino, offset, length),
             _ => Err(Error::Unsupported),
         };
