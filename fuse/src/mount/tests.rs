@@ -126,6 +126,28 @@ fn a_chmod_during_a_write_is_not_undone_by_it() {
     assert_eq!(m.inode(ino).unwrap().perm, 0o600);
 }
 
+#[test]
+fn a_file_without_a_name_goes_with_its_last_handle_unless_it_was_linked() {
+    let m = mounted(formatted());
+    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0 };
+    let used = || m.space().unwrap().inodes - m.space().unwrap().inodes_free;
+    let before = used();
+    let lost = m.tmpfile(Ino(2), new).unwrap().ino;
+    let kept = m.tmpfile(Ino(2), new).unwrap().ino;
+    m.write(lost, 0, b"lost", true).unwrap();
+    m.write(kept, 0, b"kept", true).unwrap();
+    m.open(lost).unwrap();
+    m.release(lost);
+    assert_eq!(&*m.read(lost, 0, 9).unwrap(), b"lost", "a handle is still open");
+    m.link(kept, Ino(2), b"name").unwrap();
+    m.release(lost);
+    m.release(kept);
+    assert!(m.inode(lost).is_err());
+    assert_eq!(used(), before + 1);
+    assert_eq!(m.lookup(Ino(2), b"name").unwrap().ino, kept);
+    assert_eq!(&*m.read(kept, 0, 9).unwrap(), b"kept");
+}
+
 /// A mount in a temporary directory, unmounted when dropped.
 struct TestMount {
     running: Option<Running>,

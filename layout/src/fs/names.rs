@@ -46,6 +46,25 @@ pub struct NewInode {
     pub rdev: u32,
 }
 
+impl NewInode {
+    /// The inode as it begins in a directory, without a name.
+    pub(super) fn inode(&self, dir: &Inode, pick: &InodePick, now: Timespec) -> Inode {
+        let mut inode = Inode::new(pick.ino, pick.generation, self.kind, self.perm, now);
+        inode.uid = self.uid;
+        inode.gid = self.gid;
+        if dir.perm & S_ISGID != 0 {
+            inode.gid = dir.gid;
+            if self.kind == Kind::Dir {
+                inode.perm |= S_ISGID;
+            }
+        }
+        if matches!(self.kind, Kind::CharDevice | Kind::BlockDevice) {
+            inode.rdev = self.rdev;
+        }
+        inode
+    }
+}
+
 /// A creation for which everything was read, checked and touched.
 struct CreatePlan {
     dir: Inode,
@@ -144,18 +163,7 @@ impl<P: PageStore> Fs<P> {
     fn plan_create(&self, dir: Ino, name: Name<'_>, new: NewInode, now: Timespec) -> Result<CreatePlan> {
         let (mut dir, key, insert) = self.plan_name(dir, name, now)?;
         let pick = self.pick_inode()?;
-        let mut inode = Inode::new(pick.ino, pick.generation, new.kind, new.perm, now);
-        inode.uid = new.uid;
-        inode.gid = new.gid;
-        if dir.perm & S_ISGID != 0 {
-            inode.gid = dir.gid;
-            if new.kind == Kind::Dir {
-                inode.perm |= S_ISGID;
-            }
-        }
-        if matches!(new.kind, Kind::CharDevice | Kind::BlockDevice) {
-            inode.rdev = new.rdev;
-        }
+        let mut inode = new.inode(&dir, &pick, now);
         inode.place_dir = dir.ino;
         inode.place_key = key;
         if new.kind == Kind::Dir {
@@ -260,7 +268,8 @@ impl<P: PageStore> Fs<P> {
         Ok(len)
     }
 
-    /// Gives an inode one more name, which becomes its place.
+    /// Gives an inode one more name, which becomes its place. An orphan ([`Fs::tmpfile`]) stops being one;
+    /// whether it may is for the caller to say (linkat(2): not one made with O_EXCL, nor one unlinked).
     ///
     /// # Errors
     /// [`Error::NotPermitted`] for a directory, [`Error::TooManyLinks`], and as [`Fs::create`].
@@ -271,14 +280,12 @@ impl<P: PageStore> Fs<P> {
         if inode.kind == Kind::Dir {
             return Err(Error::NotPermitted);
         }
-        if inode.nlink == 0 {
-            return Err(Error::NotFound);
-        }
         if inode.nlink >= LINK_MAX {
             return Err(Error::TooManyLinks);
         }
         let (mut dir, key, plan) = self.plan_name(dir, name, now)?;
         self.touch_inode(ino)?;
+        let orphan = if inode.nlink == 0 { Some(self.touch_orphan_pop(&inode)?) } else { None };
         inode.nlink += 1;
         inode.ctime = now;
         inode.place_dir = dir.ino;
@@ -287,6 +294,9 @@ impl<P: PageStore> Fs<P> {
             let entry = Entry { key, ino, kind: inode.kind, name: name.bytes() };
             fs.insert_entry(&mut dir, plan, &entry)?;
             fs.write_inode(&dir)?;
+            if let Some(neighbours) = orphan {
+                fs.orphan_pop(&mut inode, neighbours)?;
+            }
             fs.write_inode(&inode)?;
             Ok(inode)
         })

@@ -122,7 +122,12 @@ impl Model {
         Ok(())
     }
 
-    pub fn create(&mut self, ino: Ino, dir: Ino, name: &[u8], new: NewInode, target: &[u8], now: Timespec) {
+    pub fn may_hold(&self, dir: Ino) -> Answer<()> {
+        self.dir(dir).map(|_| ())
+    }
+
+    /// A new inode in a directory, without a name.
+    fn born(&mut self, ino: Ino, dir: Ino, new: NewInode, now: Timespec) -> &mut Node {
         let parent = self.get(dir);
         let mut node = node(new.kind, new.perm, now);
         (node.uid, node.gid) = (new.uid, new.gid);
@@ -135,9 +140,18 @@ impl Model {
                 node.perm |= 0o2000;
             }
         }
+        assert!(self.nodes.insert(ino, node).is_none(), "the new inode's number is in use");
+        self.at(ino)
+    }
+
+    pub fn tmpfile(&mut self, ino: Ino, dir: Ino, new: NewInode, now: Timespec) {
+        self.born(ino, dir, new, now).nlink = 0;
+    }
+
+    pub fn create(&mut self, ino: Ino, dir: Ino, name: &[u8], new: NewInode, target: &[u8], now: Timespec) {
+        let node = self.born(ino, dir, new, now);
         (node.target, node.size) = (target.to_vec(), target.len() as u64);
         (node.parent, node.place) = (dir, Some((dir, name.to_vec())));
-        assert!(self.nodes.insert(ino, node).is_none(), "the new inode's number is in use");
         self.at(dir).children.insert(name.to_vec(), ino);
         self.at(dir).nlink += u32::from(new.kind == Kind::Dir);
         self.changed(dir, now);
@@ -148,9 +162,6 @@ impl Model {
         let node = self.get(ino);
         if node.kind == Kind::Dir {
             return Err(Error::NotPermitted);
-        }
-        if node.nlink == 0 {
-            return Err(Error::NotFound);
         }
         self.may_create(dir, name)?;
         let node = self.at(ino);

@@ -24,6 +24,7 @@ use crate::windows::map_page;
 enum Op {
     Create { dir: usize, name: usize, kind: Kind, perm: u16 },
     Symlink { dir: usize, name: usize, len: usize },
+    TmpFile { dir: usize, perm: u16 },
     Link { node: usize, dir: usize, name: usize },
     Remove { dir: usize, name: usize, rmdir: bool },
     Rename { from: (usize, usize), to: (usize, usize), flags: RenameFlags },
@@ -82,9 +83,10 @@ fn ops() -> impl Strategy<Value = Op> {
     let symlink_len = prop_oneof![4 => 1..100usize, 1 => 315..325usize, 1 => 321..4096usize];
     let perm = prop_oneof![0..0o1000u16, 0..0o10000u16];
     prop_oneof![
-        14 => (dir.clone(), name.clone(), kind, perm)
+        14 => (dir.clone(), name.clone(), kind, perm.clone())
             .prop_map(|(dir, name, kind, perm)| Op::Create { dir, name, kind, perm }),
         3 => (dir.clone(), name.clone(), symlink_len).prop_map(|(dir, name, len)| Op::Symlink { dir, name, len }),
+        3 => (dir.clone(), perm).prop_map(|(dir, perm)| Op::TmpFile { dir, perm }),
         5 => (node.clone(), dir.clone(), name.clone()).prop_map(|(node, dir, name)| Op::Link { node, dir, name }),
         6 => (dir.clone(), name.clone(), any::<bool>())
             .prop_map(|(dir, name, rmdir)| Op::Remove { dir, name, rmdir }),
@@ -206,6 +208,14 @@ impl Pair {
                     self.room.same(self.fs.symlink(dir, &name, &target, 7, 8, now), expected)?
                 {
                     self.model.create(inode.ino, dir, &name, new, &target, now);
+                }
+            }
+            Op::TmpFile { dir, perm } => {
+                let dir = self.dir(*dir);
+                let new = NewInode { kind: Kind::File, perm: *perm, uid: 5, gid: 6, rdev: 0 };
+                let expected = self.model.may_hold(dir);
+                if let Some(inode) = self.room.same(self.fs.tmpfile(dir, new, now), expected)? {
+                    self.model.tmpfile(inode.ino, dir, new, now);
                 }
             }
             Op::Link { node, dir, name: n } => {
