@@ -12,6 +12,8 @@ pub struct MountSettings {
     pub mountpoint: PathBuf,
     /// Changes are refused, and the volume's session is not taken.
     pub read_only: bool,
+    /// The snapshot to mount, and not the live volume; always read-only.
+    pub snapshot: Option<String>,
     /// Users other than the one who mounts may use the mount (by permission bits).
     pub allow_other: bool,
     /// The source shown in /proc/mounts.
@@ -31,12 +33,21 @@ pub struct MountSettings {
 /// An option that is not known, or has a bad value.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "mount option {option:?}: {why}; known are ro, rw, allow_other, default_permissions, fsname=NAME, \
+    "mount option {option:?}: {why}; known are ro, rw, snapshot=NAME, allow_other, default_permissions, fsname=NAME, \
      cache_mib=N, commit=SECONDS, threads=N, (no)uring, and the usual (no)suid, (no)dev, (no)exec, (no)atime"
 )]
 pub struct OptionError {
     option: String,
     why: &'static str,
+}
+
+const UNKNOWN: &str = "not known";
+
+impl OptionError {
+    /// Whether the option is not known, rather than of a bad value.
+    pub fn is_unknown(&self) -> bool {
+        self.why == UNKNOWN
+    }
 }
 
 impl MountSettings {
@@ -45,6 +56,7 @@ impl MountSettings {
         MountSettings {
             mountpoint,
             read_only: false,
+            snapshot: None,
             allow_other: rustix::process::geteuid().is_root(),
             fsname: None,
             kernel_flags: Vec::new(),
@@ -72,6 +84,11 @@ impl MountSettings {
             match name {
                 "ro" => self.read_only = true,
                 "rw" => self.read_only = false,
+                "snapshot" => {
+                    let name = value.filter(|name| !name.is_empty());
+                    self.snapshot =
+                        Some(name.ok_or_else(|| fail("it needs the name of a snapshot"))?.to_owned());
+                }
                 "allow_other" => self.allow_other = true,
                 // Permission bits are always checked by the kernel.
                 "default_permissions" => {}
@@ -87,9 +104,11 @@ impl MountSettings {
                 | "nofail" | "_netdev" | "async" | "relatime" | "norelatime" | "strictatime" | "lazytime"
                 | "diratime" | "nodiratime" | "comment" => {}
                 _ if name.starts_with("x-") || name.starts_with("X-") => {}
-                _ => return Err(fail("not known")),
+                _ => return Err(fail(UNKNOWN)),
             }
         }
+        // Nobody can write to one; mount(8) says rw by itself where the user says nothing.
+        self.read_only |= self.snapshot.is_some();
         Ok(())
     }
 }
@@ -108,6 +127,15 @@ mod tests {
         assert_eq!(settings.kernel_flags, ["noexec"]);
         assert_eq!(settings.commit_interval, Duration::from_secs(30));
         assert_eq!((settings.cache_bytes, settings.threads), (64 << 20, 3));
+    }
+
+    #[test]
+    fn a_snapshot_is_read_only_whatever_else_is_said() {
+        let mut settings = MountSettings::new("/mnt".into());
+        settings.apply("snapshot=monday,rw").unwrap();
+        assert!(settings.read_only);
+        assert_eq!(settings.snapshot.as_deref(), Some("monday"));
+        assert!(!settings.apply("snapshot=").unwrap_err().is_unknown());
     }
 
     #[test]
