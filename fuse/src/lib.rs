@@ -1,8 +1,10 @@
 //! The FUSE mounter of VexFS.
 //!
 //! Order of dependency: [`engine`] (page cache, epochs, commits over a device) -> [`search`] ->
-//! [`session`] (session files) -> [`mount`] (operations, FUSE).
+//! [`session`] (session files) -> [`mount`] (operations, FUSE). [`check`] is fsck.vexfs: it works on the device alone, and
+//! takes from the others only how a source is opened.
 
+pub mod check;
 pub mod engine;
 pub mod mount;
 pub mod search;
