@@ -32,6 +32,9 @@ pub struct Kept {
 /// What breaks a tree.
 pub type Broken = Box<Finding>;
 
+/// A leaf: its device page, its bytes, its entries; none behind the last one.
+pub type Step = Result<Option<(PageNo, PageArc, usize)>, Broken>;
+
 struct Frame {
     at: DirPlace,
     bytes: PageArc,
@@ -107,7 +110,7 @@ impl TreeWalk {
     ///
     /// # Errors
     /// [`super::pool::Stop`]; inside, what breaks the tree.
-    pub fn next(&mut self, pool: &mut Pool) -> Run<Result<Option<(PageNo, PageArc, usize)>, Broken>> {
+    pub fn next(&mut self, pool: &mut Pool) -> Run<Step> {
         macro_rules! attempt {
             ($value:expr) => {
                 match $value? {
@@ -196,7 +199,7 @@ impl TreeWalk {
         Ok(())
     }
 
-    fn leaf(&mut self, frame: Frame) -> Run<Result<Option<(PageNo, PageArc, usize)>, Broken>> {
+    fn leaf(&mut self, frame: Frame) -> Run<Step> {
         let Frame { at, bytes, header, low, high, .. } = frame;
         if let Some((page, next)) = self.last_leaf
             && next != at.index
@@ -222,7 +225,7 @@ impl TreeWalk {
     }
 
     /// What remains once the leaves are through.
-    fn end(&mut self, pool: &mut Pool) -> Run<Result<Option<(PageNo, PageArc, usize)>, Broken>> {
+    fn end(&mut self, pool: &mut Pool) -> Run<Step> {
         if let Some((page, next)) = self.last_leaf.take()
             && next != 0
         {
