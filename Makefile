@@ -2,12 +2,12 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DIR ?= /usr/share/doc
-PROGRAMS := mkfs.vexfs vexfs-blockd vexfs-fuse vexctl
+PROGRAMS := mkfs.vexfs fsck.vexfs vexfs-blockd vexfs-fuse vexfs-dump vexctl
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e sim sim-long soak mutants fuzz crash-test perf map-scale clean
+.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e sim sim-long soak mutants fsck-long fuzz crash-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,7 @@ deps-perf:
 build: ## the programs, optimised, in target/release
 	$(CARGO) build --release --workspace --bins
 	@ln -sf mkfs-vexfs target/release/mkfs.vexfs # cargo allows no dot in the name
+	@ln -sf fsck-vexfs target/release/fsck.vexfs
 
 install: build ## the programs into PREFIX (/usr/local), DESTDIR is honoured
 	install -d $(DESTDIR)$(PREFIX)/bin
@@ -64,6 +65,9 @@ soak: deps build ## fio with verify while the daemon is killed, for SECONDS=600
 
 mutants: ## break the store in several ways: the simulator must notice each
 	@tests/scripts/mutants.sh
+
+fsck-long: ## 10,000 spoiled volumes and 10,000 spoiled images, checked and repaired (VEXFS_TEST_SEED=1)
+	VEXFS_FSCK_CASES=10000 VEXFS_FSCK_RAW_CASES=10000 $(CARGO) test -p vexfs-fuse --lib -- check::tests --nocapture
 
 fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
 	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture

@@ -70,7 +70,8 @@ impl Check<'_> {
         if !rebuild {
             for stack in [2 * class, 2 * class + 1] {
                 if let Some(finding) = self.stack(class, stack, &mut stacked)? {
-                    self.find(finding.detail(format!("stack {stack}")))?;
+                    let detail = format!("stack {stack}: {}", finding.detail);
+                    self.find(finding.detail(detail))?;
                     rebuild = true;
                     break;
                 }
@@ -106,15 +107,25 @@ impl Check<'_> {
         let depth = self.superblock.stack_depth[stack];
         let finding = Finding::new(Code::StackEntry);
         if depth > self.next_number(class) {
-            return Ok(Some(finding.page(0).values(self.next_number(class), depth)));
+            return Ok(Some(
+                finding
+                    .page(0)
+                    .values(self.next_number(class), depth)
+                    .detail("deeper than there are numbers"),
+            ));
         }
         let first = stack_page(stack);
         let pages = depth.div_ceil(ENTRIES);
         let mut at = first;
         let mut cursor = Mapped::new(first, first + pages);
-        while let Some((from, to)) = self.pool.next_mapped(&mut cursor)? {
-            if from != at {
-                break;
+        loop {
+            let run = self.pool.next_mapped(&mut cursor)?;
+            let (from, to) = run.unwrap_or((first + pages, first + pages));
+            // A page of zeros need not be mapped. More than one zero is wrong in any case.
+            for _ in at * ENTRIES..(from * ENTRIES).min(first * ENTRIES + depth).min(at * ENTRIES + 2) {
+                if !self.is_free(class, 0) || !stacked.insert(0) {
+                    return Ok(Some(finding.page(at).detail("a page that is not mapped")));
+                }
             }
             for page in from..to {
                 let bytes = match self.pool.read_on(PageNo(page), PageNo(to))? {
@@ -125,13 +136,18 @@ impl Check<'_> {
                 for entry in bytes.as_chunks::<8>().0.iter().take(count) {
                     let number = u64::from_le_bytes(*entry);
                     if !self.is_free(class, number) || !stacked.insert(number) {
-                        return Ok(Some(finding.page(page).values(self.next_number(class), number)));
+                        let detail = "a number that is not free, or stands twice";
+                        return Ok(Some(
+                            finding.page(page).values(self.next_number(class), number).detail(detail),
+                        ));
                     }
                 }
             }
             at = to;
+            if run.is_none() {
+                return Ok(None);
+            }
         }
-        Ok((at < first + pages).then(|| finding.page(at)))
     }
 
     /// Puts every free number of a class on the stack that this commit pushes on, so that none is taken before it.

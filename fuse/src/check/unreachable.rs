@@ -86,7 +86,7 @@ impl Check<'_> {
 
     fn lost_file(&mut self, ino: u64, lost: &mut Vec<Kept>) -> Run<()> {
         let Some(inode) = self.inode(ino)? else { return Ok(()) };
-        let mut empty = inode.kind == Kind::File && inode.row_count == 0;
+        let mut empty = inode.kind == Kind::File && inode.row_count == 0 && inode.size == 0;
         for class in 0..CLASSES {
             if empty
                 && (class == 0 || self.owns(&inode, class))

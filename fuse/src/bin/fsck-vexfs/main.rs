@@ -63,7 +63,9 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             let _ = std::io::stdout().flush();
-            eprintln!("fsck.vexfs: {}: {}", args.source, blockd::report::one_line(&failure));
+            let why = blockd::report::one_line(&failure);
+            let about = if why.contains(&args.source) { String::new() } else { format!("{}: ", args.source) };
+            eprintln!("fsck.vexfs: {about}{why}");
             ExitCode::from(failure.exit_code())
         }
     }

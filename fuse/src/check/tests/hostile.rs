@@ -7,7 +7,8 @@ use layout::addr::PAGE;
 use layout::error::Error;
 use layout::fs::{Fs, RenameFlags, SetAttr, XattrFlags};
 use layout::inode::{Ino, Kind, ROOT_INO};
-use layout::testing::{MemStore, mount};
+use layout::page_store::PageStore;
+use layout::testing::mount;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -17,7 +18,7 @@ use super::image::{self, NOW, new};
 use crate::engine::ram::RamDevice;
 
 /// Cases of a usual run; VEXFS_FSCK_CASES says otherwise.
-const CASES: u64 = 300;
+const CASES: u64 = 800;
 /// Reads, writes and discards of one walk: more is a loop.
 const CALLS_MAX: u64 = 3_000_000;
 
@@ -81,7 +82,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// Every operation on everything that can be found; only that it ends counts.
-fn walk(fs: &mut Fs<MemStore>, rng: &mut StdRng) {
+pub fn walk<P: PageStore>(fs: &mut Fs<P>, rng: &mut StdRng) {
     let (mut inodes, mut names) = (Vec::new(), Vec::new());
     for number in 0..fs.superblock().next_ino.min(500) {
         let ino = Ino(number);

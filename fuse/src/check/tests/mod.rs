@@ -3,6 +3,7 @@
 mod damage;
 mod hostile;
 mod image;
+mod raw;
 
 use std::sync::Arc;
 
