@@ -2,9 +2,10 @@
 //!
 //! Order of dependency: [`engine`] (page cache, epochs, commits over a device) -> [`search`] ->
 //! [`session`] (session files) -> [`mount`] (operations, FUSE). [`check`] is fsck.vexfs: it works on the device alone, and
-//! takes from the others only how a source is opened.
+//! takes from the others only how a source is opened. [`dump`] is vexfs-dump.
 
 pub mod check;
+pub mod dump;
 pub mod engine;
 pub mod mount;
 pub mod search;
