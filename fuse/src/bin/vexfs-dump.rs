@@ -118,7 +118,7 @@ fn dump(args: &Args) -> anyhow::Result<Node> {
             _ => store.overview()?,
         });
     }
-    let opened = source.open(true)?;
+    let opened = source.open(true, None)?;
     let shown = show(&Volume::new(Arc::clone(&opened.device))?, args.what.as_ref());
     opened.shutdown();
     Ok(shown?)
