@@ -29,3 +29,4 @@ pub use lifecycle::{MountError, Running, mount};
 pub use options::{MountSettings, OptionError};
 pub use source::{Opened, Source};
 pub use volume::Mounted;
+pub(crate) use volume::now;

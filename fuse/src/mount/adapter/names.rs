@@ -15,7 +15,7 @@ use crate::wire::abi::{
 use crate::wire::reply::{Outcome, Reply};
 use crate::wire::request::Request;
 
-/// A new inode of the caller's. The umask is for the file system logic, since a default ACL replaces it.
+/// What a request asks to create.
 pub(super) fn new_inode(rq: &Request<'_>, kind: Kind, mode: u32, umask: u32, rdev: u32) -> NewInode {
     let (perm, umask) = ((mode & 0o7777) as u16, (umask & 0o777) as u16);
     NewInode { kind, perm, umask, uid: rq.header.uid, gid: rq.header.gid, rdev }

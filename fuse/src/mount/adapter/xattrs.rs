@@ -62,9 +62,9 @@ impl Adapter {
             let _space = self.mounted.engine().reserve(Cost::Pages(8))?;
             return Ok(self.sessions.files().set_vector(ino, value, exists, &caller(rq))?);
         }
+        let kill_sgid = args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0;
         // The kernel has refused other bits.
         let flags = XattrFlags::from_bits_truncate(args.flags);
-        let kill_sgid = args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0;
         Ok(self.mounted.setxattr(ino, name, value, flags, kill_sgid)?)
     }
 
