@@ -40,7 +40,7 @@ pub use data::ZeroTail;
 pub use format::{FormatParams, format};
 pub use names::{DirEntry, NewInode};
 pub use rename::RenameFlags;
-pub use rows::{Put, RowsFile};
+pub use rows::{FreshRows, Put, RowSet, RowsFile};
 pub use xattrs::XattrFlags;
 pub use zero::ZeroPart;
 
