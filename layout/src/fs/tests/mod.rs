@@ -3,6 +3,7 @@
 mod directories;
 mod hostile;
 mod model;
+mod numbers;
 mod posix;
 mod random;
 mod tree;
