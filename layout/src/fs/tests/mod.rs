@@ -2,7 +2,6 @@
 
 mod directories;
 mod hostile;
-mod model;
 mod posix;
 mod random;
 mod tree;

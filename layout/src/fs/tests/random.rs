@@ -10,12 +10,12 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::at;
-use super::model::{Answer, FileName, Model};
 use crate::addr::PAGE;
 use crate::error::Error;
 use crate::fs::{Fs, NewInode, RenameFlags, SetAttr, XattrFlags};
 use crate::inode::{Ino, Inode, Kind, ROOT_INO};
 use crate::page_store::{PageStore, Timespec};
+use crate::testing::model::{Answer, FileName, Model};
 use crate::testing::{MemStore, check, commit, format_params, mount};
 use crate::windows::map_page;
 
