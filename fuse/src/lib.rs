@@ -7,3 +7,5 @@ pub mod engine;
 pub mod mount;
 pub mod search;
 pub mod session;
+#[cfg(test)]
+mod sim_tests;

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use layout::addr::{DEVICE_BYTES, PAGE};
+use layout::addr::{DEVICE_BYTES, INDEX_BASE, PAGE};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -61,6 +61,8 @@ struct Inner {
     /// The newest client, and its connection: another one after each death of the daemon.
     client: ClientId,
     connection: ClientId,
+    /// How often the daemon came back.
+    returns: u64,
     /// Requests that the mounter still sends before it dies.
     requests_left: Option<u64>,
 }
@@ -140,6 +142,7 @@ impl SimDaemon {
             death: Death::Everything,
             client: ClientId(0),
             connection: ClientId(0),
+            returns: 0,
             requests_left: None,
         };
         let daemon = SimDaemon { inner: Mutex::new(inner), clients: AtomicU64::new(1), grant, amid, uuid };
@@ -190,15 +193,15 @@ impl SimDaemon {
         self.inner.lock().volume.clean();
     }
 
-    /// The ranges of the device that hold data, as (first page, pages).
+    /// The ranges below the index that hold data, as (first page, pages).
     ///
     /// # Errors
     /// As a read.
     pub fn mapped(&self) -> Result<Vec<(u64, u64)>, IoError> {
         let mut found = Vec::new();
         let mut at = 0;
-        while at < DEVICE_BYTES {
-            for extent in self.allocation(ClientId(0), at, DEVICE_BYTES - at, 64)? {
+        while at < INDEX_BASE {
+            for extent in self.allocation(ClientId(0), at, INDEX_BASE - at, 64)? {
                 if extent.mapped {
                     found.push((at / PAGE as u64, extent.len_bytes / PAGE as u64));
                 }
@@ -212,22 +215,23 @@ impl SimDaemon {
         let mut left: Vec<(Kept, Done)> =
             changes.into_iter().map(|(op, done)| (Kept::new(op), done)).collect();
         loop {
-            let outcomes: Vec<Outcome> = {
+            let (returns, outcomes): (u64, Vec<Outcome>) = {
                 let mut inner = self.inner.lock();
                 let inner = &mut *inner;
                 let sent = left.iter().map(|(kept, _)| inner.send(client, kept)).collect();
                 if inner.rng.random() {
                     inner.volume.step();
                 }
-                sent
+                (inner.returns, sent)
             };
             (self.amid)();
             let mut finished = Vec::new();
             {
                 let mut inner = self.inner.lock();
                 inner.volume.settle();
-                // What the daemon said before it died was said.
-                let comes_back = inner.disk.crashed() && inner.death == Death::Daemon;
+                // What the daemon said before it died was said. A read in between may have found it dead.
+                let dead = inner.disk.crashed() && inner.death == Death::Daemon;
+                let comes_back = dead || inner.returns > returns;
                 let mut lost = Vec::new();
                 for ((kept, done), outcome) in left.into_iter().zip(outcomes) {
                     match outcome.lock().take() {
@@ -237,7 +241,7 @@ impl SimDaemon {
                     }
                 }
                 left = lost;
-                if comes_back {
+                if dead {
                     inner.come_back(&self.grant);
                 }
             }
@@ -332,6 +336,7 @@ impl Inner {
     fn come_back(&mut self, grant: &GrantCell) {
         loop {
             self.restart(Crash::ProcessDeath);
+            self.returns += 1;
             self.connection = ClientId(self.connection.0 + (1 << 32));
             let Some(grant) = grant.get() else { return };
             match attach(&mut Port(self), grant) {

@@ -129,6 +129,14 @@ impl Engine {
         self.credits.free_and_usable()
     }
 
+    /// Pages charged to the open epoch, and dirty ones.
+    #[cfg(test)]
+    pub(crate) fn charged_and_dirty(&self) -> (u64, u64) {
+        let cache = self.cache.lock();
+        let (metadata, data) = cache.dirty_pages();
+        (self.credits.charged(), (metadata + data) as u64)
+    }
+
     /// Begins an operation: holds the epoch open until the result is dropped. Waits while too much
     /// is dirty. Never begin one inside another.
     ///

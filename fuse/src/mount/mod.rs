@@ -21,6 +21,8 @@ mod tests;
 mod volume;
 mod xattrs;
 
+#[cfg(test)]
+pub(crate) use holes::Seek;
 pub use lifecycle::{MountError, Running, mount};
 pub use options::{MountSettings, OptionError};
 pub use source::{Opened, Source};

@@ -167,18 +167,19 @@ impl std::io::Write for LogLine {
     }
 }
 
-/// Most runs for making a failing script shorter.
-const MINIMISING_RUNS_MAX: usize = 400;
+/// Most runs for making a failing script shorter, unless VEXFS_SIM_MINIMISE says so.
+const MINIMISING_RUNS_MAX: u64 = 400;
 
 /// Leaves steps out while it still fails, however it does.
 fn minimise<L: Life>(seed: u64, steps: &[Step<L::Op>], mut failure: Failure) -> (Vec<Step<L::Op>>, Failure) {
     let mut steps = steps[..steps.len().min(failure.at + 1)].to_vec();
     let mut runs = 0;
+    let runs_max = number("VEXFS_SIM_MINIMISE").unwrap_or(MINIMISING_RUNS_MAX);
     let mut size = (steps.len() / 2).max(1);
     loop {
         let mut from = 0;
         let before = steps.len();
-        while from < steps.len() && runs < MINIMISING_RUNS_MAX {
+        while from < steps.len() && runs < runs_max {
             let mut fewer = steps.clone();
             fewer.drain(from..(from + size).min(steps.len()));
             runs += 1;
@@ -190,7 +191,7 @@ fn minimise<L: Life>(seed: u64, steps: &[Step<L::Op>], mut failure: Failure) -> 
                 Ok(_) => from += size,
             }
         }
-        if runs >= MINIMISING_RUNS_MAX || (size == 1 && steps.len() == before) {
+        if runs >= runs_max || (size == 1 && steps.len() == before) {
             return (steps, failure);
         }
         size = (size / 2).max(1);
