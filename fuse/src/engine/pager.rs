@@ -47,7 +47,7 @@ pub struct Engine {
     session: Mutex<Option<Session>>,
     pub(super) cache: Mutex<Cache>,
     /// A write guard was given back.
-    returned: Condvar,
+    pub(super) returned: Condvar,
     /// A batch landed, or the engine stopped.
     pub(super) room: Condvar,
     pub(super) credits: Credits,

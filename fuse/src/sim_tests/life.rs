@@ -101,6 +101,9 @@ impl MountLife {
         let world = Rc::clone(&self.world);
         let others = move || {
             let mut world = world.borrow_mut();
+            // The flusher finds that a batch is on its way.
+            let engine = Arc::clone(world.mounted.engine());
+            assert!(!engine.write_out_early(100).unwrap_or(false), "data is sent beside another batch");
             let roomy = world.mounted.engine().free_and_usable_pages().1 > 600;
             if roomy && world.once_in(3) {
                 world.note("  meanwhile:");
