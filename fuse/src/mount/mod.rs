@@ -6,6 +6,8 @@
 
 mod adapter;
 mod attributes;
+#[cfg(test)]
+mod bench;
 mod data;
 mod file_locks;
 mod holes;

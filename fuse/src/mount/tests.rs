@@ -19,7 +19,7 @@ use crate::engine::ram::RamDevice;
 use crate::engine::{Engine, EngineOptions};
 
 /// An empty file system in RAM.
-fn formatted() -> Arc<RamDevice> {
+pub(super) fn formatted() -> Arc<RamDevice> {
     let device = RamDevice::new(1 << 20);
     let client = device.connect();
     let params = FormatParams {
@@ -97,7 +97,7 @@ impl Device for SlowRead {
 }
 
 /// The operations of a mount, without a kernel.
-fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
+pub(super) fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
     let (client, cell) = (device.connect(), GrantCell::default());
     let boot = BootId([1; 16]);
     let session = Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, boot, &cell).unwrap();
