@@ -97,15 +97,15 @@ mount_mutant no-copy-on-change $engine/pager.rs \
 # The superblock is written before the pages are there.
 mount_mutant superblock-first $engine/commit.rs \
   's/self\.send\(&batch\)\?;(\s+let mut wait_for_space)/$1/; s/(let available = self\.status\(\))/self.send(&batch)?;\n        $1/'
-# The superblock is written without being a commit of its own pages: metadata goes early.
-mount_mutant metadata-goes-after $engine/cache.rs \
-  's/let mut dirty = std::mem::take\(&mut self\.dirty_metadata\);\s+dirty\.append\(&mut self\.dirty_data\);/let dirty = std::mem::take(&mut self.dirty_metadata);/'
+# A commit leaves the data of its epoch behind.
+mount_mutant data-goes-after $engine/cache.rs \
+  's/dirty\.append\(&mut self\.dirty_data\.take\(usize::MAX, &self\.slots\)\);//'
 # fsync is content with a commit that was frozen before it came.
 mount_mutant late-fsync-shares $engine/commit.rs \
   's/let needed = state\.begun \+ 1;/let needed = state.begun;/'
 # A page that changed in flight counts as sent.
 mount_mutant change-in-flight-lost $engine/cache.rs \
-  's/if slot\.dirty \{\s+continue;\s+\}/if slot.dirty {\n                slot.dirty = false;\n                self.dirty_metadata.remove(page);\n                self.dirty_data.remove(page);\n            }/'
+  's/if slot\.dirty\.is_some\(\) \{\s+continue;\s+\}/if let Some(dirt) = slot.dirty.take() {\n                if dirt == Dirt::Data { self.dirty_data.count -= 1 } else { self.dirty_metadata.count -= 1 }\n            }/'
 # Dropped dirty pages stay charged.
 mount_mutant no-refund $engine/pager.rs \
   's/self\.0\.credits\.refund\(dropped\);/let _ = dropped;/'

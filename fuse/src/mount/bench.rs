@@ -38,7 +38,7 @@ fn measure(what: &str, m: &Mounted, mut f: impl FnMut(u32, u32)) {
 fn cost_of_operations() {
     let device = formatted();
     let m = mounted(device as std::sync::Arc<dyn Device>);
-    let new = |kind| NewInode { kind, perm: 0o755, uid: 0, gid: 0, rdev: 0 };
+    let new = |kind| NewInode { kind, perm: 0o755, uid: 0, gid: 0, rdev: 0, umask: 0 };
     let dir = |d: u32| m.create(ROOT_INO, format!("dir{d}").as_bytes(), new(Kind::Dir), false).unwrap().ino;
     let dirs: Vec<Ino> = (0..DIRS).map(dir).collect();
     let names: Vec<Vec<u8>> = (0..FILES).map(|i| format!("file number {i}").into_bytes()).collect();

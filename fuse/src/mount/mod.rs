@@ -8,14 +8,18 @@ mod adapter;
 mod attributes;
 #[cfg(test)]
 mod bench;
+mod copy;
 mod data;
 mod file_locks;
+mod filling;
 mod holes;
+mod known;
 mod lifecycle;
 mod names;
 mod node;
 mod open_files;
 mod options;
+mod row_sets;
 mod session_files;
 mod source;
 #[cfg(test)]
@@ -29,3 +33,4 @@ pub use lifecycle::{MountError, Running, mount};
 pub use options::{MountSettings, OptionError};
 pub use source::{Opened, Source};
 pub use volume::Mounted;
+pub(crate) use volume::now;

@@ -4,12 +4,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use layout::error::{Error, Result};
-use layout::fs::{Fs, Ino, Inode, InodeFlags, MountOptions};
+use layout::fs::{FreshRows, Fs, Ino, Inode, InodeFlags, MountOptions};
 use layout::page_store::{PageBytes, Timespec};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::file_locks::FileLocks;
+use super::filling::Filling;
+use super::known::Known;
 use super::open_files::OpenFiles;
+use super::row_sets::RowSets;
 use crate::engine::{Cost, Engine, EpochSource, Pages};
 use crate::session::{FsAccess, Published};
 
@@ -18,7 +21,10 @@ pub struct Mounted {
     pub(super) engine: Arc<Engine>,
     pub(super) fs: RwLock<Fs<Pages>>,
     pub(super) files: OpenFiles,
+    pub(super) known: Known,
     pub(super) locks: FileLocks,
+    pub(super) filling: Filling,
+    pub(super) row_sets: RowSets,
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
     pub(super) on_published: OnceLock<OnPublished>,
     read_only: bool,
@@ -48,7 +54,10 @@ impl Mounted {
             engine,
             fs: RwLock::new(fs),
             files: OpenFiles::default(),
+            known: Known::default(),
             locks: FileLocks::default(),
+            filling: Filling::default(),
+            row_sets: RowSets::default(),
             on_published: OnceLock::new(),
             read_only,
         };
@@ -106,6 +115,15 @@ impl Mounted {
         self.reading()?.inode(ino)
     }
 
+    /// The volume's label: up to 32 bytes, UTF-8.
+    ///
+    /// # Errors
+    /// As [`Mounted::inode`].
+    pub fn label(&self) -> Result<Vec<u8>> {
+        let label = self.reading()?.superblock().label;
+        Ok(label.into_iter().take_while(|byte| *byte != 0).collect())
+    }
+
     /// Makes everything done so far durable.
     ///
     /// # Errors
@@ -125,9 +143,33 @@ impl Mounted {
         Ok(inode)
     }
 
-    /// A handle was closed: frees the inode if it has no link left and this was the last.
+    /// A handle was closed: rows that waited for the file's bytes hold for them now; frees the inode if it has no link
+    /// left and this was the last.
     pub fn release(&self, ino: Ino) {
-        if !self.files.closed(ino) || self.engine.health().is_read_only() {
+        if let Some(rows) = self.filling.end(ino) {
+            let done = self.change(Cost::Pages(0), |fs| fs.rows_fresh_again(&rows));
+            if let Err(error) = done {
+                tracing::warn!(
+                    ino = ino.0,
+                    "the vectors of a copied file count as stale, though they are not: {error}"
+                );
+            }
+        }
+        if self.files.closed(ino) {
+            self.reap_orphan(ino);
+        }
+    }
+
+    /// The kernel forgets `count` of the times that an inode was given to it.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if self.known.forgotten(ino, count) {
+            self.reap_orphan(ino);
+        }
+    }
+
+    /// Frees an inode that may have lost its last use, if it has no link left.
+    fn reap_orphan(&self, ino: Ino) {
+        if self.engine.health().is_read_only() {
             return;
         }
         let orphan = match self.reading().and_then(|fs| fs.inode(ino)) {
@@ -142,10 +184,10 @@ impl Mounted {
         }
     }
 
-    /// Frees an inode without links unless a handle is open. Called with the file system lock held
+    /// Frees an inode without links, unless a handle is open or the kernel knows it. Called with the file system lock held
     /// for change.
     pub(super) fn reap_if_unused(&self, fs: &mut Fs<Pages>, ino: Ino) -> Result<()> {
-        if self.files.is_open(ino) { Ok(()) } else { fs.reap(ino) }
+        if self.files.is_open(ino) || self.known.has(ino) { Ok(()) } else { fs.reap(ino) }
     }
 }
 
@@ -170,6 +212,14 @@ impl FsAccess for Mounted {
     fn write<R>(&self, change: impl FnOnce(&mut Fs<Pages>) -> R) -> R {
         let _op = self.engine.begin_reserved();
         change(&mut self.fs.write())
+    }
+
+    fn rows_put(&self, file: &Inode) {
+        if file.size == 0
+            && let Some(rows) = FreshRows::of(file)
+        {
+            self.filling.begin(rows);
+        }
     }
 
     fn published(&self, change: &Published<'_>) {

@@ -105,7 +105,7 @@ impl World {
 
     /// False if there is nothing to do it with.
     fn carry_out(&mut self, op: Op) -> bool {
-        let new = |kind| NewInode { kind, perm: 0o644, uid: 1, gid: 1, rdev: 0 };
+        let new = |kind| NewInode { kind, perm: 0o644, uid: 1, gid: 1, rdev: 0, umask: 0 };
         let made: Option<()> = (|| {
             match op {
                 Op::Create(place) => {
@@ -198,8 +198,8 @@ impl World {
 /// The tree that every sequence begins with, committed.
 fn begin(seed: u64) -> World {
     let mut world = World::new(seed, IMAGE_BYTES, Timeline::default());
-    let dir = NewInode { kind: Kind::Dir, perm: 0o755, uid: 1, gid: 1, rdev: 0 };
-    let file = NewInode { kind: Kind::File, perm: 0o4755, uid: 1, gid: 1, rdev: 0 };
+    let dir = NewInode { kind: Kind::Dir, perm: 0o755, uid: 1, gid: 1, rdev: 0, umask: 0 };
+    let file = NewInode { kind: Kind::File, perm: 0o4755, uid: 1, gid: 1, rdev: 0, umask: 0 };
     for (place, new) in [(FULL, dir), (EMPTY, dir), (FOO, file), (BAR, file)] {
         let (dir, name) = world.at(place).expect("its directory is there");
         world.make(dir, name, new, false);

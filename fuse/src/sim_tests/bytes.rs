@@ -42,10 +42,11 @@ impl World {
 
     pub(super) fn change_bytes(&mut self) {
         let Some(ino) = self.some_file() else { return };
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..11) {
             0..=5 => self.write(ino),
             6 | 7 => self.truncate(ino),
             8 => self.punch(ino),
+            9 => self.zero(ino),
             _ => self.allocate(ino),
         }
     }
@@ -106,7 +107,16 @@ impl World {
         self.note(format!("  punch {} at {offset}, {len} bytes", ino.0));
         let real = self.mounted.punch_hole(ino, offset, len);
         self.spoils(&real);
-        self.agree("punch", real, |m| punch(m, ino, offset, len, now));
+        self.agree("punch", real, |m| zero(m, ino, (offset, len), true, now));
+    }
+
+    fn zero(&mut self, ino: Ino) {
+        let (offset, now) = (self.some_offset(ino), clock::tick());
+        let (len, keep_size) = (self.rng.random_range(1..100_000), self.rng.random());
+        self.note(format!("  zero {} at {offset}, {len} bytes, {keep_size}", ino.0));
+        let real = self.mounted.zero_range(ino, offset, len, keep_size);
+        self.spoils(&real);
+        self.agree("zero", real, |m| zero(m, ino, (offset, len), keep_size, now));
     }
 
     fn allocate(&mut self, ino: Ino) {
@@ -122,6 +132,9 @@ impl World {
         self.spoils(&real);
         self.agree("allocate", real, |m| {
             let (node, end) = (m.get(ino), offset + len);
+            if end > MAX_FILE_BYTES {
+                return Err(Error::TooBig);
+            }
             if keep_size || end <= node.size {
                 return Ok(());
             }
@@ -138,22 +151,35 @@ impl World {
     }
 }
 
-/// What FALLOC_FL_PUNCH_HOLE does; beyond the end, nothing.
-fn punch(model: &mut Model, ino: Ino, offset: u64, len: u64, now: Timespec) -> Answer<()> {
+/// What FALLOC_FL_ZERO_RANGE does; with `keep_size` FALLOC_FL_PUNCH_HOLE too.
+fn zero(
+    model: &mut Model,
+    ino: Ino,
+    (offset, len): (u64, u64),
+    keep_size: bool,
+    now: Timespec,
+) -> Answer<()> {
     let node = model.at(ino);
     assert_eq!(node.kind, Kind::File);
-    let end = offset.saturating_add(len).min(node.size);
-    if offset >= end {
+    let range_end = offset + len;
+    if range_end > MAX_FILE_BYTES {
+        return Err(Error::TooBig);
+    }
+    let size = if keep_size { node.size } else { node.size.max(range_end) };
+    let end = range_end.min(node.size);
+    if offset >= end && size == node.size {
         return Ok(());
     }
-    assert!(end <= MAX_FILE_BYTES, "a file is no larger");
     let page_bytes = PAGE as u64;
-    for (index, page) in node.pages.range_mut(offset / page_bytes..end.div_ceil(page_bytes)) {
-        let begin = index * page_bytes;
-        let from = offset.saturating_sub(begin).min(page_bytes) as usize;
-        let to = (end - begin).min(page_bytes) as usize;
-        std::sync::Arc::make_mut(page)[from..to].fill(0);
+    if offset < end {
+        for (index, page) in node.pages.range_mut(offset / page_bytes..end.div_ceil(page_bytes)) {
+            let begin = index * page_bytes;
+            let from = offset.saturating_sub(begin).min(page_bytes) as usize;
+            let to = (end - begin).min(page_bytes) as usize;
+            std::sync::Arc::make_mut(page)[from..to].fill(0);
+        }
     }
+    node.size = size;
     (node.times[1], node.times[2]) = (now, now);
     node.drop_privileges();
     Ok(())

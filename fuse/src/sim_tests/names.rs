@@ -74,6 +74,7 @@ impl World {
             10 => self.set_attributes(),
             11 => self.link(),
             12 => self.symlink(),
+            13 => self.make_nameless(),
             _ => self.create(),
         }
     }
@@ -88,7 +89,7 @@ impl World {
             _ => Kind::Socket,
         };
         let perm = self.rng.random_range(0..0o10000);
-        let new = NewInode { kind, perm, uid: 5, gid: 6, rdev: 0x0501 };
+        let new = NewInode { kind, perm, uid: 5, gid: 6, rdev: 0x0501, umask: 0 };
         let open = kind == Kind::File && self.once_in(3);
         self.make(dir, &name, new, open);
     }
@@ -105,6 +106,18 @@ impl World {
         }
     }
 
+    /// O_TMPFILE: linked later, or gone with its last handle.
+    fn make_nameless(&mut self) {
+        let (dir, now) = (self.some_dir(), clock::tick());
+        let new = NewInode { kind: Kind::File, perm: 0o640, uid: 5, gid: 6, rdev: 0, umask: 0o22 };
+        self.note(format!("  a file without a name in {}", dir.0));
+        let real = self.mounted.tmpfile(dir, new);
+        if let Some((inode, ())) = self.agree("tmpfile", real, |m| m.may_hold(dir)) {
+            self.tree.names.tmpfile(inode.ino, dir, new, now);
+            self.handles.push(inode.ino);
+        }
+    }
+
     fn symlink(&mut self) {
         let (dir, name) = (self.some_dir(), self.some_name());
         let len = [5, 320, 321, 3000][self.rng.random_range(0..4)];
@@ -113,7 +126,7 @@ impl World {
 
     pub(super) fn make_symlink(&mut self, dir: Ino, name: &[u8], len: usize) {
         let (target, now) = (vec![b'a'; len], clock::tick());
-        let new = NewInode { kind: Kind::Symlink, perm: 0o777, uid: 7, gid: 8, rdev: 0 };
+        let new = NewInode { kind: Kind::Symlink, perm: 0o777, uid: 7, gid: 8, rdev: 0, umask: 0 };
         self.note(format!("  symlink {:?} in {}", String::from_utf8_lossy(name), dir.0));
         let real = self.mounted.symlink(dir, name, &target, (7, 8));
         if let Some((inode, ())) = self.agree("symlink", real, |m| m.may_create(dir, name)) {
@@ -296,7 +309,7 @@ impl World {
         let now = clock::tick();
         let value = vec![now.secs as u8; len];
         self.note(format!("  setxattr of {}, {len} bytes, {flags:?}", ino.0));
-        let real = self.mounted.setxattr(ino, name, &value, flags);
+        let real = self.mounted.setxattr(ino, name, &value, flags, false);
         self.agree("setxattr", real, |m| m.setxattr(ino, name, &value, flags, now));
     }
 

@@ -9,7 +9,7 @@ use blockd::storage::sim::Crash;
 use blockd::storage::sim::timeline::Timeline;
 use blockd::volume::simulated::{Death, SimDaemon};
 use layout::error::{Error, Result};
-use layout::fs::{Fs, Ino, MountOptions, SetAttr, format};
+use layout::fs::{FormatParams, Fs, Ino, MountOptions, SetAttr, format};
 use layout::inode::ROOT_INO;
 use layout::testing::format_params;
 use layout::testing::model::{Answer, Model};
@@ -286,7 +286,8 @@ fn mkfs(daemon: &Arc<SimDaemon>, grant: &GrantCell) {
     let device = Arc::clone(daemon) as Arc<dyn Device>;
     let session = Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, daemon.boot_id(), grant)
         .expect("a new volume takes a session");
-    format(format_params(), &mut |page, bytes| {
+    let params = FormatParams { uuid: device.info().uuid.into_bytes(), ..format_params() };
+    format(params, &mut |page, bytes| {
         let buf = blockd::buf::AlignedBuf::from_slice(bytes);
         let op = IoOp::Write { offset: page.byte(), buf, fua: page == layout::addr::SUPERBLOCK_PAGE };
         blocking(&*device, client, op).expect("a new volume has room");
