@@ -6,6 +6,7 @@ mod hostile;
 mod model;
 mod posix;
 mod random;
+mod scale;
 mod tree;
 
 use crate::inode::Kind;
