@@ -256,6 +256,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_has_every_code_as_it_is() {
+        let manual = include_str!("../../fsck.vexfs.md");
+        for code in Code::ALL {
+            let weight = format!("{:?}", code.weight()).to_lowercase();
+            let row = format!("| `{}` | {weight} | {} | {} |", code.name(), code.title(), code.repair());
+            assert!(manual.contains(&row), "fsck.vexfs.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn a_finding_reads_as_a_sentence_and_as_json() {
         let finding = Finding::new(Code::InodeLinks).ino(12).values(2, 3);
         assert_eq!(
