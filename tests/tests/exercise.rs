@@ -219,7 +219,7 @@ impl Exerciser {
                 mmap(std::ptr::null_mut(), bytes, protection, flags, &self.file, self.base + begin as u64)
                     .expect("the file can be mapped");
             look(std::slice::from_raw_parts_mut(start.cast::<u8>(), bytes));
-            if at % 3 == 0 {
+            if at.is_multiple_of(3) {
                 msync(start, bytes, MsyncFlags::SYNC).expect("msync");
             }
             munmap(start, bytes).expect("munmap");
