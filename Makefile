@@ -4,12 +4,12 @@ PREFIX ?= /usr/local
 # Where mount(8) looks for helpers, and nowhere else.
 HELPERDIR ?= /sbin
 DIR ?= /usr/share/doc
-PROGRAMS := mkfs.vexfs vexfs-blockd vexfs-fuse vexctl
+PROGRAMS := mkfs.vexfs fsck.vexfs vexfs-blockd vexfs-fuse vexfs-dump vexctl
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf deps-posix perf-rivals build install demo lint test e2e sim sim-long soak mutants fuzz crash-test posix-test perf map-scale clean
+.PHONY: help deps deps-perf deps-posix perf-rivals build install demo lint test e2e sim sim-long soak mutants fsck-long fuzz fuzz-cover crash-test posix-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,7 @@ deps-posix:
 build: ## the programs, optimised, in target/release
 	$(CARGO) build --release --workspace --bins
 	@ln -sf mkfs-vexfs target/release/mkfs.vexfs # cargo allows no dot in the name
+	@ln -sf fsck-vexfs target/release/fsck.vexfs
 
 install: build ## the programs into PREFIX (/usr/local), the mount helper into /sbin; DESTDIR is honoured
 	install -d $(DESTDIR)$(PREFIX)/bin
@@ -73,8 +74,18 @@ soak: deps build ## fio with verify while the daemon is killed, for SECONDS=600
 mutants: ## break the store in several ways: the simulator must notice each
 	@tests/scripts/mutants.sh
 
+fsck-long: ## 10,000 spoiled volumes and 10,000 spoiled images, checked and repaired (VEXFS_TEST_SEED=1)
+	VEXFS_FSCK_CASES=10000 VEXFS_FSCK_RAW_CASES=10000 $(CARGO) test -p vexfs-fuse --lib -- check::tests --nocapture
+
 fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
 	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture
+
+# Needs clang's and cargo's parts for libFuzzer: cargo install cargo-fuzz. Finds go to tests/fuzz/artifacts.
+fuzz-cover: export RUSTC_BOOTSTRAP := 1
+fuzz-cover: ## coverage-guided fuzzing of every structure, each for SECONDS=60 (TARGET=inode for one)
+	cd tests/fuzz && for target in $(or $(TARGET),$$($(CARGO) fuzz list)); do \
+	  mkdir -p target/corpus/$$target && $(CARGO) fuzz run $$target target/corpus/$$target corpus/$$target -- \
+	    -max_total_time=$(or $(SECONDS),60) -max_len=16384 -print_final_stats=1 || exit 1; done
 
 crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
 	$(CARGO) build --workspace --bins --release

@@ -38,3 +38,4 @@ pub use flusher::Flusher;
 pub use health::Health;
 pub use page::{PageArc, PageBuf};
 pub use pager::{Engine, EngineOptions, Operation, PageMut, Pages, Reservation};
+pub(crate) use ranges::RangeSet;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, VolumeKind};
+use blockd::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, VolumeKind};
 use layout::addr::{
     COMMAND_PAGE, DEVICE_BYTES, MAP_BASE, MAP_SUMMARY, MAP_UPPER, PAGE, PAGE_SHIFT, STATUS_PAGE,
 };
@@ -115,6 +115,34 @@ impl RamDevice {
     /// First byte of a page; 0 if unmapped.
     pub fn byte(&self, page: u64) -> u8 {
         self.0.lock().now.get(&page).map_or(0, |bytes| bytes[0])
+    }
+
+    /// A new device with what is there now, committed.
+    pub fn fork(&self) -> Arc<Self> {
+        let s = self.0.lock();
+        let state = State {
+            now: s.now.clone(),
+            committed: s.now.clone(),
+            pages_max: s.pages_max,
+            ..State::default()
+        };
+        Arc::new(RamDevice(Mutex::new(state)))
+    }
+
+    /// The mapped pages in order.
+    pub fn mapped(&self) -> Vec<u64> {
+        self.0.lock().now.keys().copied().collect()
+    }
+
+    /// A page's bytes; zeros if unmapped.
+    pub fn page(&self, page: u64) -> [u8; PAGE] {
+        let s = self.0.lock();
+        s.now.get(&page).map_or([0; PAGE], |bytes| bytes[..].try_into().expect("pages are whole"))
+    }
+
+    /// Puts a page there, past every rule.
+    pub fn put(&self, page: u64, bytes: &[u8; PAGE]) {
+        self.0.lock().now.insert(page, bytes[..].into());
     }
 
     /// Whether a page is mapped.
@@ -248,6 +276,37 @@ impl Device for RamDevice {
 
     fn connect(&self) -> ClientId {
         ClientId(1)
+    }
+
+    fn allocation(
+        &self,
+        _client: ClientId,
+        offset: u64,
+        len_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, IoError> {
+        let s = self.0.lock();
+        let (mut at, end) = (offset, offset + len_bytes);
+        let mut extents = Vec::new();
+        for page in s.now.range(offset >> PAGE_SHIFT..end >> PAGE_SHIFT).map(|(page, _)| page << PAGE_SHIFT) {
+            if extents.len() >= extents_max {
+                return Ok(extents);
+            }
+            match extents.last_mut() {
+                Some(Extent { len_bytes, mapped: true }) if page == at => *len_bytes += PAGE as u64,
+                _ => {
+                    if page > at {
+                        extents.push(Extent { len_bytes: page - at, mapped: false });
+                    }
+                    extents.push(Extent { len_bytes: PAGE as u64, mapped: true });
+                }
+            }
+            at = page + PAGE as u64;
+        }
+        if at < end && extents.len() < extents_max {
+            extents.push(Extent { len_bytes: end - at, mapped: false });
+        }
+        Ok(extents)
     }
 
     fn disconnect(&self, _client: ClientId) {}

@@ -36,22 +36,28 @@ use crate::wire::server::{Connection, Handler, Threads};
 pub struct Adapter {
     mounted: Arc<Mounted>,
     sessions: Sessions,
+    /// Requests may come by rings.
+    rings: bool,
     /// The INIT flags in use.
     negotiated: AtomicU64,
 }
 
 /// Threads that wait for requests: one to take the next while another one is at work.
-const IDLE_THREADS_MAX: usize = 2;
+const IDLE_THREADS_MAX: usize = 10;
 
 /// What can be honoured.
 const FLAGS: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::EXPORT_SUPPORT
+    // The umask is for creations without a default ACL.
+    | init::DONT_MASK
     | init::DO_READDIRPLUS
     | init::READDIRPLUS_AUTO
     | init::ASYNC_DIO
     | init::WRITEBACK_CACHE
     | init::PARALLEL_DIROPS
+    // The kernel checks them.
+    | init::POSIX_ACL
     | init::CACHE_SYMLINKS
     | init::NO_OPENDIR_SUPPORT
     | init::HANDLE_KILLPRIV_V2
@@ -75,7 +81,12 @@ impl Adapter {
             flags: settings.kernel_flags.clone(),
         };
         let device = crate::wire::mount::mount(&request)?;
-        let adapter = Adapter { mounted: Arc::clone(&mounted), sessions, negotiated: AtomicU64::new(0) };
+        let adapter = Adapter {
+            mounted: Arc::clone(&mounted),
+            sessions,
+            rings: settings.rings,
+            negotiated: AtomicU64::new(0),
+        };
         let threads = Threads { idle_max: IDLE_THREADS_MAX, max: settings.threads.max(2) };
         let connection = Connection::start(device, Arc::new(adapter), threads)?;
         invalidate::install(&mounted, connection.channel()?)?;
@@ -132,7 +143,21 @@ impl Adapter {
 
 impl Handler for Adapter {
     fn flags(&self) -> u64 {
-        FLAGS
+        if self.rings { FLAGS | init::OVER_IO_URING } else { FLAGS }
+    }
+
+    fn may_wait(&self, rq: &Request<'_>) -> bool {
+        match rq.header.opcode {
+            op::FSYNC
+            | op::FSYNCDIR
+            | op::SYNCFS
+            | op::FALLOCATE
+            | op::COPY_FILE_RANGE
+            | op::COPY_FILE_RANGE_64 => true,
+            // A search, a put.
+            op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
+            _ => false,
+        }
     }
 
     fn negotiated(&self, flags: u64) {

@@ -26,13 +26,15 @@ pub struct MountSettings {
     pub commit_interval: Duration,
     /// Threads that serve requests.
     pub threads: usize,
+    /// Requests may come by io_uring, where the kernel has it enabled.
+    pub rings: bool,
 }
 
 /// An option that is not known, or has a bad value.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
     "mount option {option:?}: {why}; known are ro, rw, snapshot=NAME, allow_other, default_permissions, fsname=NAME, \
-     cache_mib=N, commit=SECONDS, threads=N, and the usual (no)suid, (no)dev, (no)exec, (no)atime"
+     cache_mib=N, commit=SECONDS, threads=N, (no)uring, and the usual (no)suid, (no)dev, (no)exec, (no)atime"
 )]
 pub struct OptionError {
     option: String,
@@ -61,6 +63,7 @@ impl MountSettings {
             cache_bytes: EngineOptions::default().cache_bytes,
             commit_interval: Duration::from_secs(5),
             threads: 16,
+            rings: true,
         }
     }
 
@@ -93,6 +96,8 @@ impl MountSettings {
                 "cache_mib" => self.cache_bytes = number()?.saturating_mul(1 << 20),
                 "commit" => self.commit_interval = Duration::from_secs(number()?),
                 "threads" => self.threads = usize::try_from(number()?).unwrap_or(usize::MAX).min(256),
+                "uring" => self.rings = true,
+                "nouring" => self.rings = false,
                 "suid" | "nosuid" | "dev" | "nodev" | "exec" | "noexec" | "atime" | "noatime" | "sync"
                 | "dirsync" => self.kernel_flags.push(name.to_owned()),
                 "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "owner" | "group"

@@ -128,7 +128,11 @@ fn carry_out<A: FsAccess>(
     opener: &Identity,
 ) -> SessionResult<PutAnswer> {
     let who = opener.credentials();
-    let done = access.write(|fs| put_and_publish(fs, dir, job, &who))?;
+    let done = access.write(|fs| {
+        let done = put_and_publish(fs, dir, job, &who)?;
+        access.rows_put(&fs.inode(Ino(done.answer.ino))?);
+        Ok::<_, SessionError>(done)
+    })?;
     if let (Some(new_name), Some((parent, replaced))) = (job.publish_as, done.renamed) {
         let old_name = last_name(job.file);
         access.published(&Published { dir: parent, old_name, new_name, replaced });
@@ -151,7 +155,7 @@ fn put_and_publish<P: PageStore>(
     let found = resolve(fs, dir, job.file, who)?;
     let (file, parent) = (found.inode, found.parent);
     let collection = found.in_collection()?;
-    if !who.may(&file, Access::Write) {
+    if !fs.permits(who, &file, Access::Write)? {
         return Err(SessionError::denied("no write permission on the file"));
     }
     if fs.schema(collection)? != job.schema {
@@ -163,6 +167,10 @@ fn put_and_publish<P: PageStore>(
     let publish = job.publish_as.filter(|name| *name != last_name(job.file));
     if let Some(name) = publish {
         may_publish(fs, &parent, &file, name, who)?;
+    }
+    if file.nlink > 1 && fs.collection_of(file.ino) != Ok(collection) {
+        // A search looks for a file by its place first.
+        fs.set_place(file.ino, parent.ino, last_name(job.file))?;
     }
     let Put { first_row, count } =
         fs.put_rows(collection, file.ino, &job.rows, &job.vectors, job.append, now())?;
@@ -186,7 +194,7 @@ fn may_publish<P: PageStore>(
     name: &[u8],
     who: &Credentials<'_>,
 ) -> SessionResult<()> {
-    if !who.may(parent, Access::Write) || !who.may(parent, Access::Search) {
+    if !fs.permits(who, parent, Access::Write)? || !fs.permits(who, parent, Access::Search)? {
         return Err(SessionError::denied("no permission to rename in the file's directory (w and x)"));
     }
     let replaced = match fs.lookup(parent.ino, name) {
@@ -247,6 +255,7 @@ pub(super) fn set_vector<A: FsAccess>(
         let row =
             vexfs_put_row { offset: 0.into(), length: inode.size.into(), tag: 0.into(), reserved: 0.into() };
         fs.put_rows(collection, file, &[row], &vector, false, now())?;
+        access.rows_put(&fs.inode(file)?);
         Ok(())
     })
 }
@@ -269,7 +278,7 @@ fn writable_file<P: PageStore>(fs: &Fs<P>, file: Ino, who: &Credentials<'_>) -> 
     if inode.kind != Kind::File {
         return Err(SessionError { errno: libc::EOPNOTSUPP, message: "only a regular file has rows".into() });
     }
-    if !who.may(&inode, Access::Write) {
+    if !fs.permits(who, &inode, Access::Write)? {
         return Err(SessionError::denied("no write permission on the file"));
     }
     Ok(inode)
@@ -283,7 +292,7 @@ pub(super) fn get_vector<A: FsAccess>(access: &A, file: Ino, caller: &Caller) ->
         if inode.row_count == 0 {
             return Err(Error::NoAttr.into());
         }
-        if !identity.credentials().may(&inode, Access::Read) {
+        if !fs.permits(&identity.credentials(), &inode, Access::Read)? {
             return Err(SessionError::denied("no read permission on the file"));
         }
         let mut vector = vec![0; fs.first_vector(file, &mut [])?];

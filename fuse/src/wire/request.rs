@@ -9,14 +9,14 @@ use super::abi::InHeader;
 #[error("a request of the kernel is shorter than its operation needs")]
 pub struct Malformed;
 
-/// A request. The arguments stand in one piece (a read of the device) or two (a ring entry's header and payload); none
-/// spans both.
+/// A request.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// Operation, node and caller.
     pub header: InHeader,
-    head: &'a [u8],
-    tail: &'a [u8],
+    /// Where the first structure stands, if not before the rest: in a ring entry's header.
+    first: Option<&'a [u8]>,
+    rest: &'a [u8],
 }
 
 impl<'a> Request<'a> {
@@ -32,7 +32,13 @@ impl<'a> Request<'a> {
         // Extensions (supplementary groups) stand behind the arguments; none are asked for.
         let extensions = usize::from(header.total_extlen) * 8;
         let len = args.len().checked_sub(extensions).ok_or(Malformed)?;
-        Ok(Request { header, head: &args[..len], tail: &[] })
+        Ok(Request { header, first: None, rest: &args[..len] })
+    }
+
+    /// A request of a ring entry. A first structure stands apart in `first`, which is as long as any; what is no structure
+    /// stands in `rest` from the beginning.
+    pub fn of_ring(header: InHeader, first: &'a [u8], rest: &'a [u8]) -> Self {
+        Request { header, first: Some(first), rest }
     }
 
     /// Takes the next structure.
@@ -40,8 +46,11 @@ impl<'a> Request<'a> {
     /// # Errors
     /// [`Malformed`] if there is less.
     pub fn take<T: FromBytes + Immutable + KnownLayout>(&mut self) -> Result<T, Malformed> {
-        let (value, rest) = T::read_from_prefix(self.piece()).map_err(|_| Malformed)?;
-        *self.piece() = rest;
+        let from = self.first.take();
+        let (value, rest) = T::read_from_prefix(from.unwrap_or(self.rest)).map_err(|_| Malformed)?;
+        if from.is_none() {
+            self.rest = rest;
+        }
         Ok(value)
     }
 
@@ -50,10 +59,10 @@ impl<'a> Request<'a> {
     /// # Errors
     /// [`Malformed`] without a NUL.
     pub fn name(&mut self) -> Result<&'a [u8], Malformed> {
-        let piece = self.piece();
-        let end = piece.iter().position(|b| *b == 0).ok_or(Malformed)?;
-        let name = &piece[..end];
-        *piece = &piece[end + 1..];
+        self.first = None;
+        let end = self.rest.iter().position(|b| *b == 0).ok_or(Malformed)?;
+        let name = &self.rest[..end];
+        self.rest = &self.rest[end + 1..];
         Ok(name)
     }
 
@@ -62,19 +71,10 @@ impl<'a> Request<'a> {
     /// # Errors
     /// [`Malformed`] if there are fewer.
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let piece = self.piece();
-        let (bytes, rest) = piece.split_at_checked(len).ok_or(Malformed)?;
-        *piece = rest;
+        self.first = None;
+        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(Malformed)?;
+        self.rest = rest;
         Ok(bytes)
-    }
-
-    /// How many bytes of arguments are left.
-    pub fn left(&self) -> usize {
-        self.head.len() + self.tail.len()
-    }
-
-    fn piece(&mut self) -> &mut &'a [u8] {
-        if self.head.is_empty() { &mut self.tail } else { &mut self.head }
     }
 }
 
@@ -112,9 +112,24 @@ mod tests {
         assert_eq!(request.name(), Ok(&b"name"[..]));
         assert_eq!(request.name(), Ok(&b"other"[..]));
         assert_eq!(request.bytes(4), Ok(&b"data"[..]));
-        assert_eq!(request.left(), 0);
         assert_eq!(request.name(), Err(Malformed));
         assert!(request.take::<RenameIn>().is_err());
+    }
+
+    #[test]
+    fn the_first_structure_of_a_ring_entry_stands_apart() {
+        let header = Request::parse(&request(b"", 0)).unwrap().header;
+        let mut first = MkdirIn { mode: 0o700, umask: 0 }.as_bytes().to_vec();
+        first.resize(128, 0xEE);
+        let mut mkdir = Request::of_ring(header, &first, b"name\0");
+        assert_eq!(mkdir.take::<MkdirIn>().unwrap().mode, 0o700);
+        assert_eq!(mkdir.name(), Ok(&b"name"[..]));
+        assert!(mkdir.take::<MkdirIn>().is_err());
+        assert_eq!(
+            Request::of_ring(header, &first, b"name\0").name(),
+            Ok(&b"name"[..]),
+            "an operation without one"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! fsync, a search) never keeps another one waiting.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +18,7 @@ use super::abi::{self, InHeader, InitIn, InitOut, WriteIn, init, op};
 use super::channel::Channel;
 use super::reply::{Outcome, Reply};
 use super::request::Request;
+use super::ring;
 
 /// Most bytes of one write request (FUSE_MAX_MAX_PAGES are 256 pages).
 pub const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -35,6 +36,9 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The INIT flags that both sides use, told once before the first request.
     fn negotiated(&self, flags: u64);
+
+    /// Whether a request may take long: wait for a commit, search, copy much.
+    fn may_wait(&self, request: &Request<'_>) -> bool;
 
     /// Carries out a request.
     fn handle(&self, request: Request<'_>, reply: &mut Reply) -> Outcome;
@@ -57,7 +61,8 @@ pub struct Connection {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+/// What the threads of a connection share.
+pub(super) struct Shared {
     handler: Arc<dyn Handler>,
     channel: Channel,
     threads: Threads,
@@ -74,7 +79,12 @@ impl Connection {
     /// When the kernel's protocol is older than Linux 5.4's, or no thread can be started.
     pub fn start(device: OwnedFd, handler: Arc<dyn Handler>, threads: Threads) -> io::Result<Self> {
         let channel = Channel::new(device);
-        handler.negotiated(handshake(&channel, handler.flags())?);
+        let mut wanted = handler.flags();
+        if wanted & init::OVER_IO_URING != 0 && !ring::is_possible() {
+            wanted &= !init::OVER_IO_URING;
+        }
+        let negotiated = handshake(&channel, wanted)?;
+        handler.negotiated(negotiated);
         let shared = Arc::new(Shared {
             handler,
             channel,
@@ -85,6 +95,9 @@ impl Connection {
             ended: Condvar::new(),
         });
         start_thread(&shared)?;
+        if negotiated & init::OVER_IO_URING != 0 {
+            ring::start(&shared)?;
+        }
         Ok(Connection { shared })
     }
 
@@ -175,19 +188,47 @@ fn is_passing(error: &io::Error) -> bool {
 
 fn start_thread(shared: &Arc<Shared>) -> io::Result<()> {
     let channel = shared.channel.another()?;
-    let mut alive = shared.alive.lock();
-    let here = Arc::clone(shared);
-    std::thread::Builder::new().name("vexfs-fuse".to_owned()).spawn(move || {
-        here.serve(&channel);
-        let mut alive = here.alive.lock();
-        *alive -= 1;
-        here.ended.notify_all();
-    })?;
-    *alive += 1;
-    Ok(())
+    Shared::spawn(shared, "vexfs-fuse".to_owned(), move |shared| shared.serve(&channel))
+}
+
+/// Has a request handled; a panic becomes EIO.
+pub(super) fn handle(handler: &dyn Handler, request: Request<'_>, reply: &mut Reply) -> Outcome {
+    let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply)));
+    handled.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        handler.broken(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic"));
+        Outcome::Failed(libc::EIO)
+    })
 }
 
 impl Shared {
+    pub(super) fn handler(&self) -> &Arc<dyn Handler> {
+        &self.handler
+    }
+
+    /// The connection's first descriptor.
+    pub(super) fn device(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Starts a thread that the connection's end waits for.
+    pub(super) fn spawn(
+        this: &Arc<Self>,
+        name: String,
+        run: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> io::Result<()> {
+        let mut alive = this.alive.lock();
+        let here = Arc::clone(this);
+        std::thread::Builder::new().name(name).spawn(move || {
+            run(&here);
+            let mut alive = here.alive.lock();
+            *alive -= 1;
+            here.ended.notify_all();
+        })?;
+        *alive += 1;
+        Ok(())
+    }
+
     fn serve(self: &Arc<Self>, channel: &Channel) {
         // Zeroed by the kernel, page by page, as far as requests reach.
         let mut buf = AlignedBuf::zeroed(
@@ -233,13 +274,7 @@ impl Shared {
             }
         };
         let unique = request.header.unique;
-        let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle(request, reply)));
-        let outcome = handled.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            self.handler.broken(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic"));
-            Outcome::Failed(libc::EIO)
-        });
-        let sent = match outcome {
+        let sent = match handle(&*self.handler, request, reply) {
             Outcome::Silent => return,
             Outcome::Done => channel.reply(unique, 0, reply.parts()),
             Outcome::Failed(errno) => channel.reply(unique, errno, [&[], &[]]),

@@ -79,11 +79,15 @@ impl<P: PageStore> Fs<P> {
         let pick = self.pick_inode()?;
         let mut inode = new.inode(&dir, &pick, now);
         inode.nlink = 0;
+        let inherited = self.plan_inherit(&dir, &mut inode, new.umask)?;
         let head = self.touch_orphan_push()?;
         self.apply(|fs| {
             fs.take_inode(&pick)?;
             fs.orphan_push(&mut inode, head)?;
             fs.write_inode(&inode)?;
+            if let Some(inherited) = &inherited {
+                fs.write_inherited(&inode, inherited)?;
+            }
             Ok(inode)
         })
     }

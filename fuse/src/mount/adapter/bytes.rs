@@ -62,9 +62,12 @@ impl Adapter {
         let args = rq.take::<FallocateIn>()?;
         let ino = real(rq.header.nodeid)?;
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         let done = match args.mode.cast_signed() {
             0 => self.mounted.allocate(ino, args.offset, args.length, false),
             libc::FALLOC_FL_KEEP_SIZE => self.mounted.allocate(ino, args.offset, args.length, true),
+            libc::FALLOC_FL_ZERO_RANGE => self.mounted.zero_range(ino, args.offset, args.length, false),
+            ZERO_KEEP => self.mounted.zero_range(ino, args.offset, args.length, true),
             PUNCH => self.mounted.punch_hole(ino, args.offset, args.length),
             _ => Err(Error::Unsupported),
         };

@@ -15,10 +15,10 @@ use crate::wire::abi::{
 use crate::wire::reply::{Outcome, Reply};
 use crate::wire::request::Request;
 
-/// A new inode of the caller's, umask applied.
+/// What a request asks to create.
 pub(super) fn new_inode(rq: &Request<'_>, kind: Kind, mode: u32, umask: u32, rdev: u32) -> NewInode {
-    let perm = (mode & 0o7777 & !(umask & 0o777)) as u16;
-    NewInode { kind, perm, uid: rq.header.uid, gid: rq.header.gid, rdev }
+    let (perm, umask) = ((mode & 0o7777) as u16, (umask & 0o777) as u16);
+    NewInode { kind, perm, umask, uid: rq.header.uid, gid: rq.header.gid, rdev }
 }
 
 impl Adapter {

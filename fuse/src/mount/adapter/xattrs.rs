@@ -8,7 +8,7 @@ use super::{Adapter, caller, node, real};
 use crate::engine::Cost;
 use crate::mount::node::Node;
 use crate::session::VECTOR_XATTR;
-use crate::wire::abi::{GetxattrIn, GetxattrOut, SetxattrCompatIn, SetxattrIn, init};
+use crate::wire::abi::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrCompatIn, SetxattrIn, init};
 use crate::wire::reply::Reply;
 use crate::wire::request::Request;
 
@@ -62,8 +62,10 @@ impl Adapter {
             let _space = self.mounted.engine().reserve(Cost::Pages(8))?;
             return Ok(self.sessions.files().set_vector(ino, value, exists, &caller(rq))?);
         }
+        let kill_sgid = args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0;
         // The kernel has refused other bits.
-        Ok(self.mounted.setxattr(ino, name, value, XattrFlags::from_bits_truncate(args.flags))?)
+        let flags = XattrFlags::from_bits_truncate(args.flags);
+        Ok(self.mounted.setxattr(ino, name, value, flags, kill_sgid)?)
     }
 
     pub(super) fn removexattr(&self, rq: &mut Request<'_>) -> Done {
