@@ -1,13 +1,15 @@
 # `make help` lists the targets.
 CARGO ?= cargo
 PREFIX ?= /usr/local
+# Where mount(8) looks for helpers, and nowhere else.
+HELPERDIR ?= /sbin
 DIR ?= /usr/share/doc
 PROGRAMS := mkfs.vexfs fsck.vexfs vexfs-blockd vexfs-fuse vexfs-dump vexctl
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf perf-rivals build install demo lint test e2e sim sim-long soak mutants fsck-long fuzz fuzz-cover crash-test perf map-scale clean
+.PHONY: help deps deps-perf deps-posix perf-rivals build install demo lint test e2e sim sim-long soak mutants fsck-long fuzz fuzz-cover crash-test posix-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -18,14 +20,20 @@ deps: ## install what building and testing need (Debian; root)
 deps-perf:
 	@tests/scripts/deps.sh --perf
 
+deps-posix:
+	@tests/scripts/deps.sh --posix
+
 build: ## the programs, optimised, in target/release
 	$(CARGO) build --release --workspace --bins
 	@ln -sf mkfs-vexfs target/release/mkfs.vexfs # cargo allows no dot in the name
 	@ln -sf fsck-vexfs target/release/fsck.vexfs
 
-install: build ## the programs into PREFIX (/usr/local), DESTDIR is honoured
+install: build ## the programs into PREFIX (/usr/local), the mount helper into /sbin; DESTDIR is honoured
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(PROGRAMS:%=target/release/%) $(DESTDIR)$(PREFIX)/bin
+	@if install -d $(DESTDIR)$(HELPERDIR) && [ -w $(DESTDIR)$(HELPERDIR) ]; then \
+	  ln -sfv $(PREFIX)/bin/vexfs-fuse $(DESTDIR)$(HELPERDIR)/mount.fuse.vexfs; \
+	else echo "install: without $(HELPERDIR)/mount.fuse.vexfs (it needs root) there is no mount -t fuse.vexfs"; fi
 
 demo: deps build ## store, mount, ingest DIR (/usr/share/doc), ask, kill -9, recover
 	@tests/scripts/demo.sh "$(DIR)"
@@ -82,6 +90,10 @@ fuzz-cover: ## coverage-guided fuzzing of every structure, each for SECONDS=60 (
 crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
 	$(CARGO) build --workspace --bins --release
 	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 $(CARGO) test --release -p vexfs-tests -- --nocapture
+
+posix-test: deps deps-posix ## pjdfstest, fsx and stress-ng on a mount, beside ext4 (root; SUITES="fsx stress")
+	$(CARGO) build --workspace --bins
+	@tests/scripts/posix-test.sh $(SUITES)
 
 perf: deps-perf build perf-rivals ## ours and rivals side by side (ARGS="--only NAME --rounds N")
 	target/release/vexfs-perf $(ARGS)

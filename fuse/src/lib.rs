@@ -1,8 +1,8 @@
 //! The FUSE mounter of VexFS.
 //!
 //! Order of dependency: [`engine`] (page cache, epochs, commits over a device) -> [`search`] ->
-//! [`session`] (session files) -> [`mount`] (operations, FUSE). [`check`] is fsck.vexfs: it works on the device alone, and
-//! takes from the others only how a source is opened. [`dump`] is vexfs-dump.
+//! [`session`] (session files) -> [`mount`] (operations); beside them [`wire`] (the FUSE protocol). [`check`] is fsck.vexfs: it
+//! works on the device alone, and takes from the others only how a source is opened. [`dump`] is vexfs-dump.
 
 pub mod check;
 pub mod dump;
@@ -10,3 +10,4 @@ pub mod engine;
 pub mod mount;
 pub mod search;
 pub mod session;
+pub mod wire;

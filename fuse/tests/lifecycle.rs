@@ -32,7 +32,8 @@ fn signals_unmount_and_commit() {
     let mut held = File::create(bench.path("held")).unwrap();
     held.write_all(b"held").unwrap();
     mount.signal(Signal::TERM);
-    assert!(held.write_all(b"more").is_err(), "its users get errors");
+    let done = held.write_all(b"more").and_then(|()| held.sync_all());
+    assert!(done.is_err(), "its users get errors");
     drop(held);
     let mount = bench.mount("");
     for name in ["term", "int", "held"] {

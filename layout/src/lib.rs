@@ -4,7 +4,7 @@
 //! The crate is `no_std`, forbids `unsafe` and allocates nothing on hot paths, so that the kernel
 //! half uses it unchanged. Every byte read from a volume is untrusted.
 //!
-//! Dependency order, lowest first: [`addr`], [`error`] -> the on-disk structs -> [`page_store`] ->
+//! Dependency order, lowest first: [`addr`], [`error`], [`access`] -> the on-disk structs -> [`page_store`] ->
 //! the file system logic.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,6 +13,8 @@
 #[cfg(any(test, feature = "testing"))]
 extern crate std;
 
+pub mod access;
+pub mod acl;
 pub mod addr;
 pub mod command;
 pub mod dir;

@@ -23,8 +23,10 @@ use crate::page_store::{PageBytes, Timespec};
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"VEXFSSB1";
 /// Version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
+/// `incompat` bit 0: ACLs were set. A mounter that does not know them would admit whom they deny.
+pub const INCOMPAT_ACL: u64 = 1;
 /// `incompat` bits that this crate knows; a volume with others is refused.
-pub const KNOWN_INCOMPAT: u64 = 0;
+pub const KNOWN_INCOMPAT: u64 = INCOMPAT_ACL;
 /// `ro_compat` bits that this crate knows; a volume with others can only be read.
 pub const KNOWN_RO_COMPAT: u64 = 0;
 /// `flags` bit 0: the last mounter unmounted in order.
@@ -300,7 +302,7 @@ mod tests {
             label: *b"a label of thirty-two bytes full",
             compat: 0x0102,
             ro_compat: 0,
-            incompat: 0,
+            incompat: INCOMPAT_ACL,
             epoch: 0x1122_3344_5566,
             session: 7,
             clean: true,
@@ -326,6 +328,7 @@ mod tests {
         put(16, b"0123456789abcdef");
         put(32, &sample().label);
         put(64, &0x0102u64.to_le_bytes());
+        put(80, &1u64.to_le_bytes());
         put(88, &0x1122_3344_5566u64.to_le_bytes());
         put(96, &7u64.to_le_bytes());
         put(104, &1u64.to_le_bytes());

@@ -1,16 +1,18 @@
 #!/bin/bash
 # Installs what building, testing and the demo need on Debian 12, beyond the Rust toolchain, make, gcc and git.
-# With --perf also what the rivals in `make perf` need. Calls apt only if something is missing. Without root it
+# With --perf also what the rivals in `make perf` need, with --posix what `make posix-test` needs. Calls apt only if something is missing. Without root it
 # prints what to install, and fails only if the build itself cannot work.
 set -euo pipefail
 
-# What must be there to build | what the tests and the demo drive | what the rivals need.
+# What must be there to build | what the tests and the demo drive | what the rivals need | outside suites.
 build=(libclang-dev)
 drive=(fuse3 fio nbdkit libnbd-bin python3-libnbd qemu-utils e2fsprogs attr acl rsync jq procps)
 rivals=(libfuse3-dev pkg-config python3-numpy python3-venv)
+suites=(stress-ng psmisc)
 
 wanted=("${build[@]}" "${drive[@]}")
 [ "${1:-}" = --perf ] && wanted+=("${rivals[@]}")
+[ "${1:-}" = --posix ] && wanted+=("${suites[@]}")
 
 if ! command -v dpkg-query >/dev/null; then
     echo "deps: not a Debian system; needed are the equivalents of: ${wanted[*]}" >&2

@@ -113,9 +113,20 @@ impl Stage {
         self.mount_source(&self.uri(), &self.path("mnt"))
     }
 
+    /// Mounts a snapshot through the daemon.
+    pub fn mount_snapshot_of_daemon(&self, snapshot: &str, point: &Path) -> Mount {
+        let mut command = self.mount_command(&self.uri(), point);
+        command.arg("-o").arg(format!("snapshot={snapshot}"));
+        self.mount_by(&mut command, point)
+    }
+
     fn mount_source(&self, source: &str, point: &Path) -> Mount {
+        self.mount_by(&mut self.mount_command(source, point), point)
+    }
+
+    fn mount_by(&self, command: &mut Command, point: &Path) -> Mount {
         std::fs::create_dir_all(point).expect("a mount point can be made");
-        let mut process = Background::spawn(&mut self.mount_command(source, point), &self.path("fuse.log"));
+        let mut process = Background::spawn(command, &self.path("fuse.log"));
         process.wait_until("mounting", || is_mounted(point));
         Mount { point: point.to_path_buf(), process }
     }

@@ -145,14 +145,22 @@ impl Engine {
     /// # Errors
     /// As [`Engine::write_data`].
     pub fn zero_tail(&self, address: u64) -> Result<()> {
+        match (address as usize) & (PAGE - 1) {
+            0 => Ok(()),
+            at => self.zero(address, PAGE - at),
+        }
+    }
+
+    /// Zeroes bytes inside one page, if there is anything else.
+    ///
+    /// # Errors
+    /// As [`Engine::write_data`].
+    pub fn zero(&self, address: u64, len: usize) -> Result<()> {
         let at = (address as usize) & (PAGE - 1);
-        if at == 0 {
-            return Ok(());
-        }
         let page = self.page(PageNo::containing(address))?;
-        if page[at..].iter().all(|&b| b == 0) {
+        if page[at..at + len].iter().all(|&b| b == 0) {
             return Ok(());
         }
-        self.write_data(address, &[0; PAGE][at..], u64::MAX)
+        self.write_data(address, &[0; PAGE][..len], u64::MAX)
     }
 }

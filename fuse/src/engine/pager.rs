@@ -51,6 +51,7 @@ pub struct Engine {
     /// A batch landed, or the engine stopped.
     pub(super) room: Condvar,
     pub(super) credits: Credits,
+    capacity_pages: u64,
     pub(super) health: Health,
     /// Shared by operations, exclusive to the freeze of a commit.
     pub(super) gate: RwLock<()>,
@@ -85,6 +86,7 @@ impl Engine {
             returned: Condvar::new(),
             room: Condvar::new(),
             credits,
+            capacity_pages: status.capacity_pages.get(),
             health: if options.read_only { Health::read_only() } else { Health::default() },
             gate: RwLock::new(()),
             write_back: Mutex::new(()),
@@ -127,6 +129,11 @@ impl Engine {
     /// Pages free now, and pages that an ordinary operation may still take.
     pub fn free_and_usable_pages(&self) -> (u64, u64) {
         self.credits.free_and_usable()
+    }
+
+    /// Pages of the volume when it was mounted.
+    pub fn capacity_pages(&self) -> u64 {
+        self.capacity_pages
     }
 
     /// Begins an operation: holds the epoch open until the result is dropped. Waits while too much

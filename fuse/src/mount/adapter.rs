@@ -1,31 +1,68 @@
-//! The one module that knows the FUSE crate (fuser 0.18): requests in, replies out.
+//! Between FUSE requests and the operations of [`Mounted`]: arguments out of requests, answers into replies.
 //!
-//! The kernel checks permissions (`default_permissions`) and caches names, attributes and file pages
-//! for long, since this process is the only writer of the volume.
+//! The kernel checks permissions (`default_permissions`), writes back file pages when it sees fit, and caches names, attributes,
+//! listings and file pages for long, since this process is the only writer of the volume.
 
-mod convert;
+mod answer;
+mod attributes;
+mod bytes;
+mod failure;
 mod invalidate;
-mod serve;
+mod ioctl;
+mod listing;
+mod names;
+mod open;
+mod xattrs;
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use layout::fs::Ino;
 
+use self::failure::{Done, Failure};
+use super::node::Node;
 use super::options::MountSettings;
 use super::session_files::Sessions;
 use super::volume::Mounted;
-use crate::session::SessionSettings;
+use crate::session::{Caller, SessionSettings};
+use crate::wire::abi::{init, op};
+use crate::wire::mount::MountRequest;
+use crate::wire::reply::{Outcome, Reply};
+use crate::wire::request::Request;
+use crate::wire::server::{Connection, Handler, Threads};
 
 /// Serves the requests of one mount.
 pub struct Adapter {
     mounted: Arc<Mounted>,
     sessions: Sessions,
+    /// Requests may come by rings.
+    rings: bool,
+    /// The INIT flags in use.
+    negotiated: AtomicU64,
 }
 
-/// A connection to the kernel, served by threads until it is unmounted.
-pub struct Connection(BackgroundSession);
+/// Threads that wait for requests: one to take the next while another one is at work.
+const IDLE_THREADS_MAX: usize = 10;
+
+/// What can be honoured.
+const FLAGS: u64 = init::ASYNC_READ
+    | init::ATOMIC_O_TRUNC
+    | init::EXPORT_SUPPORT
+    // The umask is for creations without a default ACL.
+    | init::DONT_MASK
+    | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
+    | init::ASYNC_DIO
+    | init::WRITEBACK_CACHE
+    | init::PARALLEL_DIROPS
+    // The kernel checks them.
+    | init::POSIX_ACL
+    | init::CACHE_SYMLINKS
+    | init::NO_OPENDIR_SUPPORT
+    | init::HANDLE_KILLPRIV_V2
+    | init::SETXATTR_EXT
+    | init::DIRECT_IO_ALLOW_MMAP;
 
 impl Adapter {
     /// Mounts and starts serving.
@@ -34,54 +71,129 @@ impl Adapter {
     /// What mount(2) or /dev/fuse say.
     pub fn start(mounted: Arc<Mounted>, settings: &MountSettings, fsname: &str) -> io::Result<Connection> {
         let sessions = Sessions::new(Arc::clone(&mounted), SessionSettings::default());
-        let adapter = Adapter { mounted: Arc::clone(&mounted), sessions };
-        let mut config = Config::default();
-        config.mount_options = mount_options(settings, fsname);
-        config.acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
-        config.n_threads = Some(settings.threads.max(2));
-        config.clone_fd = true;
-        let session = Session::new(adapter, Path::new(&settings.mountpoint), &config)?;
-        invalidate::install(&mounted, session.notifier())?;
-        Ok(Connection(session.spawn()?))
-    }
-}
-
-impl Connection {
-    /// Whether the kernel has ended the connection: unmounted, or aborted.
-    pub fn has_ended(&self) -> bool {
-        self.0.guard.is_finished()
-    }
-
-    /// Lets go of an ended (or detached) connection. Dropping the FUSE crate's handle would unmount
-    /// a second time (its `is_mounted` takes POLLERR for a live mount), and hit whatever was mounted
-    /// there meanwhile; what is leaked ends with the process.
-    pub fn leave(self) {
-        std::mem::forget(self.0);
-    }
-}
-
-fn mount_options(settings: &MountSettings, fsname: &str) -> Vec<MountOption> {
-    let mut options = vec![
-        MountOption::FSName(fsname.to_owned()),
-        MountOption::CUSTOM("subtype=vexfs".to_owned()),
-        MountOption::DefaultPermissions,
-        if settings.read_only { MountOption::RO } else { MountOption::RW },
-    ];
-    for flag in &settings.kernel_flags {
-        let option = match flag.as_str() {
-            "suid" => MountOption::Suid,
-            "nosuid" => MountOption::NoSuid,
-            "dev" => MountOption::Dev,
-            "nodev" => MountOption::NoDev,
-            "exec" => MountOption::Exec,
-            "noexec" => MountOption::NoExec,
-            "atime" => MountOption::Atime,
-            "noatime" => MountOption::NoAtime,
-            "sync" => MountOption::Sync,
-            "dirsync" => MountOption::DirSync,
-            _ => continue,
+        mounted.known.track();
+        let request = MountRequest {
+            mountpoint: settings.mountpoint.clone(),
+            fsname: fsname.to_owned(),
+            subtype: "vexfs",
+            allow_other: settings.allow_other,
+            read_only: settings.read_only,
+            flags: settings.kernel_flags.clone(),
         };
-        options.push(option);
+        let device = crate::wire::mount::mount(&request)?;
+        let adapter = Adapter {
+            mounted: Arc::clone(&mounted),
+            sessions,
+            rings: settings.rings,
+            negotiated: AtomicU64::new(0),
+        };
+        let threads = Threads { idle_max: IDLE_THREADS_MAX, max: settings.threads.max(2) };
+        let connection = Connection::start(device, Arc::new(adapter), threads)?;
+        invalidate::install(&mounted, connection.channel()?)?;
+        Ok(connection)
     }
-    options
+
+    fn has(&self, flag: u64) -> bool {
+        self.negotiated.load(Ordering::Relaxed) & flag != 0
+    }
+
+    fn carry_out(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
+        match rq.header.opcode {
+            op::LOOKUP => self.lookup(rq, out),
+            op::GETATTR => self.getattr(rq, out),
+            op::STATX => self.statx(rq, out),
+            op::SETATTR => self.setattr(rq, out),
+            op::READLINK => self.readlink(rq, out),
+            op::SYMLINK => self.symlink(rq, out),
+            op::MKNOD => self.mknod(rq, out),
+            op::MKDIR => self.mkdir(rq, out),
+            op::UNLINK => self.unlink(rq),
+            op::RMDIR => self.rmdir(rq),
+            op::RENAME => self.rename(rq),
+            op::RENAME2 => self.rename2(rq),
+            op::LINK => self.link(rq, out),
+            op::OPEN => self.open(rq, out),
+            op::CREATE => self.create(rq, out),
+            op::TMPFILE => self.tmpfile(rq, out),
+            op::RELEASE => self.release(rq),
+            op::READ => self.read(rq, out),
+            op::WRITE => self.write(rq, out),
+            op::LSEEK => self.lseek(rq, out),
+            op::FALLOCATE => self.fallocate(rq),
+            op::COPY_FILE_RANGE => self.copy_file_range(rq, out, false),
+            op::COPY_FILE_RANGE_64 => self.copy_file_range(rq, out, true),
+            op::FSYNC | op::FSYNCDIR | op::SYNCFS => self.sync(rq),
+            op::READDIR => self.readdir(rq, out),
+            op::READDIRPLUS => self.readdirplus(rq, out),
+            op::STATFS => self.statfs(out),
+            op::GETXATTR => self.getxattr(rq, out),
+            op::LISTXATTR => self.listxattr(rq, out),
+            op::SETXATTR => self.setxattr(rq),
+            op::REMOVEXATTR => self.removexattr(rq),
+            op::IOCTL => self.ioctl(rq, out),
+            op::DESTROY => Ok(()),
+            // Nothing to do, which the kernel remembers. Directories: no handle is needed (NO_OPENDIR_SUPPORT). FLUSH: pages were
+            // written before it, and their errors are the kernel's to tell at close(2). INTERRUPT: every operation ends.
+            op::OPENDIR if !self.has(init::NO_OPENDIR_SUPPORT) => self.opendir(out),
+            op::RELEASEDIR => Ok(()),
+            _ => Err(Failure(libc::ENOSYS)),
+        }
+    }
+}
+
+impl Handler for Adapter {
+    fn flags(&self) -> u64 {
+        if self.rings { FLAGS | init::OVER_IO_URING } else { FLAGS }
+    }
+
+    fn may_wait(&self, rq: &Request<'_>) -> bool {
+        match rq.header.opcode {
+            op::FSYNC
+            | op::FSYNCDIR
+            | op::SYNCFS
+            | op::FALLOCATE
+            | op::COPY_FILE_RANGE
+            | op::COPY_FILE_RANGE_64 => true,
+            // A search, a put.
+            op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
+            _ => false,
+        }
+    }
+
+    fn negotiated(&self, flags: u64) {
+        self.negotiated.store(flags, Ordering::Relaxed);
+    }
+
+    fn handle(&self, mut rq: Request<'_>, out: &mut Reply) -> Outcome {
+        match rq.header.opcode {
+            op::FORGET => self.forget(&mut rq),
+            op::BATCH_FORGET => self.batch_forget(&mut rq),
+            _ => match self.carry_out(&mut rq, out) {
+                Ok(()) => Outcome::Done,
+                Err(Failure(errno)) => Outcome::Failed(errno),
+            },
+        }
+    }
+
+    fn broken(&self, why: &str) {
+        self.mounted.engine().health().stop_writes(&format!("an operation failed inside ({why})"));
+    }
+}
+
+fn caller(rq: &Request<'_>) -> Caller {
+    Caller { uid: rq.header.uid, gid: rq.header.gid, pid: rq.header.pid }
+}
+
+/// The inode of a node, where only real inodes will do.
+fn real(node: u64) -> Result<Ino, Failure> {
+    match Node::from_id(node) {
+        Some(Node::Real(ino)) => Ok(ino),
+        Some(_) => Err(Failure(libc::EPERM)),
+        None => Err(Failure(libc::ESTALE)),
+    }
+}
+
+/// The node of a request.
+fn node(rq: &Request<'_>) -> Result<Node, Failure> {
+    Node::from_id(rq.header.nodeid).ok_or(Failure(libc::ESTALE))
 }

@@ -77,6 +77,12 @@ impl Mounted {
         }
     }
 
+    /// Whether less than a sixteenth of the volume is left, or less than so many pages.
+    pub fn is_narrow(&self, pages_max: u64) -> bool {
+        let (_, usable) = self.engine.free_and_usable_pages();
+        usable < (self.engine.capacity_pages() / 16).min(pages_max)
+    }
+
     /// Space of the volume, with what is not yet committed counted as used.
     ///
     /// # Errors

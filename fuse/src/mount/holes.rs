@@ -3,8 +3,8 @@
 use layout::addr::{PAGE, PAGE_SHIFT};
 use layout::error::{Error, Result};
 use layout::fs::{Ino, InodeFlags, SetAttr};
-use layout::page_store::PageStore;
-use layout::windows::{CLASSES, class_of, class_pages, class_range, map};
+use layout::inode::MAX_FILE_BYTES;
+use layout::windows::{class_of, class_range, map};
 
 use super::volume::{Mounted, now};
 use crate::engine::Cost;
@@ -63,7 +63,7 @@ impl Mounted {
     /// # Errors
     /// [`Error::NoSpace`] when so much is not free now.
     pub fn allocate(&self, ino: Ino, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        let end = offset.checked_add(len).ok_or(Error::TooBig)?;
+        let end = offset.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES).ok_or(Error::TooBig)?;
         drop(self.begin(Cost::Pages(len.div_ceil(PAGE as u64)))?);
         if !keep_size && end > self.inode(ino)?.size {
             self.setattr(ino, SetAttr { size: Some(end), ..SetAttr::default() }, true)?;
@@ -74,38 +74,33 @@ impl Mounted {
     /// fallocate(2) with FALLOC_FL_PUNCH_HOLE: the range reads as zeros and its whole pages are freed.
     ///
     /// # Errors
-    /// As a write.
+    /// As [`layout::fs::Fs::zero_range`].
     pub fn punch_hole(&self, ino: Ino, offset: u64, len: u64) -> Result<()> {
-        let _op = self.begin(Cost::Pages(2))?;
+        // Its two edges are less than what any change may take.
+        self.zero(ino, offset, len, true, Cost::Freeing)
+    }
+
+    /// fallocate(2) with FALLOC_FL_ZERO_RANGE: the range reads as zeros, and the file grows to its end unless
+    /// `keep_size`. As with [`Mounted::allocate`] its space is checked, not set aside: it becomes a hole.
+    ///
+    /// # Errors
+    /// As [`Mounted::allocate`].
+    pub fn zero_range(&self, ino: Ino, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        self.zero(ino, offset, len, keep_size, Cost::Pages(len.div_ceil(PAGE as u64)))
+    }
+
+    fn zero(&self, ino: Ino, offset: u64, len: u64, keep_size: bool, cost: Cost) -> Result<()> {
+        let _op = self.begin(cost)?;
         let _bytes = self.locks.exclusive(ino);
-        let mut fs = self.fs.write();
-        let before = fs.inode(ino)?;
-        let end = offset.saturating_add(len).min(before.size);
-        if offset >= end {
-            return Ok(());
-        }
-        self.drop_capabilities(&mut fs, &before)?;
-        fs.prepare_write(ino, offset, end - offset)?;
-        let inode = fs.inode_update(ino, |inode| inode.flags |= InodeFlags::SPARSE)?;
-        for class in 0..CLASSES {
-            if let Some(range) = class_pages(&inode, class, offset, end) {
-                fs.store().discard(range)?;
-            }
-        }
-        // The parts of pages at both ends.
-        let page = PAGE as u64;
-        let (first_whole, last_whole) = (offset.next_multiple_of(page), end / page * page);
-        let edges = if first_whole > last_whole {
-            [(offset, end), (end, end)]
-        } else {
-            [(offset, first_whole), (last_whole, end)]
+        let parts = {
+            let mut fs = self.fs.write();
+            let before = fs.inode(ino)?;
+            self.drop_capabilities(&mut fs, &before)?;
+            fs.zero_range(ino, offset, len, keep_size, now())?.1
         };
-        for (from, to) in edges {
-            if let Some(run) = map(&inode, from).filter(|_| from < to) {
-                self.engine.write_data(run.byte, &[0; PAGE][..(to - from) as usize], u64::MAX)?;
-            }
+        for part in parts.into_iter().flatten() {
+            self.engine.zero(part.page.byte() + part.from as u64, part.to - part.from)?;
         }
-        fs.finish_write(ino, end, now())?;
         Ok(())
     }
 }

@@ -4,15 +4,18 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blockd::device::Device;
 use blockd::session::{GrantCell, OpenMode, Session, boot_id};
+use rustix::fs::{Mode, OFlags};
 
-use super::adapter::{Adapter, Connection};
+use super::adapter::Adapter;
 use super::options::MountSettings;
 use super::volume::Mounted;
 use crate::engine::{Engine, EngineOptions, EpochSource, Flusher};
+use crate::wire::mount::unmount;
+use crate::wire::server::Connection;
 
 /// How long a busy mount may take to end after a signal before it is left behind.
 const DETACH_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -182,7 +185,6 @@ impl Running {
                 settings.mountpoint.display()
             );
         }
-        connection.leave();
         drop(flusher);
         if settings.read_only {
             return Ok(());
@@ -202,20 +204,22 @@ impl Running {
 /// Unmounts; false if the mount stays in use. What stands at the mount point is left alone if it is
 /// not ours: we were detached (umount -l), and somebody mounted something else there.
 fn end_connection(connection: &Connection, mountpoint: &Path, number: Option<u64>) -> bool {
-    use rustix::mount::{UnmountFlags, unmount};
     if connection.has_ended() {
         return true;
     }
     let found = mounted_at(mountpoint);
+    if number.is_some() && found == number {
+        // A mount in use is not written back when it is detached.
+        let root = rustix::fs::open(mountpoint, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        if let Err(error) = root.and_then(rustix::fs::syncfs) {
+            tracing::warn!("cannot write back {}: {error}", mountpoint.display());
+        }
+    }
     if (number.is_none() || found.is_none() || found == number)
-        && unmount(mountpoint, UnmountFlags::empty()).is_err()
-        && let Err(error) = unmount(mountpoint, UnmountFlags::DETACH)
+        && unmount(mountpoint, false).is_err()
+        && let Err(error) = unmount(mountpoint, true)
     {
         tracing::warn!("cannot unmount {}: {error}", mountpoint.display());
     }
-    let until = Instant::now() + DETACH_WAIT_MAX;
-    while !connection.has_ended() && Instant::now() < until {
-        std::thread::sleep(POLL);
-    }
-    connection.has_ended()
+    connection.wait(DETACH_WAIT_MAX)
 }

@@ -6,9 +6,11 @@
 
 mod adapter;
 mod attributes;
+mod copy;
 mod data;
 mod file_locks;
 mod holes;
+mod known;
 mod lifecycle;
 mod names;
 mod node;

@@ -1,4 +1,6 @@
 //! Operations on names: lookup, create, link, unlink, rename, readdir.
+//!
+//! Each inode that one of these gives goes to the kernel, which knows it until [`Mounted::forget`].
 
 use layout::error::{Error, Result};
 use layout::fs::{DirEntry, Ino, Inode, NewInode, RenameFlags};
@@ -16,7 +18,10 @@ impl Mounted {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Inode> {
-        self.reading()?.lookup(dir, name)
+        let fs = self.reading()?;
+        let inode = fs.lookup(dir, name)?;
+        self.known.given(inode.ino);
+        Ok(inode)
     }
 
     /// Makes a file, directory or special file; `open` counts a handle of it at once.
@@ -30,6 +35,21 @@ impl Mounted {
             if open {
                 self.files.opened(inode.ino);
             }
+            self.known.given(inode.ino);
+            Ok(inode)
+        })
+    }
+
+    /// Makes a file without a name and counts a handle of it at once (O_TMPFILE): its last close frees it,
+    /// unless it was linked.
+    ///
+    /// # Errors
+    /// As [`layout::fs::Fs::tmpfile`].
+    pub fn tmpfile(&self, dir: Ino, new: NewInode) -> Result<Inode> {
+        self.change(Cost::Pages(0), |fs| {
+            let inode = fs.tmpfile(dir, new, now())?;
+            self.files.opened(inode.ino);
+            self.known.given(inode.ino);
             Ok(inode)
         })
     }
@@ -38,7 +58,11 @@ impl Mounted {
     /// As [`layout::fs::Fs::symlink`].
     pub fn symlink(&self, dir: Ino, name: &[u8], target: &[u8], owner: (u32, u32)) -> Result<Inode> {
         ordinary(name)?;
-        self.change(Cost::Pages(1), |fs| fs.symlink(dir, name, target, owner.0, owner.1, now()))
+        self.change(Cost::Pages(1), |fs| {
+            let inode = fs.symlink(dir, name, target, owner.0, owner.1, now())?;
+            self.known.given(inode.ino);
+            Ok(inode)
+        })
     }
 
     /// The target of a symbolic link.
@@ -56,10 +80,14 @@ impl Mounted {
     /// As [`layout::fs::Fs::link`].
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Inode> {
         ordinary(name)?;
-        self.change(Cost::Pages(0), |fs| fs.link(ino, dir, name, now()))
+        self.change(Cost::Pages(0), |fs| {
+            let inode = fs.link(ino, dir, name, now())?;
+            self.known.given(inode.ino);
+            Ok(inode)
+        })
     }
 
-    /// Removes a name; the inode is freed with its last link and last handle.
+    /// Removes a name; the inode is freed with its last link, once it is not in use.
     ///
     /// # Errors
     /// As [`layout::fs::Fs::unlink`].
@@ -121,7 +149,11 @@ impl Mounted {
                 },
                 false => None,
             };
-            each(entry, inode)
+            let taken = each(entry, inode);
+            if taken && let Some(inode) = inode {
+                self.known.given(inode.ino);
+            }
+            taken
         })?;
         failed
     }

@@ -12,6 +12,8 @@ pub struct MountSettings {
     pub mountpoint: PathBuf,
     /// Changes are refused, and the volume's session is not taken.
     pub read_only: bool,
+    /// The snapshot to mount, and not the live volume; always read-only.
+    pub snapshot: Option<String>,
     /// Users other than the one who mounts may use the mount (by permission bits).
     pub allow_other: bool,
     /// The source shown in /proc/mounts.
@@ -24,17 +26,28 @@ pub struct MountSettings {
     pub commit_interval: Duration,
     /// Threads that serve requests.
     pub threads: usize,
+    /// Requests may come by io_uring, where the kernel has it enabled.
+    pub rings: bool,
 }
 
 /// An option that is not known, or has a bad value.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "mount option {option:?}: {why}; known are ro, rw, allow_other, default_permissions, fsname=NAME, \
-     cache_mib=N, commit=SECONDS, threads=N, and the usual (no)suid, (no)dev, (no)exec, (no)atime"
+    "mount option {option:?}: {why}; known are ro, rw, snapshot=NAME, allow_other, default_permissions, fsname=NAME, \
+     cache_mib=N, commit=SECONDS, threads=N, (no)uring, and the usual (no)suid, (no)dev, (no)exec, (no)atime"
 )]
 pub struct OptionError {
     option: String,
     why: &'static str,
+}
+
+const UNKNOWN: &str = "not known";
+
+impl OptionError {
+    /// Whether the option is not known, rather than of a bad value.
+    pub fn is_unknown(&self) -> bool {
+        self.why == UNKNOWN
+    }
 }
 
 impl MountSettings {
@@ -43,12 +56,14 @@ impl MountSettings {
         MountSettings {
             mountpoint,
             read_only: false,
+            snapshot: None,
             allow_other: rustix::process::geteuid().is_root(),
             fsname: None,
             kernel_flags: Vec::new(),
             cache_bytes: EngineOptions::default().cache_bytes,
             commit_interval: Duration::from_secs(5),
             threads: 16,
+            rings: true,
         }
     }
 
@@ -69,6 +84,11 @@ impl MountSettings {
             match name {
                 "ro" => self.read_only = true,
                 "rw" => self.read_only = false,
+                "snapshot" => {
+                    let name = value.filter(|name| !name.is_empty());
+                    self.snapshot =
+                        Some(name.ok_or_else(|| fail("it needs the name of a snapshot"))?.to_owned());
+                }
                 "allow_other" => self.allow_other = true,
                 // Permission bits are always checked by the kernel.
                 "default_permissions" => {}
@@ -76,15 +96,19 @@ impl MountSettings {
                 "cache_mib" => self.cache_bytes = number()?.saturating_mul(1 << 20),
                 "commit" => self.commit_interval = Duration::from_secs(number()?),
                 "threads" => self.threads = usize::try_from(number()?).unwrap_or(usize::MAX).min(256),
+                "uring" => self.rings = true,
+                "nouring" => self.rings = false,
                 "suid" | "nosuid" | "dev" | "nodev" | "exec" | "noexec" | "atime" | "noatime" | "sync"
                 | "dirsync" => self.kernel_flags.push(name.to_owned()),
                 "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "owner" | "group"
                 | "nofail" | "_netdev" | "async" | "relatime" | "norelatime" | "strictatime" | "lazytime"
                 | "diratime" | "nodiratime" | "comment" => {}
                 _ if name.starts_with("x-") || name.starts_with("X-") => {}
-                _ => return Err(fail("not known")),
+                _ => return Err(fail(UNKNOWN)),
             }
         }
+        // Nobody can write to one; mount(8) says rw by itself where the user says nothing.
+        self.read_only |= self.snapshot.is_some();
         Ok(())
     }
 }
@@ -103,6 +127,15 @@ mod tests {
         assert_eq!(settings.kernel_flags, ["noexec"]);
         assert_eq!(settings.commit_interval, Duration::from_secs(30));
         assert_eq!((settings.cache_bytes, settings.threads), (64 << 20, 3));
+    }
+
+    #[test]
+    fn a_snapshot_is_read_only_whatever_else_is_said() {
+        let mut settings = MountSettings::new("/mnt".into());
+        settings.apply("snapshot=monday,rw").unwrap();
+        assert!(settings.read_only);
+        assert_eq!(settings.snapshot.as_deref(), Some("monday"));
+        assert!(!settings.apply("snapshot=").unwrap_err().is_unknown());
     }
 
     #[test]

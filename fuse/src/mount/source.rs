@@ -62,11 +62,11 @@ impl Source {
         Ok(Source::Image(path.into()))
     }
 
-    /// Opens it as a VexFS volume.
+    /// Opens it as a VexFS volume, or one of its snapshots.
     ///
     /// # Errors
     /// Why it can't be used.
-    pub fn open(&self, read_only: bool) -> Result<Opened, MountError> {
+    pub fn open(&self, read_only: bool, snapshot: Option<&str>) -> Result<Opened, MountError> {
         let cell = GrantCell::default();
         let mut store = None;
         let device: Arc<dyn Device> = match self {
@@ -75,11 +75,23 @@ impl Source {
                 let volume = Volume::open(path, &options)
                     .map_err(|e| MountError::Source(with_causes(&path.display().to_string(), &e)))?;
                 store = Some(Arc::clone(&volume));
-                volume
+                match snapshot.map(|name| volume.open_snapshot(name)).transpose() {
+                    Ok(Some(snapshot)) => snapshot,
+                    Ok(None) => volume,
+                    Err(error) => {
+                        Opened { device: volume, cell, volume: store }.shutdown();
+                        return Err(MountError::Source(with_causes(&path.display().to_string(), &error)));
+                    }
+                }
             }
             Source::Nbd(target) => {
                 let options =
                     ConnectOptions { hook: Some(reconnect_hook(cell.clone())), ..ConnectOptions::default() };
+                let target = &match snapshot {
+                    // As vexfs-blockd names the snapshots beside a volume.
+                    Some(name) => Target { export: format!("{}@{name}", target.export), ..target.clone() },
+                    None => target.clone(),
+                };
                 let client = NbdClient::connect(target, options).map_err(|e| {
                     let what = with_causes(&target.to_string(), &e);
                     MountError::Source(what)

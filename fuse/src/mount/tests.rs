@@ -1,5 +1,7 @@
 //! A real mount over a device in RAM.
 
+mod holes;
+
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use blockd::buf::AlignedBuf;
 use blockd::device::{ClientId, Device, DeviceInfo, Done, IoError, IoOp, blocking};
 use blockd::session::{BootId, GrantCell, OpenMode, Session};
 use layout::addr::CLASS0_BASE;
-use layout::fs::{FormatParams, Ino, NewInode, SetAttr, format};
+use layout::fs::{FormatParams, Ino, InodeFlags, NewInode, SetAttr, format};
 use layout::inode::Kind;
 use layout::page_store::Timespec;
 use parking_lot::{Condvar, Mutex};
@@ -17,6 +19,8 @@ use parking_lot::{Condvar, Mutex};
 use super::{MountSettings, Mounted, Running, mount};
 use crate::engine::ram::RamDevice;
 use crate::engine::{Engine, EngineOptions};
+
+const FILE: NewInode = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
 
 /// An empty file system in RAM.
 fn formatted() -> Arc<RamDevice> {
@@ -109,8 +113,7 @@ fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
 fn a_chmod_during_a_write_is_not_undone_by_it() {
     let device = SlowRead::new(formatted());
     let m = mounted(Arc::clone(&device) as Arc<dyn Device>);
-    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0 };
-    let ino = m.create(Ino(2), b"f", new, true).unwrap().ino;
+    let ino = m.create(Ino(2), b"f", FILE, true).unwrap().ino;
     m.write(ino, 0, &[1; 4096], true).unwrap();
     m.sync().unwrap();
     device.hold();
@@ -124,6 +127,27 @@ fn a_chmod_during_a_write_is_not_undone_by_it() {
     device.let_go();
     writer.join().unwrap().unwrap();
     assert_eq!(m.inode(ino).unwrap().perm, 0o600);
+}
+
+#[test]
+fn a_file_without_a_name_goes_with_its_last_handle_unless_it_was_linked() {
+    let m = mounted(formatted());
+    let used = || m.space().unwrap().inodes - m.space().unwrap().inodes_free;
+    let before = used();
+    let lost = m.tmpfile(Ino(2), FILE).unwrap().ino;
+    let kept = m.tmpfile(Ino(2), FILE).unwrap().ino;
+    m.write(lost, 0, b"lost", true).unwrap();
+    m.write(kept, 0, b"kept", true).unwrap();
+    m.open(lost).unwrap();
+    m.release(lost);
+    assert_eq!(&*m.read(lost, 0, 9).unwrap(), b"lost", "a handle is still open");
+    m.link(kept, Ino(2), b"name").unwrap();
+    m.release(lost);
+    m.release(kept);
+    assert!(m.inode(lost).is_err());
+    assert_eq!(used(), before + 1);
+    assert_eq!(m.lookup(Ino(2), b"name").unwrap().ino, kept);
+    assert_eq!(&*m.read(kept, 0, 9).unwrap(), b"kept");
 }
 
 /// A mount in a temporary directory, unmounted when dropped.

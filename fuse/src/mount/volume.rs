@@ -9,6 +9,7 @@ use layout::page_store::{PageBytes, Timespec};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::file_locks::FileLocks;
+use super::known::Known;
 use super::open_files::OpenFiles;
 use crate::engine::{Cost, Engine, EpochSource, Pages};
 use crate::session::{FsAccess, Published};
@@ -18,6 +19,7 @@ pub struct Mounted {
     pub(super) engine: Arc<Engine>,
     pub(super) fs: RwLock<Fs<Pages>>,
     pub(super) files: OpenFiles,
+    pub(super) known: Known,
     pub(super) locks: FileLocks,
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
     pub(super) on_published: OnceLock<OnPublished>,
@@ -44,6 +46,7 @@ impl Mounted {
             engine,
             fs: RwLock::new(fs),
             files: OpenFiles::default(),
+            known: Known::default(),
             locks: FileLocks::default(),
             on_published: OnceLock::new(),
             read_only,
@@ -102,6 +105,15 @@ impl Mounted {
         self.reading()?.inode(ino)
     }
 
+    /// The volume's label: up to 32 bytes, UTF-8.
+    ///
+    /// # Errors
+    /// As [`Mounted::inode`].
+    pub fn label(&self) -> Result<Vec<u8>> {
+        let label = self.reading()?.superblock().label;
+        Ok(label.into_iter().take_while(|byte| *byte != 0).collect())
+    }
+
     /// Makes everything done so far durable.
     ///
     /// # Errors
@@ -123,7 +135,21 @@ impl Mounted {
 
     /// A handle was closed: frees the inode if it has no link left and this was the last.
     pub fn release(&self, ino: Ino) {
-        if !self.files.closed(ino) || self.engine.health().is_read_only() {
+        if self.files.closed(ino) {
+            self.reap_orphan(ino);
+        }
+    }
+
+    /// The kernel forgets `count` of the times that an inode was given to it.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if self.known.forgotten(ino, count) {
+            self.reap_orphan(ino);
+        }
+    }
+
+    /// Frees an inode that may have lost its last use, if it has no link left.
+    fn reap_orphan(&self, ino: Ino) {
+        if self.engine.health().is_read_only() {
             return;
         }
         let orphan = match self.reading().and_then(|fs| fs.inode(ino)) {
@@ -138,10 +164,10 @@ impl Mounted {
         }
     }
 
-    /// Frees an inode without links unless a handle is open. Called with the file system lock held
+    /// Frees an inode without links, unless a handle is open or the kernel knows it. Called with the file system lock held
     /// for change.
     pub(super) fn reap_if_unused(&self, fs: &mut Fs<Pages>, ino: Ino) -> Result<()> {
-        if self.files.is_open(ino) { Ok(()) } else { fs.reap(ino) }
+        if self.files.is_open(ino) || self.known.has(ino) { Ok(()) } else { fs.reap(ino) }
     }
 }
 

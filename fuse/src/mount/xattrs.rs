@@ -1,8 +1,8 @@
 //! Extended attributes. `user.vexfs.vector` is the file's row and goes to the session part.
 
+use layout::acl::AclKind;
 use layout::error::{Error, Result};
-use layout::fs::{Fs, Ino, Inode, InodeFlags, XattrFlags};
-use layout::inode::Inline;
+use layout::fs::{Fs, Ino, Inode, XattrFlags};
 
 use super::volume::{Mounted, now};
 use crate::engine::{Cost, Pages};
@@ -11,10 +11,11 @@ use crate::engine::{Cost, Pages};
 pub const VALUE_BYTES_MAX: usize = 64 << 10;
 const CAPABILITY_XATTR: &[u8] = b"security.capability";
 
-/// `system.*` (POSIX ACLs) is not kept by this version of the format.
+/// Of `system.*` only POSIX ACLs are kept.
 fn supported(name: &[u8]) -> Result<()> {
     let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    if known.iter().any(|prefix| name.starts_with(prefix)) { Ok(()) } else { Err(Error::Unsupported) }
+    let is_known = AclKind::of_name(name).is_some() || known.iter().any(|prefix| name.starts_with(prefix));
+    if is_known { Ok(()) } else { Err(Error::Unsupported) }
 }
 
 impl Mounted {
@@ -25,7 +26,7 @@ impl Mounted {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         supported(name)?;
         let fs = self.reading()?;
-        if !has_xattrs(&fs.inode(ino)?) {
+        if !fs.inode(ino)?.has_xattrs() {
             return Err(Error::NoAttr);
         }
         let mut value = vec![0; VALUE_BYTES_MAX];
@@ -47,11 +48,23 @@ impl Mounted {
         Ok(names)
     }
 
+    /// Sets an attribute, or an ACL by its attribute's name. `kill_sgid`: see [`Fs::set_acl`].
+    ///
     /// # Errors
-    /// As [`Fs::setxattr`].
-    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+    /// As [`Fs::setxattr`] and [`Fs::set_acl`].
+    pub fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        kill_sgid: bool,
+    ) -> Result<()> {
         supported(name)?;
-        self.change(Cost::Pages(16), |fs| fs.setxattr(ino, name, value, flags, now()).map(drop))
+        self.change(Cost::Pages(16), |fs| match AclKind::of_name(name) {
+            Some(kind) => fs.set_acl(ino, kind, value, kill_sgid, now()).map(drop),
+            None => fs.setxattr(ino, name, value, flags, now()).map(drop),
+        })
     }
 
     /// # Errors
@@ -63,7 +76,7 @@ impl Mounted {
 
     /// A change of a file's bytes takes its capabilities away (FUSE_HANDLE_KILLPRIV_V2).
     pub(super) fn drop_capabilities(&self, fs: &mut Fs<Pages>, inode: &Inode) -> Result<()> {
-        if !has_xattrs(inode) {
+        if !inode.has_xattrs() {
             return Ok(());
         }
         match fs.removexattr(inode.ino, CAPABILITY_XATTR, now()) {
@@ -71,8 +84,4 @@ impl Mounted {
             Err(error) => Err(error),
         }
     }
-}
-
-fn has_xattrs(inode: &Inode) -> bool {
-    inode.inline == Inline::Xattr || inode.flags.contains(InodeFlags::XATTR_OVERFLOW)
 }

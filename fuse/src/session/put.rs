@@ -151,7 +151,7 @@ fn put_and_publish<P: PageStore>(
     let found = resolve(fs, dir, job.file, who)?;
     let (file, parent) = (found.inode, found.parent);
     let collection = found.in_collection()?;
-    if !who.may(&file, Access::Write) {
+    if !fs.permits(who, &file, Access::Write)? {
         return Err(SessionError::denied("no write permission on the file"));
     }
     if fs.schema(collection)? != job.schema {
@@ -186,7 +186,7 @@ fn may_publish<P: PageStore>(
     name: &[u8],
     who: &Credentials<'_>,
 ) -> SessionResult<()> {
-    if !who.may(parent, Access::Write) || !who.may(parent, Access::Search) {
+    if !fs.permits(who, parent, Access::Write)? || !fs.permits(who, parent, Access::Search)? {
         return Err(SessionError::denied("no permission to rename in the file's directory (w and x)"));
     }
     let replaced = match fs.lookup(parent.ino, name) {
@@ -269,7 +269,7 @@ fn writable_file<P: PageStore>(fs: &Fs<P>, file: Ino, who: &Credentials<'_>) -> 
     if inode.kind != Kind::File {
         return Err(SessionError { errno: libc::EOPNOTSUPP, message: "only a regular file has rows".into() });
     }
-    if !who.may(&inode, Access::Write) {
+    if !fs.permits(who, &inode, Access::Write)? {
         return Err(SessionError::denied("no write permission on the file"));
     }
     Ok(inode)
@@ -283,7 +283,7 @@ pub(super) fn get_vector<A: FsAccess>(access: &A, file: Ino, caller: &Caller) ->
         if inode.row_count == 0 {
             return Err(Error::NoAttr.into());
         }
-        if !identity.credentials().may(&inode, Access::Read) {
+        if !fs.permits(&identity.credentials(), &inode, Access::Read)? {
             return Err(SessionError::denied("no read permission on the file"));
         }
         let mut vector = vec![0; fs.first_vector(file, &mut [])?];

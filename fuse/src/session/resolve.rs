@@ -39,7 +39,7 @@ pub(super) fn resolve<P: PageStore>(
         if at.inode.kind != Kind::Dir {
             return Err(SessionError::about(Error::NotDir, format!("what stands before {}", shown())));
         }
-        if !who.may(&at.inode, Access::Search) {
+        if !fs.permits(who, &at.inode, Access::Search)? {
             return Err(SessionError::denied(format!(
                 "no search permission (x) on the directory of {}",
                 shown()

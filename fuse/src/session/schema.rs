@@ -97,7 +97,7 @@ pub(super) fn write_schema<A: FsAccess>(
     let schema = Schema::new(form.dim, element, Metric::from_name(&form.metric)?)?;
     access.write(|fs| {
         let inode = fs.inode(dir)?;
-        if !opener.credentials().may(&inode, Access::Write) {
+        if !fs.permits(&opener.credentials(), &inode, Access::Write)? {
             return Err(SessionError::denied("no write permission on the directory"));
         }
         fs.collection_create(dir, schema, now()).map_err(|error| match error {

@@ -31,7 +31,7 @@ pub struct SetAttr {
 
 impl<P: PageStore> Fs<P> {
     /// Sets attributes. A new owner, group or size clears suid and sgid as Linux does, unless `perm`
-    /// says otherwise. A size change discards the whole pages beyond the new end; when it ends inside
+    /// says otherwise. New permission bits change an ACL too. A size change discards the whole pages beyond the new end; when it ends inside
     /// a page, the mounter must zero the rest of that page ([`ZeroTail`]).
     ///
     /// # Errors
@@ -47,6 +47,10 @@ impl<P: PageStore> Fs<P> {
             return Err(Error::Invalid("nanoseconds must be below 1,000,000,000"));
         }
         self.touch_inode(ino)?;
+        let acl = match set.perm {
+            Some(perm) => self.plan_chmod(&inode, perm)?,
+            None => None,
+        };
         if let Some(size) = set.size {
             self.touch_drop(&inode, size)?;
         }
@@ -70,6 +74,9 @@ impl<P: PageStore> Fs<P> {
                 None => None,
             };
             fs.write_inode(&inode)?;
+            if let Some(change) = &acl {
+                fs.write_acl(change)?;
+            }
             Ok((inode, tail))
         })
     }

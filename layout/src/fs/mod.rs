@@ -5,6 +5,7 @@
 //! changes pages and the superblock in memory; an error there poisons the [`Fs`]: later changes
 //! give [`Error::Aborted`], and the open epoch must not be committed any more.
 
+mod acl;
 mod alloc;
 mod attr;
 mod data;
@@ -21,6 +22,7 @@ mod tree;
 mod tree_insert;
 mod tree_remove;
 mod xattrs;
+mod zero;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ pub use names::{DirEntry, NewInode};
 pub use rename::RenameFlags;
 pub use rows::{Put, RowsFile};
 pub use xattrs::XattrFlags;
+pub use zero::ZeroPart;
 
 /// How to mount.
 #[derive(Clone, Copy, Debug)]

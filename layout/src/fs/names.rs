@@ -1,6 +1,7 @@
 //! Names: lookup and listing, creation, links and their removal.
 
 use super::Fs;
+use super::acl::Inherited;
 use super::alloc::InodePick;
 use super::tree::{Found, Search};
 use super::tree_insert::InsertPlan;
@@ -36,8 +37,10 @@ pub struct DirEntry<'a> {
 pub struct NewInode {
     /// Anything but a symlink or a rows file.
     pub kind: Kind,
-    /// Permission bits, umask applied already.
+    /// Permission bits that were asked for.
     pub perm: u16,
+    /// Bits taken away where the directory has no default ACL; 0 if that was done already.
+    pub umask: u16,
     /// The caller's uid.
     pub uid: u32,
     /// The caller's gid; a setgid directory gives its own instead.
@@ -46,10 +49,30 @@ pub struct NewInode {
     pub rdev: u32,
 }
 
+impl NewInode {
+    /// The inode as it begins in a directory, without a name.
+    pub(super) fn inode(&self, dir: &Inode, pick: &InodePick, now: Timespec) -> Inode {
+        let mut inode = Inode::new(pick.ino, pick.generation, self.kind, self.perm, now);
+        inode.uid = self.uid;
+        inode.gid = self.gid;
+        if dir.perm & S_ISGID != 0 {
+            inode.gid = dir.gid;
+            if self.kind == Kind::Dir {
+                inode.perm |= S_ISGID;
+            }
+        }
+        if matches!(self.kind, Kind::CharDevice | Kind::BlockDevice) {
+            inode.rdev = self.rdev;
+        }
+        inode
+    }
+}
+
 /// A creation for which everything was read, checked and touched.
 struct CreatePlan {
     dir: Inode,
     inode: Inode,
+    inherited: Option<Inherited>,
     pick: InodePick,
     insert: InsertPlan,
 }
@@ -144,18 +167,8 @@ impl<P: PageStore> Fs<P> {
     fn plan_create(&self, dir: Ino, name: Name<'_>, new: NewInode, now: Timespec) -> Result<CreatePlan> {
         let (mut dir, key, insert) = self.plan_name(dir, name, now)?;
         let pick = self.pick_inode()?;
-        let mut inode = Inode::new(pick.ino, pick.generation, new.kind, new.perm, now);
-        inode.uid = new.uid;
-        inode.gid = new.gid;
-        if dir.perm & S_ISGID != 0 {
-            inode.gid = dir.gid;
-            if new.kind == Kind::Dir {
-                inode.perm |= S_ISGID;
-            }
-        }
-        if matches!(new.kind, Kind::CharDevice | Kind::BlockDevice) {
-            inode.rdev = new.rdev;
-        }
+        let mut inode = new.inode(&dir, &pick, now);
+        let inherited = self.plan_inherit(&dir, &mut inode, new.umask)?;
         inode.place_dir = dir.ino;
         inode.place_key = key;
         if new.kind == Kind::Dir {
@@ -164,12 +177,12 @@ impl<P: PageStore> Fs<P> {
             }
             dir.nlink += 1;
         }
-        Ok(CreatePlan { dir, inode, pick, insert })
+        Ok(CreatePlan { dir, inode, inherited, pick, insert })
     }
 
     /// Apply: makes the planned inode and its name.
     fn create_planned(&mut self, name: Name<'_>, plan: CreatePlan, inline: &[u8]) -> Result<Inode> {
-        let CreatePlan { mut dir, inode, pick, insert } = plan;
+        let CreatePlan { mut dir, inode, inherited, pick, insert } = plan;
         self.take_inode(&pick)?;
         self.change_slot(inode.ino, |raw| {
             inode.encode(raw);
@@ -177,6 +190,9 @@ impl<P: PageStore> Fs<P> {
                 area.copy_from_slice(inline);
             }
         })?;
+        if let Some(inherited) = &inherited {
+            self.write_inherited(&inode, inherited)?;
+        }
         let entry = Entry { key: inode.place_key, ino: inode.ino, kind: inode.kind, name: name.bytes() };
         self.insert_entry(&mut dir, insert, &entry)?;
         self.write_inode(&dir)?;
@@ -184,7 +200,7 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Creates a file, directory or special file. In a setgid directory it gets the directory's group, and
-    /// a directory gets the setgid bit too.
+    /// a directory gets the setgid bit too. A default ACL of the directory is inherited.
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::NotFound`] in a removed directory, [`Error::NameTooLong`],
@@ -221,7 +237,7 @@ impl<P: PageStore> Fs<P> {
             return Err(Error::NameTooLong);
         }
         let name = Name::new(name)?;
-        let new = NewInode { kind: Kind::Symlink, perm: 0o777, uid, gid, rdev: 0 };
+        let new = NewInode { kind: Kind::Symlink, perm: 0o777, umask: 0, uid, gid, rdev: 0 };
         let mut plan = self.plan_create(dir, name, new, now)?;
         plan.inode.size = target.len() as u64;
         if target.len() <= INLINE_BYTES {
@@ -260,7 +276,8 @@ impl<P: PageStore> Fs<P> {
         Ok(len)
     }
 
-    /// Gives an inode one more name, which becomes its place.
+    /// Gives an inode one more name, which becomes its place. An orphan ([`Fs::tmpfile`]) stops being one;
+    /// whether it may is for the caller to say (linkat(2): not one made with O_EXCL, nor one unlinked).
     ///
     /// # Errors
     /// [`Error::NotPermitted`] for a directory, [`Error::TooManyLinks`], and as [`Fs::create`].
@@ -271,14 +288,12 @@ impl<P: PageStore> Fs<P> {
         if inode.kind == Kind::Dir {
             return Err(Error::NotPermitted);
         }
-        if inode.nlink == 0 {
-            return Err(Error::NotFound);
-        }
         if inode.nlink >= LINK_MAX {
             return Err(Error::TooManyLinks);
         }
         let (mut dir, key, plan) = self.plan_name(dir, name, now)?;
         self.touch_inode(ino)?;
+        let orphan = if inode.nlink == 0 { Some(self.touch_orphan_pop(&inode)?) } else { None };
         inode.nlink += 1;
         inode.ctime = now;
         inode.place_dir = dir.ino;
@@ -287,6 +302,9 @@ impl<P: PageStore> Fs<P> {
             let entry = Entry { key, ino, kind: inode.kind, name: name.bytes() };
             fs.insert_entry(&mut dir, plan, &entry)?;
             fs.write_inode(&dir)?;
+            if let Some(neighbours) = orphan {
+                fs.orphan_pop(&mut inode, neighbours)?;
+            }
             fs.write_inode(&inode)?;
             Ok(inode)
         })

@@ -1,12 +1,12 @@
 //! Orphans: inodes without a link that may still be open (FORMAT.md section 5.7), and the freeing of
 //! inodes.
 
-use super::Fs;
 use super::alloc::Class;
+use super::{Fs, NewInode};
 use crate::addr::{PAGE_SHIFT, PageNo, PageRange, SUPERBLOCK_PAGE, XATTR_BASE, XATTR_BYTES};
 use crate::error::{Error, Result, corrupt};
 use crate::inode::{Inline, Ino, Inode, InodeFlags, Kind};
-use crate::page_store::PageStore;
+use crate::page_store::{PageStore, Timespec};
 
 /// The pages of an inode's xattr overflow area.
 pub(super) fn xattr_pages(ino: Ino) -> PageRange {
@@ -14,6 +14,13 @@ pub(super) fn xattr_pages(ino: Ino) -> PageRange {
         first: PageNo::containing(XATTR_BASE + ino.0 * XATTR_BYTES),
         count: XATTR_BYTES >> PAGE_SHIFT,
     }
+}
+
+/// The orphans before and after one on the list, read and touched by the prepare step.
+#[derive(Clone, Copy)]
+pub(super) struct Neighbours {
+    prev: Option<Inode>,
+    next: Option<Inode>,
 }
 
 impl<P: PageStore> Fs<P> {
@@ -56,6 +63,35 @@ impl<P: PageStore> Fs<P> {
         Ok(found)
     }
 
+    /// Creates a file without a name (O_TMPFILE): an orphan with an open handle. It is freed at its last
+    /// close like any other, unless [`Fs::link`] gives it a name before. Group, setgid and ACL come from
+    /// the directory, as at [`Fs::create`]; the directory itself does not change.
+    ///
+    /// # Errors
+    /// [`Error::NotDir`], [`Error::NotFound`] in a removed directory, [`Error::Invalid`] for anything but a
+    /// regular file, [`Error::NoSpace`].
+    pub fn tmpfile(&mut self, dir: Ino, new: NewInode, now: Timespec) -> Result<Inode> {
+        self.writable()?;
+        if new.kind != Kind::File {
+            return Err(Error::Invalid("only a regular file can be made without a name"));
+        }
+        let dir = self.live_directory(dir)?;
+        let pick = self.pick_inode()?;
+        let mut inode = new.inode(&dir, &pick, now);
+        inode.nlink = 0;
+        let inherited = self.plan_inherit(&dir, &mut inode, new.umask)?;
+        let head = self.touch_orphan_push()?;
+        self.apply(|fs| {
+            fs.take_inode(&pick)?;
+            fs.orphan_push(&mut inode, head)?;
+            fs.write_inode(&inode)?;
+            if let Some(inherited) = &inherited {
+                fs.write_inherited(&inode, inherited)?;
+            }
+            Ok(inode)
+        })
+    }
+
     /// Frees an orphan: the mounter calls it at the last close.
     ///
     /// # Errors
@@ -66,30 +102,47 @@ impl<P: PageStore> Fs<P> {
         if !inode.flags.contains(InodeFlags::ORPHAN) {
             return Err(Error::Invalid("only an inode without links can be freed"));
         }
-        let inode = self.rows_before_free(inode)?;
-        let prev = self.orphan_neighbour(&inode, inode.orphan_prev)?;
-        let next = self.orphan_neighbour(&inode, inode.orphan_next)?;
+        let mut inode = self.rows_before_free(inode)?;
+        let neighbours = self.touch_orphan_pop(&inode)?;
+        self.touch_free(&inode)?;
+        self.apply(|fs| {
+            fs.orphan_pop(&mut inode, neighbours)?;
+            fs.free_inode(inode)
+        })
+    }
+
+    /// Prepare: reads the neighbours of an orphan and makes sure that [`Fs::orphan_pop`] can write.
+    pub(super) fn touch_orphan_pop(&self, inode: &Inode) -> Result<Neighbours> {
+        let ino = inode.ino;
+        let prev = self.orphan_neighbour(inode, inode.orphan_prev)?;
+        let next = self.orphan_neighbour(inode, inode.orphan_next)?;
         if prev.is_none() && self.superblock.orphan_head != ino.0 {
             return Err(corrupt(SUPERBLOCK_PAGE, "orphan list's head", ino.0, self.superblock.orphan_head));
         }
         if prev.is_some_and(|p| p.orphan_next != ino) || next.is_some_and(|n| n.orphan_prev != ino) {
             return Err(self.corrupt_inode(ino, "orphan list's neighbours name each other", ino.0, 0));
         }
-        self.touch_free(&inode)?;
-        self.apply(|fs| {
-            if let Some(mut next) = next {
-                next.orphan_prev = inode.orphan_prev;
-                fs.write_inode(&next)?;
+        Ok(Neighbours { prev, next })
+    }
+
+    /// Apply: takes an inode off the list. The inode itself is not written.
+    pub(super) fn orphan_pop(&mut self, inode: &mut Inode, neighbours: Neighbours) -> Result<()> {
+        let Neighbours { prev, next } = neighbours;
+        if let Some(mut next) = next {
+            next.orphan_prev = inode.orphan_prev;
+            self.write_inode(&next)?;
+        }
+        match prev {
+            Some(mut prev) => {
+                prev.orphan_next = inode.orphan_next;
+                self.write_inode(&prev)?;
             }
-            match prev {
-                Some(mut prev) => {
-                    prev.orphan_next = inode.orphan_next;
-                    fs.write_inode(&prev)?;
-                }
-                None => fs.superblock.orphan_head = inode.orphan_next.0,
-            }
-            fs.free_inode(inode)
-        })
+            None => self.superblock.orphan_head = inode.orphan_next.0,
+        }
+        inode.flags.remove(InodeFlags::ORPHAN);
+        inode.orphan_prev = Ino(0);
+        inode.orphan_next = Ino(0);
+        Ok(())
     }
 
     /// Reads and touches a neighbour on the list, if there is one.

@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Fs;
 use super::orphans::xattr_pages;
+use crate::acl::AclKind;
 use crate::addr::{PAGE, PageNo, PageRange};
 use crate::error::{Error, Result, corrupt};
 use crate::inode::{INLINE_BYTES, Inline, Ino, Inode, InodeFlags, slot};
@@ -27,23 +28,23 @@ bitflags! {
 
 /// Where an inode's entries stand.
 #[derive(Clone, Copy)]
-struct Area {
-    ino: Ino,
-    overflow: bool,
+pub(super) struct Area {
+    pub(super) ino: Ino,
+    pub(super) overflow: bool,
     /// Bytes of entries.
     len: usize,
 }
 
 /// An entry: where it begins among the entries, and its lengths.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+pub(super) struct Span {
     at: usize,
     name_len: usize,
-    value_len: usize,
+    pub(super) value_len: usize,
 }
 
 impl Span {
-    const fn value_at(&self) -> usize {
+    pub(super) const fn value_at(&self) -> usize {
         self.at + XATTR_ENTRY_BYTES + self.name_len
     }
 
@@ -53,7 +54,7 @@ impl Span {
 }
 
 /// Pages that hold `len` bytes of entries behind the header.
-const fn page_count(len: usize) -> u64 {
+pub(super) const fn page_count(len: usize) -> u64 {
     (XATTR_HEADER_BYTES + len).div_ceil(PAGE) as u64
 }
 
@@ -64,7 +65,7 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Opens the entries of an inode.
-    fn xattr_area(&self, inode: &Inode) -> Result<Area> {
+    pub(super) fn xattr_area(&self, inode: &Inode) -> Result<Area> {
         let ino = inode.ino;
         if inode.flags.contains(InodeFlags::XATTR_OVERFLOW) {
             let page_no = Self::overflow_page(ino, 0);
@@ -78,7 +79,7 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Copies entry bytes from `at` on.
-    fn xattr_read(&self, area: &Area, at: usize, out: &mut [u8]) -> Result<()> {
+    pub(super) fn xattr_read(&self, area: &Area, at: usize, out: &mut [u8]) -> Result<()> {
         let bad = |page, found: usize| corrupt(page, "xattr entries", area.len as u64, found as u64);
         if !area.overflow {
             let page_no = self.inode_page(area.ino)?;
@@ -102,7 +103,7 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Apply: writes bytes of the overflow area, `at` counted from its first byte.
-    fn overflow_write(&self, ino: Ino, at: usize, bytes: &[u8]) -> Result<()> {
+    pub(super) fn overflow_write(&self, ino: Ino, at: usize, bytes: &[u8]) -> Result<()> {
         let (mut at, mut rest) = (at, bytes);
         while !rest.is_empty() {
             let (part, after) = rest.split_at((PAGE - at % PAGE).min(rest.len()));
@@ -148,7 +149,7 @@ impl<P: PageStore> Fs<P> {
         Ok(())
     }
 
-    fn xattr_find(&self, area: &Area, name: &[u8]) -> Result<Option<Span>> {
+    pub(super) fn xattr_find(&self, area: &Area, name: &[u8]) -> Result<Option<Span>> {
         let mut found = None;
         self.xattr_walk(area, &mut |span, its_name| {
             if its_name == name {
@@ -187,10 +188,11 @@ impl<P: PageStore> Fs<P> {
         })
     }
 
-    /// Sets an attribute. `user.vexfs.vector` is a row and not for this function.
+    /// Sets an attribute. `user.vexfs.vector` is a row, ACLs have rules of their own ([`Fs::set_acl`]): they
+    /// are not for this function.
     ///
     /// # Errors
-    /// [`Error::Exists`] with CREATE, [`Error::NoAttr`] with REPLACE, [`Error::Range`] for a bad length of the
+    /// [`Error::Unsupported`] for these, [`Error::Exists`] with CREATE, [`Error::NoAttr`] with REPLACE, [`Error::Range`] for a bad length of the
     /// name, [`Error::NoSpace`] when the attributes together exceed 65,512 bytes.
     pub fn setxattr(
         &mut self,
@@ -204,7 +206,7 @@ impl<P: PageStore> Fs<P> {
         if !(1..=XATTR_NAME_MAX).contains(&name.len()) {
             return Err(Error::Range);
         }
-        if name == VECTOR_XATTR {
+        if name == VECTOR_XATTR || AclKind::of_name(name).is_some() {
             return Err(Error::Unsupported);
         }
         if value.len() > usize::from(u16::MAX) {
@@ -235,7 +237,7 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Takes entry `old` out and puts `new` at the end, moving between the areas as it fits.
-    fn xattr_change(
+    pub(super) fn xattr_change(
         &mut self,
         mut inode: Inode,
         area: Area,
@@ -395,6 +397,31 @@ impl<P: PageStore> Fs<P> {
             }
             fs.write_inode(&inode)?;
             Ok(inode)
+        })
+    }
+
+    /// Prepare: makes sure that a value can be written over.
+    pub(super) fn xattr_touch(&self, area: &Area, span: Span) -> Result<()> {
+        if !area.overflow {
+            return self.touch_inode(area.ino);
+        }
+        let at = XATTR_HEADER_BYTES + span.value_at();
+        for page in at / PAGE..=(at + span.value_len) / PAGE {
+            drop(self.store.write(xattr_pages(area.ino).first.add(page as u64))?);
+        }
+        Ok(())
+    }
+
+    /// Apply: writes a value over one of the same length.
+    pub(super) fn xattr_overwrite(&self, area: &Area, span: Span, value: &[u8]) -> Result<()> {
+        let at = span.value_at();
+        if area.overflow {
+            return self.overflow_write(area.ino, XATTR_HEADER_BYTES + at, value);
+        }
+        self.write_inline(area.ino, |inline| {
+            if let Some(place) = inline.get_mut(at..at + value.len()) {
+                place.copy_from_slice(value);
+            }
         })
     }
 

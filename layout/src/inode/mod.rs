@@ -219,6 +219,11 @@ impl Inode {
         self.kind.mode_bits() | self.perm as u32
     }
 
+    /// Whether it has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.inline == Inline::Xattr || self.flags.contains(InodeFlags::XATTR_OVERFLOW)
+    }
+
     /// Checks what must hold for the inode's kind.
     fn check_kind(&self, page: PageNo) -> Result<()> {
         let bad = |what, expected, found| Err(corrupt(page, what, expected, found));

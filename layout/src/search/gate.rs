@@ -4,50 +4,12 @@
 //! The gate is asked only for rows that would enter the top k, so that k *permitted* rows are
 //! found at the cost of looking at the few files that matter.
 
+use crate::access::{Access, Credentials};
 use crate::error::{Error, Result};
 use crate::fs::Fs;
-use crate::inode::{Ino, Inode, Kind, ROOT_INO};
+use crate::inode::{Ino, Kind, ROOT_INO};
 use crate::page_store::PageStore;
 use crate::rows::Row;
-
-/// Who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Credentials<'a> {
-    /// File system user id; 0 may everything.
-    pub uid: u32,
-    /// File system group id.
-    pub gid: u32,
-    /// Supplementary groups; empty if they are not known.
-    pub groups: &'a [u32],
-}
-
-/// A permission bit of one class of `rwx`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// Read a file, list a directory.
-    Read = 4,
-    /// Write a file, change a directory's entries.
-    Write = 2,
-    /// Search a directory: use a name in it.
-    Search = 1,
-}
-
-impl Credentials<'_> {
-    /// Whether the permission bits of an inode allow it: owner, else group, else other; uid 0 always.
-    pub fn may(&self, inode: &Inode, access: Access) -> bool {
-        if self.uid == 0 {
-            return true;
-        }
-        let class = if self.uid == inode.uid {
-            inode.perm >> 6
-        } else if self.gid == inode.gid || self.groups.contains(&inode.gid) {
-            inode.perm >> 3
-        } else {
-            inode.perm
-        };
-        class & access as u16 != 0
-    }
-}
 
 /// A remembered verdict; memory for the gate's cache.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +97,10 @@ impl<'a, P: PageStore> Gate<'a, P> {
             Err(Error::NotFound) => return Ok(denied),
             Err(error) => return Err(error),
         };
-        if inode.kind != Kind::File || inode.nlink == 0 || !self.who.may(&inode, Access::Read) {
+        if inode.kind != Kind::File
+            || inode.nlink == 0
+            || !self.fs.permits(&self.who, &inode, Access::Read)?
+        {
             return Ok(denied);
         }
         let Some(dir) = self.fs.link_dir(&inode, self.scope)? else { return Ok(denied) };
@@ -167,7 +132,8 @@ impl<'a, P: PageStore> Gate<'a, P> {
                 Err(Error::NotFound) => break,
                 Err(error) => return Err(error),
             };
-            verdict.allowed &= inode.kind == Kind::Dir && self.who.may(&inode, Access::Search);
+            verdict.allowed &=
+                inode.kind == Kind::Dir && self.fs.permits(&self.who, &inode, Access::Search)?;
             if at == ROOT_INO {
                 remember(self.dirs, verdict);
                 return Ok(verdict);
@@ -212,32 +178,6 @@ fn remember(memory: &mut [Verdict], verdict: Verdict) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inode::Inode;
-    use crate::page_store::Timespec;
-
-    fn file(uid: u32, gid: u32, perm: u16) -> Inode {
-        let mut inode = Inode::new(Ino(9), 1, Kind::File, perm, Timespec::default());
-        (inode.uid, inode.gid) = (uid, gid);
-        inode
-    }
-
-    #[test]
-    fn the_first_class_that_fits_decides() {
-        let who = Credentials { uid: 10, gid: 20, groups: &[30] };
-        for (inode, read) in [
-            (file(10, 1, 0o400), true),
-            (file(10, 20, 0o044), false),
-            (file(1, 20, 0o040), true),
-            (file(1, 20, 0o404), false),
-            (file(1, 30, 0o040), true),
-            (file(1, 2, 0o004), true),
-            (file(1, 2, 0o440), false),
-        ] {
-            assert_eq!(who.may(&inode, Access::Read), read, "{:o} {} {}", inode.perm, inode.uid, inode.gid);
-        }
-        let root = Credentials { uid: 0, gid: 0, groups: &[] };
-        assert!(root.may(&file(1, 1, 0), Access::Write));
-    }
 
     #[test]
     fn memory_of_any_size_remembers_or_forgets_but_never_mixes_up() {

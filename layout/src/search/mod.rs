@@ -12,6 +12,7 @@ mod scan;
 mod tests;
 mod top;
 
-pub use gate::{Access, Credentials, Freshness, Gate, Verdict};
+pub use crate::access::{Access, Credentials};
+pub use gate::{Freshness, Gate, Verdict};
 pub use scan::{Bounds, Filter, Reference, Scorer, scan};
 pub use top::{Hit, Limit, TopK, order};

@@ -21,7 +21,7 @@ const WHO: Credentials<'_> = Credentials { uid: 7, gid: 7, groups: &[] };
 /// A collection with `files` files of `rows` rows each, whose vectors are whole numbers in -3..=3.
 fn volume(files: u64, rows: u64) -> (Fs<MemStore>, Ino) {
     let mut fs = mount(&MemStore::formatted(format_params())).expect("mounts");
-    let new = |kind| NewInode { kind, perm: 0o755, uid: 0, gid: 0, rdev: 0 };
+    let new = |kind| NewInode { kind, perm: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0 };
     let dir = fs.create(ROOT_INO, b"c", new(Kind::Dir), NOW).expect("creates").ino;
     let schema = Schema::new(DIM, Element::I8, Metric::L2).expect("in range");
     fs.collection_create(dir, schema, NOW).expect("makes it");
@@ -121,7 +121,7 @@ fn rows_of_another_life_of_their_file_are_dead_whatever_their_flags_say() {
 #[test]
 fn a_link_is_found_wherever_it_is_below() {
     let (mut fs, dir) = volume(1, 1);
-    let new = |kind| NewInode { kind, perm: 0o755, uid: 0, gid: 0, rdev: 0 };
+    let new = |kind| NewInode { kind, perm: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0 };
     let mut dirs = vec![dir];
     for name in [b"a", b"b", b"c", b"d", b"e", b"f"] {
         let above = dirs[dirs.len() / 2];

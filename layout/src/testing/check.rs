@@ -7,14 +7,17 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::MemStore;
+use crate::acl::{ACL_BYTES_MAX, Acl, AclKind};
 use crate::addr::{
     CLASS0_BASE, CLASS1_BASE, CLASS2_BASE, CLASS3_BASE, DEVICE_BYTES, INODE_BASE, INODE_BYTES, PAGE, PageNo,
     STACK_BASE, STACK_STRIDE, XATTR_BASE, XATTR_BYTES,
 };
 use crate::dir::branch::Branch;
 use crate::dir::page::{self, DirPlace, LEVEL_FREE};
+use crate::error::Error;
 use crate::fs::Fs;
 use crate::inode::{Ino, Inode, InodeFlags, Kind, ROOT_INO, Slot};
+use crate::superblock::INCOMPAT_ACL;
 use crate::windows::map_page;
 
 type Check<T> = Result<T, String>;
@@ -49,6 +52,7 @@ pub fn check(fs: &Fs<MemStore>) -> Check<()> {
     ensure!(used == inodes.len() as u64, "inodes in use: {used} said, {} found", inodes.len());
     check_stacks(fs, &inodes, &free)?;
     check_names(fs, &inodes)?;
+    check_acls(fs, &inodes)?;
     check_orphans(fs, &inodes)?;
     check_mapped(fs, &inodes)
 }
@@ -186,6 +190,32 @@ fn check_tree(fs: &Fs<MemStore>, dir: &Inode) -> Check<()> {
     let used = u64::from(root.used);
     ensure!(used * PAGE as u64 == dir.size, "directory {}: size {}, used {used}", dir.ino.0, dir.size);
     ensure!(seen.len() as u64 == used, "directory {}: {} pages of {used} found", dir.ino.0, seen.len());
+    Ok(())
+}
+
+/// Stored ACLs are valid, where they may be, and the mode shows an access ACL that it does not equal.
+fn check_acls(fs: &Fs<MemStore>, inodes: &BTreeMap<u64, Inode>) -> Check<()> {
+    for (number, inode) in inodes.iter().filter(|(_, inode)| inode.has_xattrs()) {
+        for kind in [AclKind::Access, AclKind::Default] {
+            let mut value = [0; ACL_BYTES_MAX];
+            let len = match fs.getxattr(Ino(*number), kind.name(), &mut value) {
+                Err(Error::NoAttr) => continue,
+                other => other.map_err(|e| format!("inode {number}: ACL: {e}"))?,
+            };
+            let known = fs.superblock().incompat & INCOMPAT_ACL != 0;
+            ensure!(known, "inode {number}: ACL without the superblock's bit");
+            let acl = Acl::parse(&value[..len]).map_err(|e| format!("inode {number}: ACL: {e}"))?;
+            let acl = acl.ok_or_else(|| format!("inode {number}: ACL without entries"))?;
+            ensure!(inode.kind != Kind::Symlink, "inode {number}: ACL of a symbolic link");
+            if kind == AclKind::Default {
+                ensure!(inode.kind == Kind::Dir, "inode {number}: default ACL of what is no directory");
+                continue;
+            }
+            ensure!(!acl.is_mode(), "inode {number}: the mode says all that its ACL says");
+            let (shown, perm) = (acl.mode(), inode.perm & 0o777);
+            ensure!(shown == perm, "inode {number}: mode {perm:o}, its ACL says {shown:o}");
+        }
+    }
     Ok(())
 }
 

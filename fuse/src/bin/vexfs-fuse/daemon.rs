@@ -8,16 +8,24 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::args::Args;
 use crate::logging::Background;
 
 const READY: &str = "ready\n";
 
+/// The background process failed, and has told why on the standard error that we share.
+#[derive(Debug, thiserror::Error)]
+#[error("the background process ended with status {0}")]
+pub struct ChildFailed(i32);
+
 /// In the first process: starts the second one, and returns when the mount is live.
-pub fn start() -> Result<()> {
+///
+/// # Errors
+/// [`ChildFailed`], or what kept it from being started.
+pub fn start(args: &Args) -> Result<()> {
     let program = std::env::current_exe().context("cannot find the program itself in /proc")?;
     let mut child = Command::new(program)
-        .arg("--background-child")
-        .args(std::env::args_os().skip(1))
+        .args(args.of_background_child())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -29,13 +37,12 @@ pub fn start() -> Result<()> {
     if said == READY {
         return Ok(());
     }
-    // It has told why on the standard error that we share.
     let status = child.wait().context("cannot wait for the background process")?;
-    std::process::exit(match status.code() {
+    match status.code() {
         Some(0) => bail!("the background process ended before the mount was live"),
-        Some(code) => code,
+        Some(code) => Err(ChildFailed(code).into()),
         None => bail!("the background process was killed: {status}"),
-    });
+    }
 }
 
 /// In the second process, once the mount is live: tells the first one, and leaves the terminal. Its

@@ -11,9 +11,8 @@ use anyhow::{Context, Result};
 /// Priority of a syslog line (RFC 3164): facility daemon (3), severity warning (4).
 const SYSLOG_PRIORITY: u32 = 3 * 8 + 4;
 
-/// The FUSE crate calls a reply that nobody waits for any more (the process was killed) an error.
-const QUIET: &str = "warn,fuser=off";
-const USUAL: &str = "info,fuser=off";
+const QUIET: &str = "warn";
+const USUAL: &str = "info";
 
 enum Target {
     File(File),

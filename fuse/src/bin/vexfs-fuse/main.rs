@@ -1,12 +1,12 @@
-//! `vexfs-fuse SOURCE MOUNTPOINT`: mounts a VexFS volume.
+//! `vexfs-fuse SOURCE MOUNTPOINT`: mounts a VexFS volume. As `mount.fuse.vexfs` it is what mount(8) calls.
 //!
 //! Exit status: 0 after an orderly unmount whose last commit succeeded; 1 when the mount could not
 //! be made, or the last commit failed.
 
+mod args;
 mod daemon;
 mod logging;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,60 +15,45 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use vexfs_fuse::mount::{MountSettings, Source, mount};
 
-const AFTER_HELP: &str = "\
-Unmount with umount(8) or fusermount3 -u. They return before the last commit is written;
-what opens the image next waits a few seconds for it. While the daemon of an nbd+unix mount is
-away, every operation waits until it serves again, the last commit too.
+use args::{Args, Helper};
 
-Signals:
-  SIGTERM, SIGINT   Unmount (detach, if the mount is in use), commit and exit. A second one
-                    exits at once, without the commit: the way out when a daemon stays away.
-
-Exit status:
-  0   Unmounted, all is committed; without -f: mounted.
-  1   The mount could not be made, or the last commit failed; standard error says why.
-  2   A wrong command line.
-
-Examples:
-  vexfs-fuse docs.img /mnt
-  vexfs-fuse 'nbd+unix:///?socket=/run/docs.sock' /mnt -o ro";
-
-/// Mounts a VexFS volume.
-#[derive(Parser, Debug)]
-#[command(version, about, max_term_width = 100, after_help = AFTER_HELP)]
-struct Args {
-    /// An image file (the store runs in this process), a block device, or nbd+unix:///?socket=PATH
-    /// (a volume served by vexfs-blockd)
-    source: String,
-    /// An existing directory
-    mountpoint: PathBuf,
-    /// Mount options, separated by commas: ro, rw, allow_other, default_permissions, fsname=NAME,
-    /// cache_mib=N, commit=SECONDS, threads=N, (no)suid, (no)dev, (no)exec, (no)atime
-    #[arg(short = 'o', value_name = "OPTIONS")]
-    options: Vec<String>,
-    /// Stay in the foreground and log to standard error
-    #[arg(short, long)]
-    foreground: bool,
-    /// File for log lines once in the background; without it they go to the system log
-    #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
-    /// Internal: the process that the first one starts to stay in the background
-    #[arg(long, hide = true)]
-    background_child: bool,
-}
+/// Exit statuses of mount(8).
+const WRONG_CALL: u8 = 1;
+const NOT_MOUNTED: u8 = 32;
 
 fn main() -> ExitCode {
+    if args::is_helper(std::env::args_os().next().as_deref()) {
+        return help_mount();
+    }
     let args = Args::parse();
     logging::start(args.background_child);
-    let done = if args.foreground || args.background_child { run(&args) } else { daemon::start() };
+    let done = if args.foreground || args.background_child { run(&args) } else { daemon::start(&args) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::debug!("{error:?}");
-            eprintln!("vexfs-fuse: {}", blockd::report::one_line(error.as_ref()));
-            ExitCode::FAILURE
-        }
+        Err(error) => told("vexfs-fuse", &error, ExitCode::FAILURE),
     }
+}
+
+/// As mount(8) wants it: comes back when the mount is live.
+fn help_mount() -> ExitCode {
+    const NAME: &str = "mount.fuse.vexfs";
+    match args::helper(std::env::args_os()) {
+        Ok(Helper::Nothing) => ExitCode::SUCCESS,
+        Ok(Helper::Mount(args)) => match daemon::start(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => told(NAME, &error, ExitCode::from(NOT_MOUNTED)),
+        },
+        Err(error) => told(NAME, &error.into(), ExitCode::from(WRONG_CALL)),
+    }
+}
+
+/// Says why on standard error, unless that has been said.
+fn told(name: &str, error: &anyhow::Error, code: ExitCode) -> ExitCode {
+    tracing::debug!("{error:?}");
+    if !error.is::<daemon::ChildFailed>() {
+        eprintln!("{name}: {}", blockd::report::one_line(error.as_ref()));
+    }
+    code
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -93,8 +78,8 @@ fn run(args: &Args) -> Result<()> {
         args.background_child.then(|| logging::Background::open(args.log.as_deref())).transpose()?;
     let source = Source::parse(&args.source)?;
     let mountpoint = args.mountpoint.display();
-    let opened = source.open(settings.read_only)?;
-    let running = match mount(Arc::clone(&opened.device), &opened.cell, &source.to_string(), settings) {
+    let opened = source.open(settings.read_only, settings.snapshot.as_deref())?;
+    let running = match mount(Arc::clone(&opened.device), &opened.cell, &args.source, settings) {
         Ok(running) => running,
         Err(error) => {
             opened.shutdown();

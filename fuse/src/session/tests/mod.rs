@@ -1,5 +1,6 @@
 //! Session files over the in-memory page store.
 
+mod acls;
 mod exact;
 mod permissions;
 mod requests;
@@ -42,7 +43,7 @@ fn change<R>(files: &Files, change: impl FnOnce(&mut Fs<MemStore>) -> R) -> R {
 }
 
 fn make(files: &Files, dir: Ino, name: &str, kind: Kind, owner: Caller, perm: u16) -> Ino {
-    let new = NewInode { kind, perm, uid: owner.uid, gid: owner.gid, rdev: 0 };
+    let new = NewInode { kind, perm, umask: 0, uid: owner.uid, gid: owner.gid, rdev: 0 };
     change(files, |fs| fs.create(dir, name.as_bytes(), new, now())).expect("creates").ino
 }
 

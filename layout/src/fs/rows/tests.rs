@@ -20,7 +20,7 @@ use crate::uapi::raw::vexfs_put_row;
 const NOW: Timespec = Timespec { secs: 1_700_000_001, nanos: 0 };
 
 fn new(kind: Kind) -> NewInode {
-    NewInode { kind, perm: 0o755, uid: 0, gid: 0, rdev: 0 }
+    NewInode { kind, perm: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0 }
 }
 
 fn schema(dim: u32) -> Schema {

@@ -8,6 +8,9 @@ use std::vec::Vec;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{NOW, new};
+use crate::access::{Access, Credentials};
+use crate::acl::AclKind;
+use crate::acl::tests::value;
 use crate::addr::{PAGE, PageNo, SUPERBLOCK_PAGE};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, RenameFlags, SetAttr, XattrFlags};
@@ -26,6 +29,7 @@ fn image() -> MemStore {
     let a = dir(&mut fs, ROOT_INO, b"a");
     let b = dir(&mut fs, a, b"b");
     dir(&mut fs, b, b"c");
+    fs.set_acl(b, AclKind::Default, &acl(), false, NOW).expect("set_acl");
     for i in 0..120 {
         let name = format!("{i:0>120}");
         let ino = fs.create(a, name.as_bytes(), new(Kind::File, 0o644), NOW).expect("create").ino;
@@ -54,6 +58,14 @@ fn image() -> MemStore {
     store
 }
 
+/// An ACL that does not fit an inode.
+fn acl() -> Vec<u8> {
+    let mut acl = vec![(1, 7, 0)];
+    acl.extend((0..60).map(|user| (2, 5, user)));
+    acl.extend([(4, 5, 0), (0x10, 7, 0), (0x20, 5, 0)]);
+    value(&acl)
+}
+
 /// Reads everything that can be reached; gives what it met.
 fn read_all(fs: &Fs<MemStore>) -> (Vec<Ino>, Vec<(Ino, Vec<u8>)>) {
     let (mut inodes, mut names) = (Vec::new(), Vec::new());
@@ -64,6 +76,7 @@ fn read_all(fs: &Fs<MemStore>) -> (Vec<Ino>, Vec<(Ino, Vec<u8>)>) {
         let mut out = [0; 5000];
         let _ = fs.path(ino, ROOT_INO, &mut out);
         let _ = fs.readlink(ino, &mut out);
+        let _ = fs.permits(&Credentials { uid: 1, gid: 1, groups: &[] }, &inode, Access::Read);
         let _ = fs.listxattr(ino, &mut |name| assert!(!name.is_empty()));
         let _ = fs.getxattr(ino, b"user.a", &mut out);
         let _ = (fs.map(&inode, 0), fs.map(&inode, inode.size));
@@ -91,7 +104,7 @@ fn change_at_random(fs: &mut Fs<MemStore>, rng: &mut StdRng, inodes: &[Ino], nam
         let fresh = format!("{i:0>100}");
         let flags = RenameFlags::from_bits_truncate(rng.random_range(0..3));
         let size = SetAttr { size: Some(1u64 << rng.random_range(0..49)), ..SetAttr::default() };
-        let _ = match rng.random_range(0..12) {
+        let _ = match rng.random_range(0..16) {
             0 => fs.create(*dir, fresh.as_bytes(), new(Kind::File, 0o644), NOW).map(drop),
             1 => fs.create(*dir, fresh.as_bytes(), new(Kind::Dir, 0o755), NOW).map(drop),
             2 => fs.symlink(*dir, fresh.as_bytes(), &[b'x'; 400], 0, 0, NOW).map(drop),
@@ -103,6 +116,10 @@ fn change_at_random(fs: &mut Fs<MemStore>, rng: &mut StdRng, inodes: &[Ino], nam
             8 => fs.setattr(ino, size, NOW).map(drop),
             9 => fs.setxattr(ino, b"user.a", &[1; 3000], XattrFlags::empty(), NOW).map(drop),
             10 => fs.removexattr(ino, b"user.a", NOW).map(drop),
+            12 => fs.set_acl(ino, AclKind::Default, &acl(), true, NOW).map(drop),
+            13 => fs.set_acl(ino, AclKind::Access, &acl(), false, NOW).map(drop),
+            14 => fs.setattr(ino, SetAttr { perm: Some(0o640), ..SetAttr::default() }, NOW).map(drop),
+            11 => fs.tmpfile(ino, new(Kind::File, 0o644), NOW).map(drop),
             _ => fs.prepare_write(ino, 1u64 << rng.random_range(0..48), 9000).map(drop),
         };
     }
@@ -256,7 +273,18 @@ fn failing_calls_change_nothing_or_poison_the_mount() {
     })
     .expect("readdir");
     names.retain(|name| name.len() == 120);
-    let changes: [&Change; 9] = [
+    let changes: [&Change; 13] = [
+        &|fs, a, names| {
+            let ino = fs.lookup(a, &names[3])?.ino;
+            fs.set_acl(ino, AclKind::Access, &acl(), false, NOW).map(drop)
+        },
+        &|fs, _, _| fs.create(Ino(4), b"heir", new(Kind::Dir, 0o777), NOW).map(drop),
+        &|fs, a, _| fs.tmpfile(a, new(Kind::File, 0o644), NOW).map(drop),
+        &|fs, a, _| {
+            // Not the head, so that both neighbours on the list change.
+            let orphan = fs.inode(Ino(fs.superblock().orphan_head))?.orphan_next;
+            fs.link(orphan, a, b"linked", NOW).map(drop)
+        },
         &|fs, a, _| fs.create(a, &[b'n'; 250], new(Kind::Dir, 0o755), NOW).map(drop),
         &|fs, a, _| fs.symlink(a, b"s", &[b'n'; 999], 0, 0, NOW).map(drop),
         &|fs, a, names| fs.unlink(a, &names[0], NOW).map(drop),
@@ -298,12 +326,12 @@ fn failing_calls_change_nothing_or_poison_the_mount() {
                 store.rollback();
                 let fs = mount(&store).expect("mount");
                 assert_eq!(digest(&fs), before, "change {i}, call {calls}");
-            } else if i < 8 {
+            } else if i < 12 {
                 unchanged += 1;
                 assert_eq!(digest(&fs), before, "change {i}, call {calls}");
             }
         }
-        assert!(poisoned > 0 && (unchanged > 0 || i == 8), "change {i}: {unchanged} {poisoned}");
+        assert!(poisoned > 0 && (unchanged > 0 || i == 12), "change {i}: {unchanged} {poisoned}");
     }
 }
 

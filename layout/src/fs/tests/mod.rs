@@ -1,5 +1,6 @@
 //! Tests of the file system logic over the in-memory page store.
 
+mod acl;
 mod directories;
 mod hostile;
 mod model;
@@ -20,5 +21,5 @@ pub(super) const fn at(n: i64) -> Timespec {
 }
 
 pub(super) const fn new(kind: Kind, perm: u16) -> NewInode {
-    NewInode { kind, perm, uid: 1000, gid: 1000, rdev: 0x0103 }
+    NewInode { kind, perm, umask: 0, uid: 1000, gid: 1000, rdev: 0x0103 }
 }

@@ -4,6 +4,8 @@ use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
+use crate::acl::AclKind;
+use crate::acl::tests::value;
 use crate::addr::PAGE;
 use crate::error::Error;
 use crate::fs::{NewInode, RenameFlags, SetAttr, XattrFlags};
@@ -122,12 +124,21 @@ impl Model {
         Ok(())
     }
 
-    pub fn create(&mut self, ino: Ino, dir: Ino, name: &[u8], new: NewInode, target: &[u8], now: Timespec) {
+    pub fn may_hold(&self, dir: Ino) -> Answer<()> {
+        self.dir(dir).map(|_| ())
+    }
+
+    /// A new inode in a directory, without a name.
+    fn born(&mut self, ino: Ino, dir: Ino, new: NewInode, now: Timespec) -> &mut Node {
         let parent = self.get(dir);
         let mut node = node(new.kind, new.perm, now);
         (node.uid, node.gid) = (new.uid, new.gid);
         if matches!(new.kind, Kind::CharDevice | Kind::BlockDevice) {
             node.rdev = new.rdev;
+        }
+        let default = parent.acl(AclKind::Default).filter(|_| new.kind != Kind::Symlink);
+        if new.kind != Kind::Symlink && default.is_none() {
+            node.perm &= !new.umask;
         }
         if parent.perm & 0o2000 != 0 {
             node.gid = parent.gid;
@@ -135,9 +146,25 @@ impl Model {
                 node.perm |= 0o2000;
             }
         }
+        if let Some(default) = default {
+            if new.kind == Kind::Dir {
+                node.xattrs.insert(AclKind::Default.name().to_vec(), value(&default));
+            }
+            let kept = |entry: &Entry| (entry.0, entry.1 & class_of(&default, entry.0, new.perm), entry.2);
+            node.set_access(default.iter().map(kept).collect());
+        }
+        assert!(self.nodes.insert(ino, node).is_none(), "the new inode's number is in use");
+        self.at(ino)
+    }
+
+    pub fn tmpfile(&mut self, ino: Ino, dir: Ino, new: NewInode, now: Timespec) {
+        self.born(ino, dir, new, now).nlink = 0;
+    }
+
+    pub fn create(&mut self, ino: Ino, dir: Ino, name: &[u8], new: NewInode, target: &[u8], now: Timespec) {
+        let node = self.born(ino, dir, new, now);
         (node.target, node.size) = (target.to_vec(), target.len() as u64);
         (node.parent, node.place) = (dir, Some((dir, name.to_vec())));
-        assert!(self.nodes.insert(ino, node).is_none(), "the new inode's number is in use");
         self.at(dir).children.insert(name.to_vec(), ino);
         self.at(dir).nlink += u32::from(new.kind == Kind::Dir);
         self.changed(dir, now);
@@ -148,9 +175,6 @@ impl Model {
         let node = self.get(ino);
         if node.kind == Kind::Dir {
             return Err(Error::NotPermitted);
-        }
-        if node.nlink == 0 {
-            return Err(Error::NotFound);
         }
         self.may_create(dir, name)?;
         let node = self.at(ino);
@@ -298,6 +322,14 @@ impl Model {
         if set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
             node.drop_privileges();
         }
+        if let (Some(perm), Some(mut acl)) = (set.perm, node.acl(AclKind::Access)) {
+            let before = acl.clone();
+            // What the mode does not show stays.
+            for entry in acl.iter_mut().filter(|entry| class_of(&before, entry.0, 0) == 0) {
+                entry.1 = class_of(&before, entry.0, perm);
+            }
+            node.xattrs.insert(AclKind::Access.name().to_vec(), value(&acl));
+        }
         node.perm = set.perm.unwrap_or(node.perm);
         node.uid = set.uid.unwrap_or(node.uid);
         node.gid = set.gid.unwrap_or(node.gid);
@@ -355,6 +387,40 @@ impl Model {
         Ok(())
     }
 
+    pub fn set_acl(
+        &mut self,
+        ino: Ino,
+        kind: AclKind,
+        acl: &[Entry],
+        kill_sgid: bool,
+        now: Timespec,
+    ) -> Answer<()> {
+        let node = self.at(ino);
+        match (node.kind, kind) {
+            (Kind::Symlink, _) => return Err(Error::Unsupported),
+            (Kind::Dir, _) | (_, AclKind::Access) => {}
+            _ if acl.is_empty() => {}
+            _ => return Err(Error::Access),
+        }
+        let before = node.clone();
+        if acl.is_empty() {
+            node.xattrs.remove(kind.name());
+        } else if kind == AclKind::Access {
+            node.set_access(acl.to_vec());
+            if kill_sgid {
+                node.perm &= !0o2000;
+            }
+        } else {
+            node.xattrs.insert(kind.name().to_vec(), value(acl));
+        }
+        node.times[CTIME] = now;
+        if node.xattrs.iter().map(|(n, v)| 4 + n.len() + v.len()).sum::<usize>() > 65536 - 24 {
+            *node = before;
+            return Err(Error::NoSpace);
+        }
+        Ok(())
+    }
+
     pub fn removexattr(&mut self, ino: Ino, name: &[u8], now: Timespec) -> Answer<()> {
         let node = self.at(ino);
         node.xattrs.remove(name).ok_or(Error::NoAttr)?;
@@ -377,7 +443,44 @@ impl Model {
     }
 }
 
+/// Tag, permissions and id of an ACL's entry.
+pub(super) type Entry = (u16, u16, u32);
+
+/// The permissions that a mode gives the class of a tag in a list; all of them if it gives it none.
+fn class_of(acl: &[Entry], tag: u16, mode: u16) -> u16 {
+    let masked = acl.iter().any(|entry| entry.0 == 0x10);
+    match tag {
+        0x01 => mode >> 6 & 7,
+        0x04 if !masked => mode >> 3 & 7,
+        0x10 => mode >> 3 & 7,
+        0x20 => mode & 7,
+        _ => 7,
+    }
+}
+
 impl Node {
+    fn acl(&self, kind: AclKind) -> Option<Vec<Entry>> {
+        let value = self.xattrs.get(kind.name())?;
+        let entry = |e: &[u8]| {
+            let short = |at: usize| u16::from_le_bytes([e[at], e[at + 1]]);
+            (short(0), short(2), u32::from(short(4)) | u32::from(short(6)) << 16)
+        };
+        Some(value[4..].chunks(8).map(entry).collect())
+    }
+
+    fn set_access(&mut self, acl: Vec<Entry>) {
+        let mode = |tag: u16| acl.iter().find(|entry| entry.0 == tag).map(|entry| entry.1);
+        let group = mode(0x10).or(mode(0x04));
+        let [user, group, other] = [mode(1), group, mode(0x20)].map(Option::unwrap_or_default);
+        self.perm = self.perm & !0o777 | user << 6 | group << 3 | other;
+        let name = AclKind::Access.name().to_vec();
+        if acl.len() == 3 {
+            self.xattrs.remove(&name);
+        } else {
+            self.xattrs.insert(name, value(&acl));
+        }
+    }
+
     fn drop_privileges(&mut self) {
         if self.kind == Kind::Dir {
             return;

@@ -251,6 +251,43 @@ fn orphans_are_freed_by_the_next_mount() {
 }
 
 #[test]
+fn a_file_without_a_name_is_an_orphan_until_it_is_linked() {
+    let store = MemStore::formatted(format_params());
+    let mut fs = mount(&store).expect("mount");
+    let dir = fs.create(ROOT_INO, b"d", new(Kind::Dir, 0o2775), NOW).expect("mkdir");
+    let set = SetAttr { gid: Some(77), ..SetAttr::default() };
+    fs.setattr(dir.ino, set, NOW).expect("chgrp");
+    let made: Vec<Ino> = (0..3)
+        .map(|_| {
+            let inode = fs.tmpfile(dir.ino, new(Kind::File, 0o640), at(1)).expect("tmpfile");
+            assert_eq!((inode.nlink, inode.gid, inode.perm), (0, 77, 0o640));
+            assert_eq!(fs.inode(inode.ino), Ok(inode));
+            inode.ino
+        })
+        .collect();
+    assert_eq!(fs.inode(dir.ino).expect("dir").mtime, NOW, "no name came, so nothing changed");
+    assert_eq!(fs.tmpfile(dir.ino, new(Kind::Fifo, 0o640), NOW).map_err(Error::errno), Err(22));
+    assert_eq!(fs.tmpfile(made[0], new(Kind::File, 0o640), NOW), Err(Error::NotDir));
+    assert_eq!(check(&fs), Ok(()));
+
+    // From the middle of the list; then a crash, and one committed link.
+    let linked = fs.link(made[1], ROOT_INO, b"f", at(2)).expect("link");
+    assert_eq!((linked.nlink, linked.place_dir, linked.ctime), (1, ROOT_INO, at(2)));
+    assert_eq!(check(&fs), Ok(()));
+    commit(&mut fs, NOW);
+    fs.link(made[0], ROOT_INO, b"lost", NOW).expect("link");
+    store.rollback();
+    let mut fs = mount(&store).expect("mount");
+    assert_eq!(fs.reap_all_orphans(), Ok(2));
+    assert_eq!(fs.lookup(ROOT_INO, b"f").expect("lookup").ino, made[1]);
+    assert_eq!(fs.lookup(ROOT_INO, b"lost"), Err(Error::NotFound));
+    assert_eq!(check(&fs), Ok(()));
+    fs.unlink(ROOT_INO, b"f", NOW).expect("unlink");
+    fs.reap(made[1]).expect("reap");
+    assert_eq!(fs.tmpfile(Ino(99), new(Kind::File, 0), NOW), Err(Error::NotFound));
+}
+
+#[test]
 fn a_removed_directory_takes_no_names_and_has_no_parent() {
     let mut fs = empty();
     let dir = fs.create(ROOT_INO, b"d", new(Kind::Dir, 0o755), NOW).expect("mkdir").ino;

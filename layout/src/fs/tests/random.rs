@@ -10,7 +10,9 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::at;
-use super::model::{Answer, FileName, Model};
+use super::model::{Answer, Entry, FileName, Model};
+use crate::acl::AclKind;
+use crate::acl::tests::value;
 use crate::addr::PAGE;
 use crate::error::Error;
 use crate::fs::{Fs, NewInode, RenameFlags, SetAttr, XattrFlags};
@@ -24,6 +26,7 @@ use crate::windows::map_page;
 enum Op {
     Create { dir: usize, name: usize, kind: Kind, perm: u16 },
     Symlink { dir: usize, name: usize, len: usize },
+    TmpFile { dir: usize, perm: u16 },
     Link { node: usize, dir: usize, name: usize },
     Remove { dir: usize, name: usize, rmdir: bool },
     Rename { from: (usize, usize), to: (usize, usize), flags: RenameFlags },
@@ -31,6 +34,7 @@ enum Op {
     Truncate { node: usize, size: usize, delta: u64 },
     Write { node: usize, offset: usize, delta: u64, len: usize },
     SetXattr { node: usize, name: usize, len: usize, flags: XattrFlags },
+    SetAcl { node: usize, kind: AclKind, acl: usize, kill_sgid: bool },
     RemoveXattr { node: usize, name: usize },
     Reap { node: usize },
     ReapAll,
@@ -64,6 +68,21 @@ fn xattr_name(i: usize) -> Vec<u8> {
     format!("user.attribute {i}{}", "y".repeat(i * 9)).into_bytes()
 }
 
+/// None, one that is a mode, one of usual size, one that overflows the inline area.
+fn acl(i: usize) -> Vec<Entry> {
+    const NOBODY: u32 = u32::MAX;
+    let users = [0, 0, 2, 90][i];
+    let named = (0..users).map(|user| (2, (user % 8) as u16, 100 + user));
+    let mut acl = vec![(0x01, 6, NOBODY)];
+    acl.extend(named);
+    acl.push((0x04, 5, NOBODY));
+    if users > 0 {
+        acl.push((0x10, 3, NOBODY));
+    }
+    acl.push((0x20, 1, NOBODY));
+    if i == 0 { Vec::new() } else { acl }
+}
+
 fn ops() -> impl Strategy<Value = Op> {
     let (dir, node, name) = (0..40usize, 0..60usize, 0..NAMES);
     let kind = prop_oneof![
@@ -82,9 +101,10 @@ fn ops() -> impl Strategy<Value = Op> {
     let symlink_len = prop_oneof![4 => 1..100usize, 1 => 315..325usize, 1 => 321..4096usize];
     let perm = prop_oneof![0..0o1000u16, 0..0o10000u16];
     prop_oneof![
-        14 => (dir.clone(), name.clone(), kind, perm)
+        14 => (dir.clone(), name.clone(), kind, perm.clone())
             .prop_map(|(dir, name, kind, perm)| Op::Create { dir, name, kind, perm }),
         3 => (dir.clone(), name.clone(), symlink_len).prop_map(|(dir, name, len)| Op::Symlink { dir, name, len }),
+        3 => (dir.clone(), perm).prop_map(|(dir, perm)| Op::TmpFile { dir, perm }),
         5 => (node.clone(), dir.clone(), name.clone()).prop_map(|(node, dir, name)| Op::Link { node, dir, name }),
         6 => (dir.clone(), name.clone(), any::<bool>())
             .prop_map(|(dir, name, rmdir)| Op::Remove { dir, name, rmdir }),
@@ -98,6 +118,10 @@ fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(node, offset, delta, len)| Op::Write { node, offset, delta, len }),
         6 => (node.clone(), 0..NAMES, xattr_len, xattr_flags)
             .prop_map(|(node, name, len, flags)| Op::SetXattr { node, name, len, flags }),
+        5 => (0..60usize, any::<bool>(), 0..4usize, any::<bool>()).prop_map(|(node, access, acl, kill_sgid)| {
+            let kind = if access { AclKind::Access } else { AclKind::Default };
+            Op::SetAcl { node, kind, acl, kill_sgid }
+        }),
         3 => (node.clone(), 0..NAMES).prop_map(|(node, name)| Op::RemoveXattr { node, name }),
         2 => node.prop_map(|node| Op::Reap { node }),
         1 => Just(Op::ReapAll),
@@ -192,7 +216,7 @@ impl Pair {
         match op {
             Op::Create { dir, name: n, kind, perm } => {
                 let (dir, name) = (self.dir(*dir), name(*n));
-                let new = NewInode { kind: *kind, perm: *perm, uid: 5, gid: 6, rdev: 0x0501 };
+                let new = NewInode { kind: *kind, perm: *perm, umask: 0o022, uid: 5, gid: 6, rdev: 0x0501 };
                 let expected = self.model.may_create(dir, &name);
                 if let Some(inode) = self.room.same(self.fs.create(dir, &name, new, now), expected)? {
                     self.model.create(inode.ino, dir, &name, new, b"", now);
@@ -200,12 +224,21 @@ impl Pair {
             }
             Op::Symlink { dir, name: n, len } => {
                 let (dir, name, target) = (self.dir(*dir), name(*n), vec![b'a' + (*len % 26) as u8; *len]);
-                let new = NewInode { kind: Kind::Symlink, perm: 0o777, uid: 7, gid: 8, rdev: 0 };
+                let new =
+                    NewInode { kind: Kind::Symlink, perm: 0o777, umask: 0o022, uid: 7, gid: 8, rdev: 0 };
                 let expected = self.model.may_create(dir, &name);
                 if let Some(inode) =
                     self.room.same(self.fs.symlink(dir, &name, &target, 7, 8, now), expected)?
                 {
                     self.model.create(inode.ino, dir, &name, new, &target, now);
+                }
+            }
+            Op::TmpFile { dir, perm } => {
+                let dir = self.dir(*dir);
+                let new = NewInode { kind: Kind::File, perm: *perm, umask: 0o022, uid: 5, gid: 6, rdev: 0 };
+                let expected = self.model.may_hold(dir);
+                if let Some(inode) = self.room.same(self.fs.tmpfile(dir, new, now), expected)? {
+                    self.model.tmpfile(inode.ino, dir, new, now);
                 }
             }
             Op::Link { node, dir, name: n } => {
@@ -268,6 +301,12 @@ impl Pair {
                 let value = vec![self.clock as u8; *len];
                 let expected = self.model.setxattr(node, &name, &value, *flags, now);
                 self.room.same(self.fs.setxattr(node, &name, &value, *flags, now), expected)?;
+            }
+            Op::SetAcl { node, kind, acl: which, kill_sgid } => {
+                let (node, acl) = (self.node(*node), acl(*which));
+                let expected = self.model.set_acl(node, *kind, &acl, *kill_sgid, now);
+                let real = self.fs.set_acl(node, *kind, &value(&acl), *kill_sgid, now);
+                self.room.same(real, expected)?;
             }
             Op::RemoveXattr { node, name } => {
                 let (node, name) = (self.node(*node), xattr_name(*name));

@@ -1,0 +1,102 @@
+//! READ, WRITE and what else concerns a file's bytes: LSEEK, FALLOCATE, COPY_FILE_RANGE, FSYNC.
+
+use layout::error::Error;
+
+use super::failure::{Done, Failure, stale};
+use super::{Adapter, node, real};
+use crate::mount::holes::Seek;
+use crate::mount::node::Node;
+use crate::wire::abi::{
+    CopyFileRangeIn, CopyFileRangeOut, FallocateIn, LseekIn, LseekOut, ReadIn, WRITE_KILL_SUIDGID, WriteIn,
+    WriteOut,
+};
+use crate::wire::reply::Reply;
+use crate::wire::request::Request;
+
+impl Adapter {
+    pub(super) fn read(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
+        let args = rq.take::<ReadIn>()?;
+        match node(rq)? {
+            Node::Real(ino) => {
+                let bytes = self.mounted.read(ino, args.offset, args.size as usize).map_err(stale)?;
+                out.data(Box::new(bytes));
+            }
+            Node::SessionFile(kind, _) => {
+                out.extend(&self.sessions.read(kind, args.fh, args.offset, args.size as usize)?);
+            }
+            Node::SessionDir(_) => return Err(Failure(libc::EISDIR)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
+        let args = rq.take::<WriteIn>()?;
+        let data = rq.bytes(args.size as usize)?;
+        match node(rq)? {
+            Node::Real(ino) => {
+                let keep_suid = args.write_flags & WRITE_KILL_SUIDGID == 0;
+                self.mounted.write(ino, args.offset, data, keep_suid).map_err(stale)?;
+            }
+            Node::SessionFile(kind, _) => {
+                self.sessions.write(kind, args.fh, args.offset, data)?;
+            }
+            Node::SessionDir(_) => return Err(Failure(libc::EISDIR)),
+        }
+        out.push(&WriteOut { size: args.size, padding: 0 });
+        Ok(())
+    }
+
+    pub(super) fn lseek(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
+        let args = rq.take::<LseekIn>()?;
+        let what = match args.whence.cast_signed() {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return Err(Failure(libc::EINVAL)),
+        };
+        let found = self.mounted.seek(real(rq.header.nodeid)?, args.offset, what).map_err(stale)?;
+        out.push(&LseekOut { offset: found.ok_or(Failure(libc::ENXIO))? });
+        Ok(())
+    }
+
+    pub(super) fn fallocate(&self, rq: &mut Request<'_>) -> Done {
+        let args = rq.take::<FallocateIn>()?;
+        let ino = real(rq.header.nodeid)?;
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let done = match args.mode.cast_signed() {
+            0 => self.mounted.allocate(ino, args.offset, args.length, false),
+            libc::FALLOC_FL_KEEP_SIZE => self.mounted.allocate(ino, args.offset, args.length, true),
+            libc::FALLOC_FL_ZERO_RANGE => self.mounted.zero_range(ino, args.offset, args.length, false),
+            ZERO_KEEP => self.mounted.zero_range(ino, args.offset, args.length, true),
+            PUNCH => self.mounted.punch_hole(ino, args.offset, args.length),
+            _ => Err(Error::Unsupported),
+        };
+        done.map_err(stale)
+    }
+
+    /// The newer request has a 64-bit answer (Linux 6.18).
+    pub(super) fn copy_file_range(&self, rq: &mut Request<'_>, out: &mut Reply, wide: bool) -> Done {
+        let args = rq.take::<CopyFileRangeIn>()?;
+        let (from, to) = (real(rq.header.nodeid)?, real(args.nodeid_out)?);
+        if args.flags != 0 {
+            return Err(Failure(libc::EINVAL));
+        }
+        // CAP_FSETID, as far as a request tells.
+        let keep_suid = rq.header.uid == 0;
+        let copied =
+            self.mounted.copy((from, args.off_in), (to, args.off_out), args.len, keep_suid).map_err(stale)?;
+        if wide {
+            out.push(&CopyFileRangeOut { bytes_copied: copied });
+        } else {
+            out.push(&WriteOut { size: u32::try_from(copied).unwrap_or(u32::MAX), padding: 0 });
+        }
+        Ok(())
+    }
+
+    pub(super) fn sync(&self, rq: &Request<'_>) -> Done {
+        match node(rq)? {
+            Node::Real(_) => Ok(self.mounted.sync()?),
+            _ => Err(Failure(libc::EINVAL)),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The mount with requests by io_uring, where the kernel has FUSE over io_uring (Linux 6.14).
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::{Bench, can_mount};
+
+const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// The kernel's switch, on; put back in the end.
+struct Enabled(String);
+
+impl Enabled {
+    fn new() -> Option<Self> {
+        let before = fs::read_to_string(SWITCH).ok()?;
+        fs::write(SWITCH, "Y").ok()?;
+        Some(Enabled(before))
+    }
+}
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        let _ = fs::write(SWITCH, self.0.trim());
+    }
+}
+
+/// Threads of a process whose name begins so.
+fn threads(pid: i32, name: &str) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|found| found.starts_with(name)).count()
+}
+
+/// A directory of files of many sizes, written and read in pieces of many sizes, with fsyncs.
+fn work(dir: &Path, seed: u8) {
+    fs::create_dir(dir).unwrap();
+    for i in 0..30_u32 {
+        let path = dir.join(format!("file{i}"));
+        let bytes: Vec<u8> = (0..i * i * 4000 + i).map(|at| (at / 7) as u8 ^ seed).collect();
+        let mut file = File::create(&path).unwrap();
+        for piece in bytes.chunks(1 << (8 + i % 13)) {
+            file.write_all(piece).unwrap();
+        }
+        if i % 3 == 0 {
+            file.sync_all().unwrap();
+        }
+        let mut back = Vec::new();
+        File::open(&path).unwrap().read_to_end(&mut back).unwrap();
+        assert!(back == bytes, "{path:?}");
+        fs::rename(&path, dir.join(format!("named{i}"))).unwrap();
+        xattr::set(dir.join(format!("named{i}")), "user.size", bytes.len().to_string().as_bytes()).unwrap();
+    }
+    fs::remove_file(dir.join("named7")).unwrap();
+}
+
+fn check(dir: &Path, seed: u8) {
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 29);
+    for i in (0..30_u32).filter(|i| *i != 7) {
+        let path = dir.join(format!("named{i}"));
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u32, i * i * 4000 + i);
+        assert!(bytes.iter().zip(0_u32..).all(|(byte, at)| *byte == (at / 7) as u8 ^ seed), "{path:?}");
+        assert_eq!(xattr::get(&path, "user.size").unwrap().unwrap(), bytes.len().to_string().as_bytes());
+    }
+}
+
+#[test]
+fn requests_by_rings_do_what_requests_by_the_device_do() {
+    let Some(_enabled) = can_mount().then(Enabled::new).flatten() else {
+        eprintln!("skipped: this kernel has no FUSE over io_uring");
+        return;
+    };
+    let bench = Bench::new(512 << 20);
+    let mount = bench.mount("uring,commit=3600");
+    // Answered once the rings are there.
+    fs::write(bench.path("one"), "").unwrap();
+    let processors = thread::available_parallelism().unwrap().get();
+    assert!(threads(mount.pid().as_raw_nonzero().get(), "vexfs-ring") >= processors, "rings are in use");
+    let stop = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        for seed in 0..4 {
+            let dir = bench.path(&format!("dir{seed}"));
+            scope.spawn(move || work(&dir, seed));
+        }
+        // Commits all the time: others do not wait for them, and more of them wait than a ring has entries.
+        let syncers: Vec<_> = (0..40)
+            .map(|i| {
+                let file = File::create(bench.path(&format!("synced{i}"))).unwrap();
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        file.write_all_at(b"synced", 0).unwrap();
+                        file.sync_all().unwrap();
+                    }
+                })
+            })
+            .collect();
+        for i in 0..300 {
+            fs::write(bench.path("one"), format!("{i}")).unwrap();
+            assert_eq!(fs::read_to_string(bench.path("one")).unwrap(), format!("{i}"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        syncers.into_iter().for_each(|syncer| syncer.join().unwrap());
+    });
+    mount.unmount();
+    for options in ["nouring", "uring"] {
+        let mount = bench.mount(options);
+        (0..4).for_each(|seed| check(&bench.path(&format!("dir{seed}")), seed));
+        let rings = threads(mount.pid().as_raw_nonzero().get(), "vexfs-ring");
+        assert_eq!(rings > 0, options == "uring");
+        mount.unmount();
+    }
+}
