@@ -34,7 +34,8 @@ pub fn read_cached(tree: &Tree, time: Duration) -> Result<Work> {
 /// With O_DIRECT.
 pub fn read_direct(tree: &Tree, time: Duration) -> Result<Work> {
     let mut page = AlignedBuf::zeroed(PAGE);
-    repeat(time, |_| Ok(tree.direct.read_exact_at(&mut page, random_offset())?))
+    let file = tree.direct()?;
+    repeat(time, |_| Ok(file.read_exact_at(&mut page, random_offset())?))
 }
 
 /// Into the page cache; the fsync at the end counts.
@@ -49,7 +50,8 @@ pub fn write_cached(tree: &Tree, time: Duration) -> Result<Work> {
 /// With O_DIRECT.
 pub fn write_direct(tree: &Tree, time: Duration) -> Result<Work> {
     let page = AlignedBuf::from_slice(&[rand::rng().random(); PAGE]);
-    repeat(time, |_| Ok(tree.direct.write_all_at(&page, random_offset())?))
+    let file = tree.direct()?;
+    repeat(time, |_| Ok(file.write_all_at(&page, random_offset())?))
 }
 
 /// Each write is made durable.

@@ -27,8 +27,6 @@ pub struct Tree {
     root: PathBuf,
     /// 64 MiB, through the page cache.
     pub data: File,
-    /// The same file with O_DIRECT.
-    pub direct: File,
     /// A tree of source files as tools get it.
     pub sources: Sources,
 }
@@ -52,16 +50,21 @@ impl Tree {
                 File::create(root.join(directory).join(format!("file-{index}")))?;
             }
         }
-        let path = root.join("data");
-        let data = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let mut options = OpenOptions::new();
+        let data = options.read(true).write(true).create(true).truncate(true).open(root.join("data"))?;
         for page in 0..DATA_PAGES / 256 {
             data.write_all_at(&vec![page as u8; 256 * PAGE], page * 256 * PAGE as u64)?;
         }
         data.sync_all()?;
         fadvise(&data, 0, None, Advice::Random)?;
+        Ok(Self { root, data, sources })
+    }
+
+    /// The same file with O_DIRECT. Not kept: passthrough_ll would use its descriptor for the kernel's pages too, and fail.
+    pub fn direct(&self) -> Result<File> {
         let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-        let direct = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
-        Ok(Self { root, data, direct: direct.context("cannot open with O_DIRECT")?, sources })
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(self.root.join("data"));
+        file.context("cannot open with O_DIRECT")
     }
 
     /// One of the files to look at.
