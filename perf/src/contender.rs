@@ -14,6 +14,11 @@ pub trait Contender {
     fn name(&self) -> String;
     /// Starts it and prepares its data.
     fn start(&mut self, env: &Env) -> Result<()>;
+    /// Whether it can do case `case`; if not, it is left out there.
+    fn can(&self, case: usize) -> bool {
+        let _ = case;
+        true
+    }
     /// Works on case `case` (an index into [`Workload::cases`]) for about `time`.
     fn round(&mut self, case: usize, time: Duration) -> Result<Work>;
     /// Removes what a round left behind; not measured.

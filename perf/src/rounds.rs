@@ -98,6 +98,9 @@ fn measure(contenders: &mut [Box<dyn Contender>], case: usize, effort: Effort) -
         for place in 0..contenders.len() {
             let turn = turn(round, place, contenders.len());
             let contender = contenders[turn].as_mut();
+            if !contender.can(case) {
+                continue;
+            }
             let sample = one_round(contender, case, effort.time).with_context(|| contender.name())?;
             if round > 0 {
                 sample.add_to(&mut samples[turn]);
