@@ -7,6 +7,8 @@
 
 mod adapter;
 mod attributes;
+#[cfg(test)]
+mod bench;
 mod copy;
 mod data;
 mod file_locks;
@@ -26,6 +28,8 @@ mod tests;
 mod volume;
 mod xattrs;
 
+#[cfg(test)]
+pub(crate) use holes::Seek;
 pub use lifecycle::{MountError, Running, mount};
 pub use options::{MountSettings, OptionError};
 pub use source::{Opened, Source};

@@ -12,6 +12,10 @@ Unmount with umount(8) or fusermount3 -u. They return before the last commit is 
 what opens the image next waits a few seconds for it. While the daemon of an nbd+unix mount is
 away, every operation waits until it serves again, the last commit too.
 
+A change is safe from a crash once a commit has it: one is made by fsync(2) on any file or
+directory of the mount, and every 5 seconds (-o commit=). The kernel does not tell FUSE file
+systems of sync(2) and syncfs(2): they write out its caches, but make no commit.
+
 Signals:
   SIGTERM, SIGINT   Unmount (detach, if the mount is in use), commit and exit. A second one
                     exits at once, without the commit: the way out when a daemon stays away.

@@ -3,7 +3,6 @@
 mod acl;
 mod directories;
 mod hostile;
-mod model;
 mod numbers;
 mod posix;
 mod random;
