@@ -20,7 +20,7 @@ use layout::dir::page::DirPlace;
 use layout::fs::XattrFlags;
 use layout::inode::{Inline, Ino, Inode, Kind, ROOT_INO, slot_mut};
 use layout::page_store::Timespec;
-use layout::rows::{RawRow, Row, headers_mut};
+use layout::rows::{RawRow, Row, headers_mut, set};
 use layout::schema::{CollectionHeader, Element, Metric, Schema};
 use layout::testing::{MemStore, commit, format_params, mount};
 use layout::uapi::put::{PutReply, PutRequest, encode_put};
@@ -185,7 +185,24 @@ fn file_system_seeds() -> Vec<(&'static str, Vec<u8>)> {
     let mut collection = [0; PAGE];
     let schema = Schema::new(24, Element::F32, Metric::Cosine).unwrap();
     CollectionHeader { schema, dir: 9, next_row: 130, live_rows: 100 }.encode(&mut collection);
+    let mut acl = Vec::from(2u32.to_le_bytes());
+    for (tag, perm, id) in [
+        (1u16, 6u16, u32::MAX),
+        (2, 4, 100),
+        (4, 4, u32::MAX),
+        (8, 5, 7),
+        (0x10, 7, u32::MAX),
+        (0x20, 1, u32::MAX),
+    ] {
+        acl.extend([&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat());
+    }
+    let shape = set::SetShape::new(Schema::new(2, Element::F16, Metric::L2).unwrap(), 1).unwrap();
+    let record = set::Record { offset: 1, length: 2, tag: 3, stale: true }.bytes();
+    let stream = [&record[..], &[4, 5, 6, 7]].concat();
+    let part = set::Part { shape, stream_crc: set::CRC32C.checksum(&stream), part: 0, bytes: &stream };
     vec![
+        ("acl", acl),
+        ("row_set_part", [&part.header()[..], &stream].concat()),
         ("superblock", superblock.to_vec()),
         ("inode", table.to_vec()),
         ("dir_leaf", leaf.to_vec()),

@@ -7,6 +7,7 @@ use blockd::store::format::{
     checkpoint, directory, leaf as map_leaf, record, segment, superblock as store_superblock,
 };
 use blockd::volume::backup::frame::FrameReader;
+use layout::access::{Access, Credentials};
 use layout::acl::Acl;
 use layout::addr::{PAGE, PageNo, XATTR_BASE, XATTR_BYTES};
 use layout::dir::branch::Branch;
@@ -15,7 +16,7 @@ use layout::dir::page::{self, DirPlace, LEVEL_FREE};
 use layout::fs::{FormatParams, NewInode};
 use layout::inode::{Inline, Ino, InodeFlags, Kind, ROOT_INO, RawInode, Slot, slot, slot_mut};
 use layout::page_store::{PageBytes, Timespec};
-use layout::rows::headers;
+use layout::rows::{headers, set};
 use layout::schema::CollectionHeader;
 use layout::superblock::Superblock;
 use layout::testing::{MemStore, format_params, mount};
@@ -28,13 +29,14 @@ use zerocopy::IntoBytes;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("superblock", superblock),
     ("inode", inode),
     ("dir_leaf", dir_leaf),
     ("dir_branch", dir_branch),
     ("xattr_area", xattr_area),
     ("acl", acl),
+    ("row_set_part", row_set_part),
     ("row_headers", row_headers),
     ("collection_header", collection_header),
     ("put_request", put_request),
@@ -123,12 +125,43 @@ fn dir_branch(data: &[u8]) {
 }
 
 /// Attributes of a file as the file system logic reads and changes them; the first byte chooses inline or overflow.
+fn acl(data: &[u8]) {
+    let Ok(Some(mut acl)) = Acl::parse(data) else { return };
+    assert_eq!(Acl::parse(acl.bytes()), Ok(Some(acl)));
+    for uid in [1, 100] {
+        let who = Credentials { uid, gid: 7, groups: &[8] };
+        let _ = acl.permits(&who, 7, Access::Read);
+    }
+    acl.create(0o751);
+    assert_eq!(acl.mode() & !0o751, 0);
+    acl.chmod(0o640);
+    assert_eq!(acl.mode(), 0o640);
+    assert_eq!(Acl::parse(acl.bytes()), Ok(Some(acl)));
+}
+
+fn row_set_part(data: &[u8]) {
+    const CRC_AT: usize = 32;
+    let mut value = data.to_vec();
+    if let Some(field) = value.get_mut(CRC_AT..CRC_AT + 4) {
+        field.fill(0);
+        let crc = set::CRC32C.checksum(&value);
+        value[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+    let Ok(part) = set::Part::parse(&value) else { return };
+    assert!([&part.header()[..], part.bytes].concat() == value);
+    for record in part.bytes.chunks(part.shape.record_bytes()) {
+        if let Ok((row, vector)) = set::Record::parse(record) {
+            assert!([&row.bytes()[..], vector].concat() == record);
+        }
+    }
+}
+
 fn xattr_area(data: &[u8]) {
     let Some((choice, entries)) = data.split_first() else { return };
     let store = MemStore::formatted(FormatParams { uuid: [0; 16], ..format_params() });
     let mut fs = mount(&store).expect("a new volume");
     let now = Timespec::default();
-    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, umask: 0, rdev: 0 };
+    let new = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
     let mut inode = fs.create(ROOT_INO, b"f", new, now).expect("a file");
     let page = inode.ino.page().unwrap_or(PageNo(0));
     let mut table = store.get(page);
@@ -160,13 +193,6 @@ fn xattr_area(data: &[u8]) {
     let _ = fs.setxattr(inode.ino, b"user.fuzz", b"value", layout::fs::XattrFlags::empty(), now);
     for name in names.iter().take(20) {
         let _ = fs.removexattr(inode.ino, name, now);
-    }
-}
-
-fn acl(data: &[u8]) {
-    if let Ok(Some(found)) = Acl::parse(data) {
-        assert_eq!(Acl::parse(found.bytes()), Ok(Some(found)));
-        assert!(found.mode() <= 0o777);
     }
 }
 
