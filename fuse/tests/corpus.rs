@@ -125,7 +125,10 @@ fn request_seeds() -> Vec<(&'static str, Vec<u8>)> {
     search_bytes.truncate(len);
     let reply = PutReply { answer: Err(28), message: "no space" };
     let reply = [reply.header().unwrap().as_bytes(), reply.message.as_bytes()].concat();
-    vec![("put_request", put_bytes), ("search_request", search_bytes), ("replies", reply)]
+    let acl =
+        b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
+            .to_vec();
+    vec![("acl", acl), ("put_request", put_bytes), ("search_request", search_bytes), ("replies", reply)]
 }
 
 fn file_system_seeds() -> Vec<(&'static str, Vec<u8>)> {
@@ -194,7 +197,7 @@ fn file_system_seeds() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn new_file() -> layout::fs::NewInode {
-    layout::fs::NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 }
+    layout::fs::NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, umask: 0, rdev: 0 }
 }
 
 fn store_seeds() -> Vec<(&'static str, Vec<u8>)> {

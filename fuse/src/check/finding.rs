@@ -74,6 +74,10 @@ codes! {
     XattrArea, "xattr-area", Loss, "the extended attributes cannot be read", "removed";
     XattrEntry, "xattr-entry", Loss, "extended attributes are damaged", "those from the damaged one on are removed";
     XattrTwice, "xattr-twice", Loss, "an extended attribute stands twice", "the later one is removed";
+    Acl, "acl", Loss, "an ACL is damaged, or stands where none may be", "removed; the group loses its permissions";
+    AclMode, "acl-mode", Safe, "the mode is not what the ACL says", "set to what the ACL says";
+    AclPlain, "acl-plain", Safe, "an ACL is stored that says no more than the mode", "removed";
+    SbAcl, "sb-acl", Safe, "the superblock does not say that there are ACLs", "its bit is set";
     DirPage, "dir-page", Loss, "a page of a directory is damaged", "the tree is built anew from the entries that are good";
     DirTree, "dir-tree", Safe, "a directory's tree is not in order", "built anew from its entries";
     DirEntries, "dir-entries", Safe, "the count of a directory's entries is wrong", "set to what was counted";

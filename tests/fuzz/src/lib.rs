@@ -7,6 +7,7 @@ use blockd::store::format::{
     checkpoint, directory, leaf as map_leaf, record, segment, superblock as store_superblock,
 };
 use blockd::volume::backup::frame::FrameReader;
+use layout::acl::Acl;
 use layout::addr::{PAGE, PageNo, XATTR_BASE, XATTR_BYTES};
 use layout::dir::branch::Branch;
 use layout::dir::leaf::Leaf;
@@ -27,12 +28,13 @@ use zerocopy::IntoBytes;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("superblock", superblock),
     ("inode", inode),
     ("dir_leaf", dir_leaf),
     ("dir_branch", dir_branch),
     ("xattr_area", xattr_area),
+    ("acl", acl),
     ("row_headers", row_headers),
     ("collection_header", collection_header),
     ("put_request", put_request),
@@ -126,7 +128,7 @@ fn xattr_area(data: &[u8]) {
     let store = MemStore::formatted(FormatParams { uuid: [0; 16], ..format_params() });
     let mut fs = mount(&store).expect("a new volume");
     let now = Timespec::default();
-    let new = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
+    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, umask: 0, rdev: 0 };
     let mut inode = fs.create(ROOT_INO, b"f", new, now).expect("a file");
     let page = inode.ino.page().unwrap_or(PageNo(0));
     let mut table = store.get(page);
@@ -158,6 +160,13 @@ fn xattr_area(data: &[u8]) {
     let _ = fs.setxattr(inode.ino, b"user.fuzz", b"value", layout::fs::XattrFlags::empty(), now);
     for name in names.iter().take(20) {
         let _ = fs.removexattr(inode.ino, name, now);
+    }
+}
+
+fn acl(data: &[u8]) {
+    if let Ok(Some(found)) = Acl::parse(data) {
+        assert_eq!(Acl::parse(found.bytes()), Ok(Some(found)));
+        assert!(found.mode() <= 0o777);
     }
 }
 

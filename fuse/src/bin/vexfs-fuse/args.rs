@@ -44,7 +44,7 @@ pub struct Args {
     /// An existing directory
     pub mountpoint: PathBuf,
     /// Mount options, separated by commas: ro, rw, snapshot=NAME, allow_other, default_permissions,
-    /// fsname=NAME, cache_mib=N, commit=SECONDS, threads=N, (no)suid, (no)dev, (no)exec, (no)atime
+    /// fsname=NAME, cache_mib=N, commit=SECONDS, threads=N, (no)uring, (no)suid, (no)dev, (no)exec, (no)atime
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in the foreground and log to standard error
