@@ -3,7 +3,7 @@
 #   pjdfstest  every case that passes on ext4 here must pass (tests/posix/pjdfstest.exclusions names the exceptions)
 #   fsx        a million random operations on a file, with mmap, over the borders of data classes, and by direct I/O
 #   stress     stress-ng's file system class: nothing may fail that does not fail on ext4
-# After each the volume is unmounted, mounted again and read whole.
+# After each the volume is unmounted, checked by fsck.vexfs, mounted again and read whole.
 #
 # usage: tests/scripts/posix-test.sh [pjdfstest|fsx|stress]...
 #        BIN=target/debug TOOLS=target/tools WORK=target/posix FSX_OPS=1000000 STRESS_SECONDS=300 VEXFS_TEST_SEED=n
@@ -81,11 +81,12 @@ unmount_vexfs() {
   if grep -q 'panicked at' fuse.log; then fail "vexfs-fuse panicked: $work/fuse.log"; fi
 }
 
-# Unmounts, mounts again, reads all there is, and unmounts.
+# Unmounts, checks the volume, mounts it again, reads all there is, and unmounts.
 settle() {
   local before after
   before=$(listing)
   unmount_vexfs
+  "$bin/fsck-vexfs" -n image >fsck.log 2>&1 || { tail -20 fsck.log >&2; fail "fsck.vexfs finds faults: $work/fsck.log"; }
   mount_vexfs
   after=$(listing)
   if [ "$before" != "$after" ]; then
