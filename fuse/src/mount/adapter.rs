@@ -15,18 +15,20 @@ mod open;
 mod xattrs;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use layout::fs::Ino;
 
 use self::failure::{Done, Failure};
 use super::node::Node;
+use super::open_files::OpenFiles;
 use super::options::MountSettings;
 use super::session_files::Sessions;
 use super::volume::Mounted;
 use crate::session::{Caller, SessionSettings};
 use crate::wire::abi::{init, op};
+use crate::wire::channel::Channel;
 use crate::wire::mount::MountRequest;
 use crate::wire::reply::{Outcome, Reply};
 use crate::wire::request::Request;
@@ -36,6 +38,10 @@ use crate::wire::server::{Connection, Handler, Threads};
 pub struct Adapter {
     mounted: Arc<Mounted>,
     sessions: Sessions,
+    /// For notifications; set once the kernel is connected.
+    kernel: Arc<OnceLock<Channel>>,
+    /// Files with handles to write by.
+    writers: OpenFiles,
     /// Requests may come by rings.
     rings: bool,
     /// The INIT flags in use.
@@ -81,14 +87,18 @@ impl Adapter {
             flags: settings.kernel_flags.clone(),
         };
         let device = crate::wire::mount::mount(&request)?;
+        let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
             mounted: Arc::clone(&mounted),
             sessions,
+            kernel: Arc::clone(&kernel),
+            writers: OpenFiles::default(),
             rings: settings.rings,
             negotiated: AtomicU64::new(0),
         };
         let threads = Threads { idle_max: IDLE_THREADS_MAX, max: settings.threads.max(2) };
         let connection = Connection::start(device, Arc::new(adapter), threads)?;
+        let _ = kernel.set(connection.channel()?);
         invalidate::install(&mounted, connection.channel()?)?;
         Ok(connection)
     }
@@ -162,6 +172,9 @@ impl Handler for Adapter {
 
     fn negotiated(&self, flags: u64) {
         self.negotiated.store(flags, Ordering::Relaxed);
+        if flags & init::WRITEBACK_CACHE != 0 {
+            self.mounted.leave_times_to_kernel();
+        }
     }
 
     fn handle(&self, mut rq: Request<'_>, out: &mut Reply) -> Outcome {

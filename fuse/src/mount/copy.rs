@@ -40,7 +40,7 @@ impl Mounted {
         if to.1.checked_add(bytes.len() as u64).is_none() {
             return Err(Error::TooBig);
         }
-        self.write(to.0, to.1, &bytes, keep_suid)?;
+        self.write_late(to.0, to.1, &bytes, keep_suid)?;
         Ok(bytes.len() as u64)
     }
 }

@@ -63,6 +63,18 @@ impl Mounted {
     /// # Errors
     /// As [`layout::fs::Fs::prepare_write`] and the page store.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], keep_suid: bool) -> Result<()> {
+        self.put(ino, offset, bytes, keep_suid, false)
+    }
+
+    /// As [`Mounted::write`], where the kernel may have set the times already ([`Mounted::kernel_has_times`]).
+    ///
+    /// # Errors
+    /// As [`Mounted::write`].
+    pub fn write_late(&self, ino: Ino, offset: u64, bytes: &[u8], keep_suid: bool) -> Result<()> {
+        self.put(ino, offset, bytes, keep_suid, self.kernel_has_times())
+    }
+
+    fn put(&self, ino: Ino, offset: u64, bytes: &[u8], keep_suid: bool, keep_times: bool) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -87,11 +99,17 @@ impl Mounted {
             done += part;
         }
         let mut fs = self.fs.write();
-        // As it is now: its mode may have been changed since the beginning of the write.
-        let perm = fs.inode(ino)?.perm;
-        let after = fs.finish_write(ino, offset + bytes.len() as u64, now())?;
-        if keep_suid && after.perm != perm {
-            fs.setattr(ino, SetAttr { perm: Some(perm), ..SetAttr::default() }, now())?;
+        // As it is now: its mode and times may have been changed since the beginning of the write.
+        let old = fs.inode(ino)?;
+        let new = fs.finish_write(ino, offset + bytes.len() as u64, now())?;
+        let kept = SetAttr {
+            perm: Some(old.perm).filter(|perm| keep_suid && new.perm != *perm),
+            mtime: Some(old.mtime).filter(|_| keep_times),
+            ctime: Some(old.ctime).filter(|_| keep_times),
+            ..SetAttr::default()
+        };
+        if kept != SetAttr::default() {
+            fs.setattr(ino, kept, now())?;
         }
         Ok(())
     }

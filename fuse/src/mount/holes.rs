@@ -2,7 +2,7 @@
 
 use layout::addr::{PAGE, PAGE_SHIFT};
 use layout::error::{Error, Result};
-use layout::fs::{Ino, InodeFlags, SetAttr};
+use layout::fs::{Ino, Inode, InodeFlags, SetAttr};
 use layout::inode::MAX_FILE_BYTES;
 use layout::windows::{class_of, class_range, map};
 
@@ -16,6 +16,11 @@ pub enum Seek {
     Data,
     /// SEEK_HOLE
     Hole,
+}
+
+/// Sets the times as they were: the kernel tells them by itself.
+fn with_times(set: SetAttr, before: &Inode) -> SetAttr {
+    SetAttr { mtime: Some(before.mtime), ctime: Some(before.ctime), ..set }
 }
 
 impl Mounted {
@@ -64,9 +69,14 @@ impl Mounted {
     /// [`Error::NoSpace`] when so much is not free now.
     pub fn allocate(&self, ino: Ino, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES).ok_or(Error::TooBig)?;
-        drop(self.begin(Cost::Pages(len.div_ceil(PAGE as u64)))?);
-        if !keep_size && end > self.inode(ino)?.size {
-            self.setattr(ino, SetAttr { size: Some(end), ..SetAttr::default() }, true)?;
+        let _op = self.begin(Cost::Pages(len.div_ceil(PAGE as u64)))?;
+        let _bytes = self.locks.exclusive(ino);
+        let mut fs = self.fs.write();
+        let before = fs.inode(ino)?;
+        // Looked at and set under one lock: bytes that the kernel held back may come meanwhile, and go farther.
+        if !keep_size && end > before.size {
+            let size = SetAttr { size: Some(end), perm: Some(before.perm), ..SetAttr::default() };
+            fs.setattr(ino, if self.kernel_has_times() { with_times(size, &before) } else { size }, now())?;
         }
         Ok(())
     }
@@ -96,7 +106,11 @@ impl Mounted {
             let mut fs = self.fs.write();
             let before = fs.inode(ino)?;
             self.drop_capabilities(&mut fs, &before)?;
-            fs.zero_range(ino, offset, len, keep_size, now())?.1
+            let parts = fs.zero_range(ino, offset, len, keep_size, now())?.1;
+            if self.kernel_has_times() {
+                fs.setattr(ino, with_times(SetAttr::default(), &before), now())?;
+            }
+            parts
         };
         for part in parts.into_iter().flatten() {
             self.engine.zero(part.page.byte() + part.from as u64, part.to - part.from)?;

@@ -1,5 +1,6 @@
 //! The mounted volume: state, locks, and the life of open files.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -28,6 +29,8 @@ pub struct Mounted {
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
     pub(super) on_published: OnceLock<OnPublished>,
     read_only: bool,
+    /// See [`Mounted::kernel_has_times`].
+    kernel_has_times: AtomicBool,
 }
 
 /// Tells the kernel what a put renamed.
@@ -60,6 +63,7 @@ impl Mounted {
             row_sets: RowSets::default(),
             on_published: OnceLock::new(),
             read_only,
+            kernel_has_times: AtomicBool::new(false),
         };
         if !read_only {
             let freed = {
@@ -81,6 +85,17 @@ impl Mounted {
     /// Mounted without the right to change anything.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// With a write-back cache the kernel sets the times of files when bytes change, and tells them by itself: maybe before it
+    /// hands over the bytes.
+    pub(super) fn kernel_has_times(&self) -> bool {
+        self.kernel_has_times.load(Ordering::Acquire)
+    }
+
+    /// See [`Mounted::kernel_has_times`].
+    pub(super) fn leave_times_to_kernel(&self) {
+        self.kernel_has_times.store(true, Ordering::Release);
     }
 
     /// The file system logic for an operation that changes nothing.

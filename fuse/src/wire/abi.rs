@@ -220,6 +220,8 @@ pub mod fopen {
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
 
+/// FUSE_WRITE_CACHE: from the page cache, some time after the writer wrote.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// FUSE_WRITE_KILL_SUIDGID: suid and sgid go with this write.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// FUSE_SETXATTR_ACL_KILL_SGID: the caller may not keep sgid when it sets an access ACL.

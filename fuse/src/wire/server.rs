@@ -52,7 +52,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Threads {
     /// Threads that may wait for requests.
     pub idle_max: usize,
-    /// Threads in all.
+    /// Threads in all, beside those whose requests may take long.
     pub max: usize,
 }
 
@@ -67,6 +67,8 @@ pub(super) struct Shared {
     channel: Channel,
     threads: Threads,
     idle: AtomicUsize,
+    /// Threads with requests that may take long: others come in their place.
+    waiting: AtomicUsize,
     ending: AtomicBool,
     alive: Mutex<usize>,
     ended: Condvar,
@@ -90,6 +92,7 @@ impl Connection {
             channel,
             threads,
             idle: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             ending: AtomicBool::new(false),
             alive: Mutex::new(0),
             ended: Condvar::new(),
@@ -255,7 +258,7 @@ impl Shared {
                 }
             };
             if last_idle
-                && *self.alive.lock() < self.threads.max
+                && *self.alive.lock() < self.threads.max + self.waiting.load(Ordering::Acquire)
                 && let Err(error) = start_thread(self)
             {
                 tracing::warn!("cannot start one more thread: {error}");
@@ -274,7 +277,11 @@ impl Shared {
             }
         };
         let unique = request.header.unique;
-        let sent = match handle(&*self.handler, request, reply) {
+        let may_wait = self.handler.may_wait(&request);
+        self.waiting.fetch_add(usize::from(may_wait), Ordering::AcqRel);
+        let outcome = handle(&*self.handler, request, reply);
+        self.waiting.fetch_sub(usize::from(may_wait), Ordering::AcqRel);
+        let sent = match outcome {
             Outcome::Silent => return,
             Outcome::Done => channel.reply(unique, 0, reply.parts()),
             Outcome::Failed(errno) => channel.reply(unique, errno, [&[], &[]]),

@@ -1,19 +1,38 @@
 //! READ, WRITE and what else concerns a file's bytes: LSEEK, FALLOCATE, COPY_FILE_RANGE, FSYNC.
 
+use std::io;
+
 use layout::error::Error;
+use layout::fs::Ino;
+use zerocopy::IntoBytes;
 
 use super::failure::{Done, Failure, stale};
 use super::{Adapter, node, real};
 use crate::mount::holes::Seek;
 use crate::mount::node::Node;
 use crate::wire::abi::{
-    CopyFileRangeIn, CopyFileRangeOut, FallocateIn, LseekIn, LseekOut, ReadIn, WRITE_KILL_SUIDGID, WriteIn,
-    WriteOut,
+    CopyFileRangeIn, CopyFileRangeOut, FallocateIn, LseekIn, LseekOut, NOTIFY_INVAL_INODE,
+    NotifyInvalInodeOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::wire::reply::Reply;
 use crate::wire::request::Request;
 
 impl Adapter {
+    /// Has the kernel hand over what it holds back of a file: it asks for holes without doing so by itself. The WRITEs come on
+    /// other threads while this one waits.
+    fn have_written_back(&self, ino: Ino) -> Done {
+        let Some(kernel) = self.kernel.get().filter(|_| self.writers.is_open(ino)) else { return Ok(()) };
+        // From the first byte on, without end.
+        let all = NotifyInvalInodeOut { ino: Node::Real(ino).id(), off: 0, len: 0 };
+        match kernel.notify(NOTIFY_INVAL_INODE, [all.as_bytes(), &[]]) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("the kernel keeps bytes of inode {} to itself: {error}", ino.0);
+                Err(Failure(error.raw_os_error().unwrap_or(libc::EIO)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn read(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
         let args = rq.take::<ReadIn>()?;
         match node(rq)? {
@@ -35,7 +54,12 @@ impl Adapter {
         match node(rq)? {
             Node::Real(ino) => {
                 let keep_suid = args.write_flags & WRITE_KILL_SUIDGID == 0;
-                self.mounted.write(ino, args.offset, data, keep_suid).map_err(stale)?;
+                let done = if args.write_flags & WRITE_CACHE != 0 {
+                    self.mounted.write_late(ino, args.offset, data, keep_suid)
+                } else {
+                    self.mounted.write(ino, args.offset, data, keep_suid)
+                };
+                done.map_err(stale)?;
             }
             Node::SessionFile(kind, _) => {
                 self.sessions.write(kind, args.fh, args.offset, data)?;
@@ -53,7 +77,9 @@ impl Adapter {
             libc::SEEK_HOLE => Seek::Hole,
             _ => return Err(Failure(libc::EINVAL)),
         };
-        let found = self.mounted.seek(real(rq.header.nodeid)?, args.offset, what).map_err(stale)?;
+        let ino = real(rq.header.nodeid)?;
+        self.have_written_back(ino)?;
+        let found = self.mounted.seek(ino, args.offset, what).map_err(stale)?;
         out.push(&LseekOut { offset: found.ok_or(Failure(libc::ENXIO))? });
         Ok(())
     }

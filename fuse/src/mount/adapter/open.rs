@@ -1,7 +1,7 @@
 //! OPEN, CREATE, TMPFILE, RELEASE.
 
 use layout::error::Error;
-use layout::fs::Inode;
+use layout::fs::{Ino, Inode};
 use layout::inode::Kind;
 
 use super::failure::{Done, Failure, stale};
@@ -25,6 +25,11 @@ fn opened(out: &mut Reply, fh: u64, open_flags: u32) {
     out.push(&OpenOut { fh, open_flags, backing_id: 0 });
 }
 
+/// Whether one may write by a handle with these flags of open(2).
+fn writes(flags: u32) -> bool {
+    flags.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY
+}
+
 impl Adapter {
     pub(super) fn open(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
         let args = rq.take::<OpenIn>()?;
@@ -35,7 +40,7 @@ impl Adapter {
                     let keep_suid = args.open_flags & OPEN_KILL_SUIDGID == 0;
                     self.truncate(ino, keep_suid).inspect_err(|_| self.mounted.release(ino))?;
                 }
-                opened(out, 0, self.file_flags(args.flags));
+                self.opened_file(ino, args.flags, out);
             }
             Node::SessionFile(kind, dir) => {
                 opened(out, self.sessions.open(kind, dir, &caller(rq))?, SESSION_FLAGS);
@@ -72,13 +77,19 @@ impl Adapter {
 
     fn created(&self, inode: &Inode, flags: u32, out: &mut Reply) -> Done {
         out.push(&self.given(inode).inspect_err(|_| self.mounted.release(inode.ino))?);
-        opened(out, 0, self.file_flags(flags));
+        self.opened_file(inode.ino, flags, out);
         Ok(())
     }
 
+    fn opened_file(&self, ino: Ino, flags: u32, out: &mut Reply) {
+        if writes(flags) {
+            self.writers.opened(ino);
+        }
+        opened(out, 0, self.file_flags(flags));
+    }
+
     fn file_flags(&self, flags: u32) -> u32 {
-        let writes = flags.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY;
-        if writes && self.mounted.is_narrow(NARROW_PAGES_MAX) {
+        if writes(flags) && self.mounted.is_narrow(NARROW_PAGES_MAX) {
             FILE_FLAGS | fopen::DIRECT_IO
         } else {
             FILE_FLAGS
@@ -88,7 +99,12 @@ impl Adapter {
     pub(super) fn release(&self, rq: &mut Request<'_>) -> Done {
         let args = rq.take::<ReleaseIn>()?;
         match node(rq)? {
-            Node::Real(ino) => self.mounted.release(ino),
+            Node::Real(ino) => {
+                if writes(args.flags) {
+                    self.writers.closed(ino);
+                }
+                self.mounted.release(ino);
+            }
             Node::SessionFile(..) => self.sessions.release(args.fh),
             Node::SessionDir(_) => {}
         }
