@@ -20,6 +20,7 @@ use layout::dir::page::DirPlace;
 use layout::fs::XattrFlags;
 use layout::inode::{Inline, Ino, Inode, Kind, ROOT_INO, slot_mut};
 use layout::page_store::Timespec;
+use layout::rows::set::{CRC32C, Part, Record, SetShape};
 use layout::rows::{RawRow, Row, headers_mut};
 use layout::schema::{CollectionHeader, Element, Metric, Schema};
 use layout::testing::{MemStore, commit, format_params, mount};
@@ -125,10 +126,21 @@ fn request_seeds() -> Vec<(&'static str, Vec<u8>)> {
     search_bytes.truncate(len);
     let reply = PutReply { answer: Err(28), message: "no space" };
     let reply = [reply.header().unwrap().as_bytes(), reply.message.as_bytes()].concat();
+    let shape = SetShape::new(Schema::new(2, Element::F32, Metric::L2).unwrap(), 1).unwrap();
+    let record = Record { offset: 1, length: 2, tag: 3, stale: false };
+    let stream = [&record.bytes()[..], &vector].concat();
+    let part = Part { shape, stream_crc: CRC32C.checksum(&stream), part: 0, bytes: &stream };
+    let part = [&part.header()[..], &stream].concat();
     let acl =
         b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
             .to_vec();
-    vec![("acl", acl), ("put_request", put_bytes), ("search_request", search_bytes), ("replies", reply)]
+    vec![
+        ("acl", acl),
+        ("rows_part", part),
+        ("put_request", put_bytes),
+        ("search_request", search_bytes),
+        ("replies", reply),
+    ]
 }
 
 fn file_system_seeds() -> Vec<(&'static str, Vec<u8>)> {
@@ -197,7 +209,7 @@ fn file_system_seeds() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn new_file() -> layout::fs::NewInode {
-    layout::fs::NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, umask: 0, rdev: 0 }
+    layout::fs::NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 }
 }
 
 fn store_seeds() -> Vec<(&'static str, Vec<u8>)> {

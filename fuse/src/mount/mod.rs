@@ -9,6 +9,7 @@ mod attributes;
 mod copy;
 mod data;
 mod file_locks;
+mod filling;
 mod holes;
 mod known;
 mod lifecycle;
@@ -16,6 +17,7 @@ mod names;
 mod node;
 mod open_files;
 mod options;
+mod row_sets;
 mod session_files;
 mod source;
 #[cfg(test)]

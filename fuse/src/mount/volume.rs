@@ -4,13 +4,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use layout::error::{Error, Result};
-use layout::fs::{Fs, Ino, Inode, InodeFlags, MountOptions};
+use layout::fs::{FreshRows, Fs, Ino, Inode, InodeFlags, MountOptions};
 use layout::page_store::{PageBytes, Timespec};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::file_locks::FileLocks;
+use super::filling::Filling;
 use super::known::Known;
 use super::open_files::OpenFiles;
+use super::row_sets::RowSets;
 use crate::engine::{Cost, Engine, EpochSource, Pages};
 use crate::session::{FsAccess, Published};
 
@@ -21,6 +23,8 @@ pub struct Mounted {
     pub(super) files: OpenFiles,
     pub(super) known: Known,
     pub(super) locks: FileLocks,
+    pub(super) filling: Filling,
+    pub(super) row_sets: RowSets,
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
     pub(super) on_published: OnceLock<OnPublished>,
     read_only: bool,
@@ -48,6 +52,8 @@ impl Mounted {
             files: OpenFiles::default(),
             known: Known::default(),
             locks: FileLocks::default(),
+            filling: Filling::default(),
+            row_sets: RowSets::default(),
             on_published: OnceLock::new(),
             read_only,
         };
@@ -133,8 +139,18 @@ impl Mounted {
         Ok(inode)
     }
 
-    /// A handle was closed: frees the inode if it has no link left and this was the last.
+    /// A handle was closed: rows that waited for the file's bytes hold for them now; frees the inode if it has no link
+    /// left and this was the last.
     pub fn release(&self, ino: Ino) {
+        if let Some(rows) = self.filling.end(ino) {
+            let done = self.change(Cost::Pages(0), |fs| fs.rows_fresh_again(&rows));
+            if let Err(error) = done {
+                tracing::warn!(
+                    ino = ino.0,
+                    "the vectors of a copied file count as stale, though they are not: {error}"
+                );
+            }
+        }
         if self.files.closed(ino) {
             self.reap_orphan(ino);
         }
@@ -192,6 +208,14 @@ impl FsAccess for Mounted {
     fn write<R>(&self, change: impl FnOnce(&mut Fs<Pages>) -> R) -> R {
         let _op = self.engine.begin_reserved();
         change(&mut self.fs.write())
+    }
+
+    fn rows_put(&self, file: &Inode) {
+        if file.size == 0
+            && let Some(rows) = FreshRows::of(file)
+        {
+            self.filling.begin(rows);
+        }
     }
 
     fn published(&self, change: &Published<'_>) {

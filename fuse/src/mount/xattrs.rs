@@ -1,8 +1,11 @@
-//! Extended attributes. `user.vexfs.vector` is the file's row and goes to the session part.
+//! Extended attributes. `user.vexfs.vector` is the file's row and goes to the session part; `user.vexfs.rows` are all
+//! of its rows ([`super::row_sets`]).
 
 use layout::acl::AclKind;
 use layout::error::{Error, Result};
 use layout::fs::{Fs, Ino, Inode, XattrFlags};
+
+use layout::rows::set::part_of_name;
 
 use super::volume::{Mounted, now};
 use crate::engine::{Cost, Pages};
@@ -26,6 +29,11 @@ impl Mounted {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         supported(name)?;
         let fs = self.reading()?;
+        if let Some(part) = part_of_name(name)
+            && let Some(value) = self.rows_part(&fs, ino, part)?
+        {
+            return Ok(value);
+        }
         if !fs.inode(ino)?.has_xattrs() {
             return Err(Error::NoAttr);
         }
@@ -41,9 +49,17 @@ impl Mounted {
     /// As [`Fs::listxattr`].
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
         let mut names = Vec::new();
-        self.reading()?.listxattr(ino, &mut |name| {
+        let mut add = |name: &[u8]| {
             names.extend_from_slice(name);
             names.push(0);
+        };
+        let fs = self.reading()?;
+        let live = Self::rows_names(&fs, ino, &mut add)?;
+        // Live rows hide kept ones.
+        fs.listxattr(ino, &mut |name| {
+            if !live || part_of_name(name).is_none() {
+                add(name);
+            }
         })?;
         Ok(names)
     }
@@ -61,6 +77,9 @@ impl Mounted {
         kill_sgid: bool,
     ) -> Result<()> {
         supported(name)?;
+        if part_of_name(name).is_some() {
+            return self.set_rows_part(ino, name, value, flags);
+        }
         self.change(Cost::Pages(16), |fs| match AclKind::of_name(name) {
             Some(kind) => fs.set_acl(ino, kind, value, kill_sgid, now()).map(drop),
             None => fs.setxattr(ino, name, value, flags, now()).map(drop),
@@ -71,6 +90,9 @@ impl Mounted {
     /// As [`Fs::removexattr`].
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         supported(name)?;
+        if part_of_name(name).is_some() {
+            return self.remove_rows_part(ino, name);
+        }
         self.change(Cost::Freeing, |fs| fs.removexattr(ino, name, now()).map(drop))
     }
 

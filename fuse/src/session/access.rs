@@ -15,6 +15,9 @@ pub trait FsAccess {
     /// Runs `change` under the exclusive lock; all that it changes belongs to one epoch.
     fn write<R>(&self, change: impl FnOnce(&mut Fs<Self::Store>) -> R) -> R;
 
+    /// Called under the exclusive lock after a put, with the file as it is then.
+    fn rows_put(&self, _file: &Inode) {}
+
     /// Called without a lock after a put renamed a file: names cached elsewhere are out of date, and
     /// a replaced inode without links wants its reap at last close.
     fn published(&self, _change: &Published<'_>) {}
@@ -54,6 +57,10 @@ impl<A: FsAccess> FsAccess for std::sync::Arc<A> {
 
     fn write<R>(&self, change: impl FnOnce(&mut Fs<A::Store>) -> R) -> R {
         A::write(self, change)
+    }
+
+    fn rows_put(&self, file: &Inode) {
+        A::rows_put(self, file);
     }
 
     fn published(&self, change: &Published<'_>) {

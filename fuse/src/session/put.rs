@@ -128,7 +128,11 @@ fn carry_out<A: FsAccess>(
     opener: &Identity,
 ) -> SessionResult<PutAnswer> {
     let who = opener.credentials();
-    let done = access.write(|fs| put_and_publish(fs, dir, job, &who))?;
+    let done = access.write(|fs| {
+        let done = put_and_publish(fs, dir, job, &who)?;
+        access.rows_put(&fs.inode(Ino(done.answer.ino))?);
+        Ok::<_, SessionError>(done)
+    })?;
     if let (Some(new_name), Some((parent, replaced))) = (job.publish_as, done.renamed) {
         let old_name = last_name(job.file);
         access.published(&Published { dir: parent, old_name, new_name, replaced });
@@ -163,6 +167,10 @@ fn put_and_publish<P: PageStore>(
     let publish = job.publish_as.filter(|name| *name != last_name(job.file));
     if let Some(name) = publish {
         may_publish(fs, &parent, &file, name, who)?;
+    }
+    if file.nlink > 1 && fs.collection_of(file.ino) != Ok(collection) {
+        // A search looks for a file by its place first.
+        fs.set_place(file.ino, parent.ino, last_name(job.file))?;
     }
     let Put { first_row, count } =
         fs.put_rows(collection, file.ino, &job.rows, &job.vectors, job.append, now())?;
@@ -247,6 +255,7 @@ pub(super) fn set_vector<A: FsAccess>(
         let row =
             vexfs_put_row { offset: 0.into(), length: inode.size.into(), tag: 0.into(), reserved: 0.into() };
         fs.put_rows(collection, file, &[row], &vector, false, now())?;
+        access.rows_put(&fs.inode(file)?);
         Ok(())
     })
 }

@@ -1,7 +1,9 @@
 //! Numbers of inodes and windows: free stacks and never-used numbers (FORMAT.md section 5.6).
 //!
 //! What an epoch frees goes on the stack of the epoch's parity, what it takes comes off the other
-//! one: so a number comes back only after the commit that freed it.
+//! one: so a number comes back only after the commit that freed it. When that other one is empty, it
+//! takes from its own stack what stood there when the epoch began: else numbers that are always
+//! freed in epochs of one parity would pile up, and new ones be used without end.
 
 use super::Fs;
 use crate::addr::{INO_LIMIT, PAGE, PageNo, STACK_BASE, STACK_STRIDE, SUPERBLOCK_PAGE};
@@ -27,12 +29,22 @@ impl Class {
     }
 }
 
+/// Where a number comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    NeverUsed,
+    /// The top of the stack of the other parity.
+    Popped,
+    /// The last entry of this parity's stack that is older than the epoch.
+    Older,
+}
+
 /// A number that was chosen but not yet taken.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pick {
     class: Class,
     pub(super) number: u64,
-    popped: bool,
+    source: Source,
 }
 
 /// An inode number that was chosen, and the generation of its next life.
@@ -81,26 +93,50 @@ impl<P: PageStore> Fs<P> {
         }
     }
 
+    /// Depths that the stacks of the open epoch's parity have before anything is pushed.
+    pub(super) fn begin_epoch(&mut self) {
+        for (index, older) in self.older.iter_mut().enumerate() {
+            let stack = 2 * index + (self.superblock.epoch.wrapping_add(1) & 1) as usize;
+            *older = self.superblock.stack_depth.get(stack).copied().unwrap_or(0);
+        }
+    }
+
+    /// How many entries of [`Fs::push_stack`] are older than the epoch.
+    fn older(&self, class: Class) -> u64 {
+        self.older.get(class.index()).copied().unwrap_or(0)
+    }
+
+    /// An entry of a free stack.
+    fn entry(&self, class: Class, stack: usize, depth: u64) -> Result<u64> {
+        let (page_no, at) = stack_entry(stack, depth);
+        let page = self.store.read(page_no)?;
+        let number =
+            page.get(at..).and_then(|b| b.first_chunk::<8>()).map_or(u64::MAX, |b| u64::from_le_bytes(*b));
+        let next = self.next_number(class);
+        if number >= next || (class == Class::Inode && number <= ROOT_INO.0) {
+            return Err(corrupt(page_no, "free stack entry below the never-used numbers", next, number));
+        }
+        Ok(number)
+    }
+
     /// Prepare: chooses the number that [`Fs::take`] will take next.
     pub(super) fn pick(&self, class: Class) -> Result<Pick> {
         let stack = self.pop_stack(class);
-        let next = self.next_number(class);
         if let Some(top) = self.depth(stack).checked_sub(1) {
-            let (page_no, at) = stack_entry(stack, top);
-            let page = self.store.read(page_no)?;
-            let number = page
-                .get(at..)
-                .and_then(|b| b.first_chunk::<8>())
-                .map_or(u64::MAX, |b| u64::from_le_bytes(*b));
-            if number >= next || (class == Class::Inode && number <= ROOT_INO.0) {
-                return Err(corrupt(page_no, "free stack entry below the never-used numbers", next, number));
-            }
-            return Ok(Pick { class, number, popped: true });
+            return Ok(Pick { class, number: self.entry(class, stack, top)?, source: Source::Popped });
         }
-        if next >= Self::limit(class) {
+        if let Some(last) = self.older(class).checked_sub(1) {
+            let stack = self.push_stack(class);
+            let number = self.entry(class, stack, last)?;
+            // Another entry may be put into its place.
+            drop(self.store.write(stack_entry(stack, last).0)?);
+            return Ok(Pick { class, number, source: Source::Older });
+        }
+        let number = self.next_number(class);
+        if number >= Self::limit(class) {
             return Err(Error::NoSpace);
         }
-        Ok(Pick { class, number: next, popped: false })
+        Ok(Pick { class, number, source: Source::NeverUsed })
     }
 
     /// Prepare: chooses an inode number, checks that its slot is free and touches it.
@@ -108,12 +144,13 @@ impl<P: PageStore> Fs<P> {
         let pick = self.pick(Class::Inode)?;
         let ino = Ino(pick.number);
         let page_no = ino.page().ok_or(Error::NoSpace)?;
-        if !pick.popped && ino.0.is_multiple_of(crate::inode::INODES_PER_PAGE as u64) {
+        let used_before = pick.source != Source::NeverUsed;
+        if !used_before && ino.0.is_multiple_of(crate::inode::INODES_PER_PAGE as u64) {
             drop(self.store.fresh(page_no)?);
             return Ok(InodePick { pick, ino, generation: 1 });
         }
         let state = slot(&*self.store.write(page_no)?, ino).decode(page_no, ino)?;
-        let generation = match (state, pick.popped) {
+        let generation = match (state, used_before) {
             (Slot::Free(last), true) => last.wrapping_add(1),
             (Slot::NeverUsed, false) => 1,
             _ => return Err(corrupt(page_no, "inode to be taken is free", 0, ino.0)),
@@ -122,27 +159,54 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Apply: takes a picked number.
-    pub(super) fn take(&mut self, pick: &Pick) {
-        let stack = self.pop_stack(pick.class);
-        if pick.popped {
-            if let Some(depth) = self.superblock.stack_depth.get_mut(stack) {
-                *depth = depth.saturating_sub(1);
-            }
-            return;
-        }
-        match pick.class {
-            Class::Inode => self.superblock.next_ino = pick.number + 1,
-            Class::Window(w) => {
+    pub(super) fn take(&mut self, pick: &Pick) -> Result<()> {
+        let class = pick.class;
+        match (pick.source, class) {
+            (Source::Popped, _) => self.shorten(self.pop_stack(class)),
+            (Source::Older, _) => self.take_older(class)?,
+            (Source::NeverUsed, Class::Inode) => self.superblock.next_ino = pick.number + 1,
+            (Source::NeverUsed, Class::Window(w)) => {
                 if let Some(next) = w.checked_sub(1).and_then(|i| self.superblock.next_window.get_mut(i)) {
                     *next = next.saturating_add(1);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes the last older entry off the stack that is pushed on; the top moves into its place.
+    fn take_older(&mut self, class: Class) -> Result<()> {
+        let stack = self.push_stack(class);
+        let (last, top) = (self.older(class).saturating_sub(1), self.depth(stack).saturating_sub(1));
+        if last != top {
+            let number = self.entry(class, stack, top)?;
+            self.set_entry(stack, last, number)?;
+        }
+        if let Some(older) = self.older.get_mut(class.index()) {
+            *older = last;
+        }
+        self.shorten(stack);
+        Ok(())
+    }
+
+    fn shorten(&mut self, stack: usize) {
+        if let Some(depth) = self.superblock.stack_depth.get_mut(stack) {
+            *depth = depth.saturating_sub(1);
+        }
+    }
+
+    fn set_entry(&self, stack: usize, depth: u64, number: u64) -> Result<()> {
+        let (page_no, at) = stack_entry(stack, depth);
+        let mut page = self.store.write(page_no)?;
+        if let Some(entry) = page.get_mut(at..).and_then(|b| b.first_chunk_mut::<8>()) {
+            *entry = number.to_le_bytes();
+        }
+        Ok(())
     }
 
     /// Apply: takes a picked inode number; its slot is zeroed.
     pub(super) fn take_inode(&mut self, pick: &InodePick) -> Result<()> {
-        self.take(&pick.pick);
+        self.take(&pick.pick)?;
         self.superblock.inodes_used = self.superblock.inodes_used.saturating_add(1);
         self.change_slot(pick.ino, |raw| *raw = RawInode::ZERO)
     }
@@ -163,11 +227,7 @@ impl<P: PageStore> Fs<P> {
     pub(super) fn push(&mut self, class: Class, number: u64) -> Result<()> {
         let stack = self.push_stack(class);
         let depth = self.depth(stack);
-        let (page_no, at) = stack_entry(stack, depth);
-        let mut page = self.store.write(page_no)?;
-        if let Some(entry) = page.get_mut(at..).and_then(|b| b.first_chunk_mut::<8>()) {
-            *entry = number.to_le_bytes();
-        }
+        self.set_entry(stack, depth, number)?;
         if let Some(value) = self.superblock.stack_depth.get_mut(stack) {
             *value = depth + 1;
         }

@@ -73,11 +73,12 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Apply: takes the chosen windows into the inode (not yet written to its slot).
-    pub(super) fn take_windows(&mut self, inode: &mut Inode, picks: &WindowPicks) {
+    pub(super) fn take_windows(&mut self, inode: &mut Inode, picks: &WindowPicks) -> Result<()> {
         for pick in picks.0.iter().flatten() {
-            self.take(pick);
+            self.take(pick)?;
         }
         picks.preview(inode);
+        Ok(())
     }
 
     /// Prepare: makes sure that [`Fs::drop_pages`] from this offset can push the windows it frees.
@@ -134,7 +135,7 @@ impl<P: PageStore> Fs<P> {
         }
         self.touch_inode(ino)?;
         self.apply(|fs| {
-            fs.take_windows(&mut inode, &picks);
+            fs.take_windows(&mut inode, &picks)?;
             fs.write_inode(&inode)?;
             Ok(inode)
         })

@@ -81,7 +81,7 @@ impl<P: PageStore> Fs<P> {
         }
         self.touch_inode(ino)?;
         self.apply(|fs| {
-            fs.take_windows(&mut inode, &picks);
+            fs.take_windows(&mut inode, &picks)?;
             fs.write_inode(&inode)?;
             Ok(inode)
         })

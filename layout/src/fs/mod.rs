@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::inode::Kind;
 use crate::page_store::{PageBytes, PageStore, Timespec};
 use crate::superblock::Superblock;
+use crate::windows::CLASSES;
 
 pub use crate::inode::{Ino, Inode, InodeFlags};
 pub use crate::windows::Run;
@@ -40,7 +41,7 @@ pub use data::ZeroTail;
 pub use format::{FormatParams, format};
 pub use names::{DirEntry, NewInode};
 pub use rename::RenameFlags;
-pub use rows::{Put, RowsFile};
+pub use rows::{FreshRows, Put, RowSet, RowsFile};
 pub use xattrs::XattrFlags;
 pub use zero::ZeroPart;
 
@@ -63,6 +64,8 @@ pub struct MountOptions {
 pub struct Fs<P: PageStore> {
     store: P,
     superblock: Superblock,
+    /// Of each free stack that is pushed on in the open epoch, how many entries are older than the epoch.
+    older: [u64; CLASSES],
     session: u64,
     read_only: bool,
     poisoned: bool,
@@ -78,8 +81,15 @@ impl<P: PageStore> Fs<P> {
         if !options.read_only {
             superblock.mount_count = superblock.mount_count.wrapping_add(1);
         }
-        let fs =
-            Fs { store, superblock, session: options.session, read_only: options.read_only, poisoned: false };
+        let mut fs = Fs {
+            store,
+            superblock,
+            older: [0; CLASSES],
+            session: options.session,
+            read_only: options.read_only,
+            poisoned: false,
+        };
+        fs.begin_epoch();
         let root = fs.inode(fs.superblock.root)?;
         if root.kind != Kind::Dir {
             return Err(fs.corrupt_inode(
@@ -121,6 +131,7 @@ impl<P: PageStore> Fs<P> {
         self.superblock.session = self.session;
         self.superblock.clean = clean;
         self.superblock.commit_time = now;
+        self.begin_epoch();
         self.superblock.encode()
     }
 

@@ -276,7 +276,7 @@ impl<P: PageStore> Fs<P> {
         Ok(len)
     }
 
-    /// Gives an inode one more name, which becomes its place. An orphan ([`Fs::tmpfile`]) stops being one;
+    /// Gives an inode one more name; it becomes its place if that is unknown. An orphan ([`Fs::tmpfile`]) stops being one;
     /// whether it may is for the caller to say (linkat(2): not one made with O_EXCL, nor one unlinked).
     ///
     /// # Errors
@@ -296,8 +296,9 @@ impl<P: PageStore> Fs<P> {
         let orphan = if inode.nlink == 0 { Some(self.touch_orphan_pop(&inode)?) } else { None };
         inode.nlink += 1;
         inode.ctime = now;
-        inode.place_dir = dir.ino;
-        inode.place_key = key;
+        if inode.place_dir.0 == 0 {
+            (inode.place_dir, inode.place_key) = (dir.ino, key);
+        }
         self.apply(|fs| {
             let entry = Entry { key, ino, kind: inode.kind, name: name.bytes() };
             fs.insert_entry(&mut dir, plan, &entry)?;

@@ -3,6 +3,7 @@
 use super::Fs;
 use crate::error::{Error, Result};
 use crate::inode::{Ino, Inode, Kind};
+use crate::name::Name;
 use crate::page_store::PageStore;
 
 impl<P: PageStore> Fs<P> {
@@ -71,6 +72,17 @@ impl<P: PageStore> Fs<P> {
             Ok(Some(entry.name.len()))
         })?;
         Ok(copied.transpose()?.flatten().map(|len| (len, dir)))
+    }
+
+    /// Makes a name of an inode its place: the one by which it was given rows.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the name is not one of the inode's.
+    pub fn set_place(&mut self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Inode> {
+        let dir = self.directory(dir)?;
+        let found = self.search(&dir, Name::new(name)?)?.found.filter(|found| found.ino == ino);
+        let key = found.ok_or(Error::NotFound)?.key;
+        self.inode_update(ino, |inode| (inode.place_dir, inode.place_key) = (dir.ino, key))
     }
 
     /// The path of an inode below the directory `stop_at`, without a leading `/`, at the start of `out`;

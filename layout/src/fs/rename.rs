@@ -30,7 +30,7 @@ struct End {
 }
 
 impl<P: PageStore> Fs<P> {
-    /// Renames; the inode's place is the new name. Gives the inode that was replaced, if any, as it is
+    /// Renames. Gives the inode that was replaced, if any, as it is
     /// afterwards: with link count 0 it is an orphan. Two names of one inode stay as they are.
     ///
     /// # Errors
@@ -100,6 +100,14 @@ impl<P: PageStore> Fs<P> {
         })
     }
 
+    /// The place follows the name that it is (FORMAT.md section 5.5).
+    fn move_place(inode: &mut Inode, from: (Ino, u64), to: (Ino, u64)) {
+        let place = (inode.place_dir, inode.place_key);
+        if inode.kind == Kind::Dir || place.0.0 == 0 || place == from {
+            (inode.place_dir, inode.place_key) = to;
+        }
+    }
+
     /// Counts a directory that moves from one parent to another.
     fn move_link(kind: Kind, from: &mut Inode, to: &mut Inode) {
         if kind == Kind::Dir {
@@ -132,7 +140,8 @@ impl<P: PageStore> Fs<P> {
         for ino in [from_dir.ino, to_dir.ino, moved.ino] {
             self.touch_inode(ino)?;
         }
-        (moved.ctime, moved.place_dir, moved.place_key) = (now, to_dir.ino, key);
+        moved.ctime = now;
+        Self::move_place(&mut moved, (from_dir.ino, entry.key), (to_dir.ino, key));
         (to_dir.mtime, to_dir.ctime) = (now, now);
         (from_dir.mtime, from_dir.ctime) = (now, now);
         self.apply(|fs| {
@@ -171,7 +180,8 @@ impl<P: PageStore> Fs<P> {
             self.touch_inode(ino)?;
         }
         let head = self.touch_orphan_push()?;
-        (moved.ctime, moved.place_dir, moved.place_key) = (now, to_dir.ino, target_entry.key);
+        moved.ctime = now;
+        Self::move_place(&mut moved, (from_dir.ino, entry.key), (to_dir.ino, target_entry.key));
         (to_dir.mtime, to_dir.ctime) = (now, now);
         (from_dir.mtime, from_dir.ctime) = (now, now);
         self.apply(|fs| {
@@ -207,8 +217,10 @@ impl<P: PageStore> Fs<P> {
             Self::move_link(a.kind, &mut from_dir, &mut to_dir);
             Self::move_link(b.kind, &mut to_dir, &mut from_dir);
         }
-        (a.ctime, a.place_dir, a.place_key) = (now, to_dir.ino, to_entry.key);
-        (b.ctime, b.place_dir, b.place_key) = (now, from_dir.ino, from_entry.key);
+        let (from_place, to_place) = ((from_dir.ino, from_entry.key), (to_dir.ino, to_entry.key));
+        (a.ctime, b.ctime) = (now, now);
+        Self::move_place(&mut a, from_place, to_place);
+        Self::move_place(&mut b, to_place, from_place);
         (to_dir.mtime, to_dir.ctime) = (now, now);
         (from_dir.mtime, from_dir.ctime) = (now, now);
         self.apply(|fs| {

@@ -139,7 +139,7 @@ impl<P: PageStore> Fs<P> {
         mut plan: InsertPlan,
         entry: &Entry<'_>,
     ) -> Result<()> {
-        self.take_windows(dir, &plan.windows);
+        self.take_windows(dir, &plan.windows)?;
         dir.entries = dir.entries.saturating_add(1);
         let (Some(root), Some(step)) = (plan.path.step(0), plan.path.leaf()) else {
             dir.size = PAGE as u64;

@@ -8,6 +8,7 @@ use crate::access::{Access, Credentials};
 use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::inode::{Ino, Kind, ROOT_INO};
+use crate::name::NAME_MAX;
 use crate::page_store::PageStore;
 use crate::rows::Row;
 
@@ -103,8 +104,15 @@ impl<'a, P: PageStore> Gate<'a, P> {
         {
             return Ok(denied);
         }
-        let Some(dir) = self.fs.link_dir(&inode, self.scope)? else { return Ok(denied) };
-        let dir = self.judge_dir(dir)?;
+        let mut dir = match self.fs.place_name(&inode, &mut [0; NAME_MAX])? {
+            Some((_, dir)) => self.judge_dir(dir.ino)?,
+            None => denied,
+        };
+        // Its place is unknown, or another of its names may lie below the scope.
+        if !dir.below && (dir.ino == ino || inode.nlink > 1) {
+            let Some((found, _)) = self.fs.find_link(ino, self.scope)? else { return Ok(denied) };
+            dir = self.judge_dir(found)?;
+        }
         Ok(Verdict {
             ino,
             generation: inode.generation,

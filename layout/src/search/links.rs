@@ -1,9 +1,8 @@
-//! Where a file is linked, when its place does not say (FORMAT.md section 5.5).
+//! Where a file is linked, when its place does not say or lies elsewhere (FORMAT.md section 5.5).
 
 use crate::error::{Error, Result};
 use crate::fs::Fs;
-use crate::inode::{Ino, Inode, Kind};
-use crate::name::NAME_MAX;
+use crate::inode::{Ino, Kind};
 use crate::page_store::PageStore;
 
 /// A step of the walk below a directory.
@@ -17,24 +16,13 @@ enum Step {
 }
 
 impl<P: PageStore> Fs<P> {
-    /// The directory of the link by which a search knows the file: its place, else the first link
-    /// found below `scope`, depth first in the order of names' keys. None if there is none.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] and [`Error::Io`].
-    pub fn link_dir(&self, inode: &Inode, scope: Ino) -> Result<Option<Ino>> {
-        if let Some((_, dir)) = self.place_name(inode, &mut [0; NAME_MAX])? {
-            return Ok(Some(dir.ino));
-        }
-        Ok(self.find_link(inode.ino, scope)?.map(|(dir, _)| dir))
-    }
-
-    /// The directory below `scope`, and the key there, of the first link of a file.
+    /// The directory below `scope`, and the key there, of the first link of a file, depth first in the order
+    /// of names' keys. None if there is none.
     ///
     /// Needs no memory: a directory's own place says where to go on in its parent.
     ///
     /// # Errors
-    /// As [`Fs::link_dir`].
+    /// [`Error::Corrupt`] and [`Error::Io`].
     pub fn find_link(&self, ino: Ino, scope: Ino) -> Result<Option<(Ino, u64)>> {
         let mut dir = scope;
         let mut after = 0;
@@ -76,7 +64,8 @@ impl<P: PageStore> Fs<P> {
         }
     }
 
-    /// The path of a file by the link that [`Fs::link_dir`] names, relative to the directory `stop_at`.
+    /// The path of a file by the link that a search below `scope` knows it by (its place, else the first that
+    /// is found), relative to the directory `stop_at`.
     ///
     /// # Errors
     /// [`Error::NotFound`] without such a link, [`Error::Range`] if it does not fit.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::distance::distance;
-use crate::fs::{Fs, NewInode};
+use crate::fs::{Fs, NewInode, RenameFlags};
 use crate::inode::{Ino, Kind, ROOT_INO};
 use crate::page_store::Timespec;
 use crate::schema::{Element, Metric, Schema};
@@ -131,9 +131,9 @@ fn a_link_is_found_wherever_it_is_below() {
         }
     }
     for at in dirs.clone() {
-        let file = fs.create(at, b"kept", new(Kind::File), NOW).expect("creates").ino;
-        fs.link(file, ROOT_INO, b"last", NOW).expect("links");
-        fs.unlink(ROOT_INO, b"last", NOW).expect("unlinks");
+        let file = fs.create(ROOT_INO, b"first", new(Kind::File), NOW).expect("creates").ino;
+        fs.link(file, at, b"kept", NOW).expect("links");
+        fs.unlink(ROOT_INO, b"first", NOW).expect("unlinks");
         assert_eq!(fs.inode(file).expect("there").place_dir, Ino(0), "the place is unknown now");
 
         let (mut path, mut above) = ([0; 300], [0; 300]);
@@ -150,6 +150,45 @@ fn a_link_is_found_wherever_it_is_below() {
     }
 }
 
+#[test]
+fn a_file_is_found_by_any_of_its_names_below_the_scope() {
+    let (mut fs, dir) = volume(1, 1);
+    let new = |kind| NewInode { kind, perm: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0 };
+    let outside = fs.create(ROOT_INO, b"outside", new(Kind::Dir), NOW).expect("creates").ino;
+    let sub = fs.create(dir, b"sub", new(Kind::Dir), NOW).expect("creates").ino;
+    let name = 0u64.to_le_bytes().map(|b| b + 1);
+    let file = fs.lookup(dir, &name).expect("there").ino;
+    let query = [0; DIM as usize];
+    let count = |fs: &Fs<MemStore>, scope| {
+        let rows = fs.rows_file(dir).expect("reads");
+        let mut verdicts = [Verdict::EMPTY; 16];
+        let mut gate = Gate::new(fs, scope, rows.inode.ino, WHO, &mut verdicts);
+        let mut memory = [0; 64 * DIM as usize];
+        let mut scorer = Reference::new(fs, *rows.schema(), &query, &mut memory).expect("fits");
+        let mut room = [Hit::EMPTY; 4];
+        let mut top = TopK::new(&mut room);
+        let mut chunks = 0..rows.chunks();
+        scan(&rows, &ALL, &mut || chunks.next(), &mut gate, &mut scorer, &mut top, &Limit::new())
+            .expect("scans");
+        top.into_sorted().len()
+    };
+    assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 0]);
+    // Out of the collection, into a directory of it, and the first name away.
+    fs.link(file, outside, b"out", NOW).expect("links");
+    assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 0]);
+    fs.link(file, sub, b"in", NOW).expect("links");
+    assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 1]);
+    fs.rename(dir, &name, outside, b"moved", RenameFlags::empty(), NOW).expect("renames");
+    assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 1], "the place is outside now");
+    let mut path = [0; 100];
+    let len = fs.search_path(file, dir, dir, &mut path).expect("a path");
+    assert_eq!(&path[..len], b"sub/in");
+    fs.unlink(sub, b"in", NOW).expect("unlinks");
+    assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [0, 0]);
+    fs.rename(outside, b"out", dir, b"back", RenameFlags::empty(), NOW).expect("renames");
+    assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 0]);
+}
+
 proptest! {
     #[test]
     fn a_spoiled_volume_gives_errors_and_never_panics(page in any::<u16>(), at in 0..4096usize, byte: u8, more: u8) {
@@ -164,6 +203,15 @@ proptest! {
         bytes[at] = byte;
         store.put(number, &bytes);
         let Ok(fs) = mount(&store) else { return Ok(()) };
+        for number in 0..20 {
+            if let Ok(Some(set)) = fs.row_set(Ino(number)) {
+                let (mut memory, mut len) = ([0; DIM as usize], 0);
+                let all = (0, set.shape.stream_bytes());
+                if fs.read_row_set(&set, all, &mut memory, &mut |piece| len += piece.len()).is_ok() {
+                    prop_assert_eq!(len as u64, set.shape.stream_bytes());
+                }
+            }
+        }
         if let Ok(hits) = search(&fs, dir, &[0; DIM as usize], ALL, 30) {
             for hit in hits {
                 let _ = fs.search_path(hit.ino, dir, dir, &mut [0; 300]);

@@ -16,6 +16,7 @@ use layout::fs::{FormatParams, NewInode};
 use layout::inode::{Inline, Ino, InodeFlags, Kind, ROOT_INO, RawInode, Slot, slot, slot_mut};
 use layout::page_store::{PageBytes, Timespec};
 use layout::rows::headers;
+use layout::rows::set::{PART_HEADER_BYTES, Part, Record};
 use layout::schema::CollectionHeader;
 use layout::superblock::Superblock;
 use layout::testing::{MemStore, format_params, mount};
@@ -28,13 +29,14 @@ use zerocopy::IntoBytes;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("superblock", superblock),
     ("inode", inode),
     ("dir_leaf", dir_leaf),
     ("dir_branch", dir_branch),
     ("xattr_area", xattr_area),
     ("acl", acl),
+    ("rows_part", rows_part),
     ("row_headers", row_headers),
     ("collection_header", collection_header),
     ("put_request", put_request),
@@ -128,7 +130,7 @@ fn xattr_area(data: &[u8]) {
     let store = MemStore::formatted(FormatParams { uuid: [0; 16], ..format_params() });
     let mut fs = mount(&store).expect("a new volume");
     let now = Timespec::default();
-    let new = NewInode { kind: Kind::File, perm: 0o644, uid: 0, gid: 0, umask: 0, rdev: 0 };
+    let new = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
     let mut inode = fs.create(ROOT_INO, b"f", new, now).expect("a file");
     let page = inode.ino.page().unwrap_or(PageNo(0));
     let mut table = store.get(page);
@@ -167,6 +169,23 @@ fn acl(data: &[u8]) {
     if let Ok(Some(found)) = Acl::parse(data) {
         assert_eq!(Acl::parse(found.bytes()), Ok(Some(found)));
         assert!(found.mode() <= 0o777);
+    }
+}
+
+/// A part of a file's rows as an attribute's value.
+fn rows_part(data: &[u8]) {
+    let mut value = data.to_vec();
+    if value.len() >= PART_HEADER_BYTES {
+        value[32..36].fill(0);
+        let crc = crc32c::crc32c(&value);
+        value[32..36].copy_from_slice(&crc.to_le_bytes());
+    }
+    if let Ok(found) = Part::parse(&value) {
+        assert!(found.header() == value[..PART_HEADER_BYTES]);
+        let _ = found
+            .bytes
+            .chunks(found.shape.record_bytes())
+            .try_for_each(|bytes| Record::parse(bytes).map(drop));
     }
 }
 

@@ -263,13 +263,13 @@ fn a_file_moved_out_is_not_found_until_it_comes_back() {
 
     // Two links, and the one that place knows goes away: the other one is looked for.
     change(&files, |fs| {
-        fs.link(a, dir, b"z", now()).expect("links");
-        fs.unlink(dir, b"z", now()).expect("unlinks");
+        fs.link(a, sub, b"c", now()).expect("links");
+        fs.unlink(sub, b"b", now()).expect("unlinks");
         assert_eq!(fs.inode(a).expect("there").place_dir, Ino(0), "the place is unknown now");
     });
-    assert_eq!(found(r#"{"vector":[0,0]}"#), ["sub/b"]);
-    assert_eq!(found(r#"{"vector":[0,0],"subdir":"sub"}"#), ["sub/b"]);
-    change(&files, |fs| fs.unlink(sub, b"b", now())).expect("unlinks");
+    assert_eq!(found(r#"{"vector":[0,0]}"#), ["sub/c"]);
+    assert_eq!(found(r#"{"vector":[0,0],"subdir":"sub"}"#), ["sub/c"]);
+    change(&files, |fs| fs.unlink(sub, b"c", now())).expect("unlinks");
     assert!(found(r#"{"vector":[0,0]}"#).is_empty(), "an orphan is deleted, even if open");
 }
 

@@ -8,10 +8,12 @@ mod collection;
 mod kill;
 mod put;
 mod read;
+mod set;
 #[cfg(test)]
 mod tests;
 
 pub use put::Put;
+pub use set::{FreshRows, RowSet};
 
 use crate::addr::{PAGE, PageNo, SUPERBLOCK_PAGE};
 use crate::error::{Result, corrupt};

@@ -21,7 +21,8 @@ pub struct Put {
 }
 
 impl<P: PageStore> Fs<P> {
-    /// Gives a file its rows: kills the old ones unless `append`, adds the new ones, and marks them fresh.
+    /// Gives a file its rows: kills the old ones unless `append`, adds the new ones, and marks them fresh. Sets
+    /// of rows that are kept as attributes (FORMAT.md 6.6) go.
     ///
     /// `vectors` holds `[rows.len()][dim]` elements of the collection's own type. New rows stand
     /// before the old ones in the file's chain. The caller has decided that the file lies below the
@@ -37,6 +38,24 @@ impl<P: PageStore> Fs<P> {
         file: Ino,
         rows: &[vexfs_put_row],
         vectors: &[u8],
+        append: bool,
+        now: Timespec,
+    ) -> Result<Put> {
+        self.put_marked_rows(collection, file, rows, vectors, &|_| false, append, now)
+    }
+
+    /// As [`Fs::put_rows`], with rows that are stale from the beginning: those whose number `stale` says so of.
+    ///
+    /// # Errors
+    /// As [`Fs::put_rows`].
+    #[expect(clippy::too_many_arguments, reason = "a put with one thing more")]
+    pub fn put_marked_rows(
+        &mut self,
+        collection: Ino,
+        file: Ino,
+        rows: &[vexfs_put_row],
+        vectors: &[u8],
+        stale: &dyn Fn(usize) -> bool,
         append: bool,
         now: Timespec,
     ) -> Result<Put> {
@@ -68,7 +87,7 @@ impl<P: PageStore> Fs<P> {
                 fs.kill_chain(&inode, &chain)?;
             }
             let old_first = if appends { inode.first_row.checked_sub(1) } else { None };
-            fs.write_rows(&rows_file, &inode, rows, old_first)?;
+            fs.write_rows(&rows_file, &inode, rows, stale, old_first)?;
             fs.count_rows(collection, next_row, count)?;
             let mut inode = inode;
             inode.row_count = row_count;
@@ -76,7 +95,11 @@ impl<P: PageStore> Fs<P> {
             if count > 0 {
                 inode.rows_ino = rows_file.inode.ino;
                 inode.first_row = rows_file.header.next_row + 1;
-                inode.flags |= InodeFlags::ROWS_FRESH;
+                if (0..rows.len()).any(|row| !stale(row)) {
+                    inode.flags |= InodeFlags::ROWS_FRESH;
+                } else if !appends {
+                    inode.flags.remove(InodeFlags::ROWS_FRESH);
+                }
             } else if !appends {
                 inode.rows_ino = Ino(0);
                 inode.first_row = 0;
@@ -84,6 +107,11 @@ impl<P: PageStore> Fs<P> {
             }
             fs.write_inode(&inode)
         })?;
+        match self.forget_kept_sets(file, now) {
+            // They are hidden by the rows, and go with the next put.
+            Ok(()) | Err(Error::NoSpace) => {}
+            Err(error) => return Err(error),
+        }
         Ok(Put { first_row: if count > 0 { rows_file.header.next_row } else { 0 }, count })
     }
 
@@ -144,21 +172,24 @@ impl<P: PageStore> Fs<P> {
         rows_file: &RowsFile,
         file: &Inode,
         rows: &[vexfs_put_row],
+        stale: &dyn Fn(usize) -> bool,
         old_first: Option<u64>,
     ) -> Result<()> {
         let mut id = rows_file.header.next_row;
         let last = id + rows.len() as u64;
-        let mut rest = rows.iter();
+        let mut rest = rows.iter().enumerate();
+        // Versions only grow: the file never comes back to the one before.
+        let version = |row| file.data_version.wrapping_sub(u64::from(stale(row)));
         while id < last {
             let (chunk, slot) = split(id);
             let mut page = self.store().write(rows_file.row_page(chunk)?)?;
             let slots = headers_mut(&mut page).iter_mut().skip(slot);
-            for (raw, row) in slots.zip(rest.by_ref().take(CHUNK_ROWS as usize - slot)) {
+            for (raw, (number, row)) in slots.zip(rest.by_ref().take(CHUNK_ROWS as usize - slot)) {
                 id += 1;
                 *raw = RawRow::live(&Row {
                     ino: file.ino,
                     generation: file.generation,
-                    data_version: file.data_version,
+                    data_version: version(number),
                     offset: row.offset.get(),
                     length: row.length.get(),
                     tag: row.tag.get(),

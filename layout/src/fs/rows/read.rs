@@ -27,7 +27,13 @@ impl<P: PageStore> Fs<P> {
     }
 
     /// Copies bytes of a chunk's vectors, from byte `from` of them.
-    fn vector_bytes(&self, rows: &RowsFile, chunk: u64, from: usize, out: &mut [u8]) -> Result<()> {
+    pub(super) fn vector_bytes(
+        &self,
+        rows: &RowsFile,
+        chunk: u64,
+        from: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
         if (from + out.len()).div_ceil(PAGE) as u64 > rows.schema().chunk_vector_pages() {
             return Err(Error::Range);
         }

@@ -9,10 +9,11 @@ use zerocopy::IntoBytes;
 
 use super::*;
 use crate::error::Error;
-use crate::fs::{Fs, NewInode, SetAttr};
+use crate::fs::{FreshRows, Fs, NewInode, SetAttr, XattrFlags};
 use crate::inode::{Ino, InodeFlags, Kind, ROOT_INO};
 use crate::page_store::Timespec;
 use crate::rows::headers;
+use crate::rows::set::Record;
 use crate::schema::{Element, Metric};
 use crate::testing::{MemStore, commit, format_params, mount};
 use crate::uapi::raw::vexfs_put_row;
@@ -409,5 +410,128 @@ proptest! {
         let _ = put(&mut fs, dir, f, 0, 100, true);
         let _ = fs.kill_rows(f);
         let _ = rows(0, 1).as_bytes();
+    }
+}
+
+/// Something that happens to a file.
+type Change<'a> = dyn Fn(&mut Fs<MemStore>) + 'a;
+
+/// The whole stream of a file's set, read in pieces of `piece` bytes.
+fn stream(fs: &Fs<MemStore>, file: Ino, piece: u64) -> Vec<u8> {
+    let Some(set) = fs.row_set(file).expect("reads") else { return Vec::new() };
+    let mut memory = vec![0; set.shape.schema.vector_bytes()];
+    let mut stream = Vec::new();
+    let total = set.shape.stream_bytes();
+    for from in (0..total).step_by(piece as usize) {
+        let range = (from, total.min(from + piece));
+        let mut put = |bytes: &[u8]| stream.extend_from_slice(bytes);
+        fs.read_row_set(&set, range, &mut memory, &mut put).expect("reads");
+    }
+    assert_eq!(stream.len() as u64, total);
+    stream
+}
+
+/// Puts a stream, as a mounter does.
+fn restore(fs: &mut Fs<MemStore>, dir: Ino, file: Ino, stream: &[u8], dim: u32) {
+    let records: Vec<_> =
+        stream.chunks(32 + dim as usize * 4).map(|record| Record::parse(record).expect("a record")).collect();
+    let rows: Vec<_> = records
+        .iter()
+        .map(|(record, _)| vexfs_put_row {
+            offset: record.offset.into(),
+            length: record.length.into(),
+            tag: record.tag.into(),
+            reserved: 0.into(),
+        })
+        .collect();
+    let vectors: Vec<u8> = records.iter().flat_map(|(_, vector)| vector.to_vec()).collect();
+    let stale = |row: usize| records[row].0.stale;
+    fs.put_marked_rows(dir, file, &rows, &vectors, &stale, false, NOW).expect("puts");
+}
+
+fn write(fs: &mut Fs<MemStore>, file: Ino) {
+    fs.prepare_write(file, 0, 1).expect("writes");
+    fs.finish_write(file, 1, NOW).expect("writes");
+}
+
+#[test]
+fn a_set_has_all_rows_and_makes_the_same_ones_again() {
+    let (mut fs, dir) = collection(5);
+    let (f, g) = (file(&mut fs, dir, "f"), file(&mut fs, dir, "g"));
+    assert_eq!(fs.row_set(f), Ok(None));
+    fs.put_rows(dir, f, &rows(0, 70), &vectors(0, 70, 5), false, NOW).expect("puts");
+    write(&mut fs, f);
+    fs.put_rows(dir, f, &rows(100, 30), &vectors(100, 30, 5), true, NOW).expect("appends");
+    let set = stream(&fs, f, 1 << 20);
+    assert_eq!(set, stream(&fs, f, 17), "in any pieces");
+    let flags: Vec<bool> = set.chunks(52).map(|r| Record::parse(r).expect("a record").0.stale).collect();
+    assert_eq!(flags, [vec![false; 30], vec![true; 70]].concat());
+
+    restore(&mut fs, dir, g, &set, 5);
+    assert_eq!(stream(&fs, g, 4096), set, "stale rows stay stale");
+    assert!(fs.inode(g).expect("reads").flags.contains(InodeFlags::ROWS_FRESH));
+    write(&mut fs, g);
+    write(&mut fs, g);
+    let all_stale = stream(&fs, g, 4096);
+    assert!(all_stale.chunks(52).all(|r| Record::parse(r).expect("a record").0.stale));
+    restore(&mut fs, dir, f, &all_stale, 5);
+    assert!(!fs.inode(f).expect("reads").flags.contains(InodeFlags::ROWS_FRESH));
+    write(&mut fs, f);
+    assert_eq!(stream(&fs, f, 4096), all_stale);
+    assert_eq!(crate::testing::check(&fs), Ok(()));
+}
+
+#[test]
+fn a_put_takes_the_place_of_a_kept_set() {
+    let (mut fs, dir) = collection(5);
+    let f = file(&mut fs, dir, "f");
+    for name in [&b"user.vexfs.rows"[..], b"user.other", b"user.vexfs.rows.1", b"user.vexfs.rowsy"] {
+        fs.setxattr(f, name, b"kept", XattrFlags::empty(), NOW).expect("sets");
+    }
+    fs.put_rows(dir, f, &rows(0, 1), &vectors(0, 1, 5), false, NOW).expect("puts");
+    let mut names = Vec::new();
+    fs.listxattr(f, &mut |name| names.push(name.to_vec())).expect("lists");
+    assert_eq!(names, [b"user.other".to_vec(), b"user.vexfs.rowsy".to_vec()]);
+}
+
+#[test]
+fn rows_put_before_the_bytes_are_fresh_again_if_nothing_else_happened() {
+    let (mut fs, dir) = collection(5);
+    let f = file(&mut fs, dir, "f");
+    assert_eq!(FreshRows::of(&fs.inode(f).expect("reads")), None);
+    let put = |fs: &mut Fs<MemStore>| {
+        fs.put_rows(dir, f, &rows(0, 2), &vectors(0, 2, 5), false, NOW).expect("puts");
+        FreshRows::of(&fs.inode(f).expect("reads")).expect("fresh")
+    };
+    let before = put(&mut fs);
+    let set = stream(&fs, f, 4096);
+    assert_eq!(fs.rows_fresh_again(&before), Ok(false), "still fresh");
+    write(&mut fs, f);
+    fs.setattr(f, SetAttr { size: Some(9000), ..SetAttr::default() }, NOW).expect("grows");
+    assert_ne!(stream(&fs, f, 4096), set);
+    assert_eq!(fs.rows_fresh_again(&before), Ok(true));
+    assert_eq!(stream(&fs, f, 4096), set);
+    write(&mut fs, f);
+    assert_ne!(stream(&fs, f, 4096), set, "later bytes count");
+
+    let changes: [&Change<'_>; 4] = [
+        &|fs| fs.put_rows(dir, f, &rows(0, 2), &vectors(0, 2, 5), false, NOW).map(drop).expect("puts"),
+        &|fs| fs.put_rows(dir, f, &rows(0, 1), &vectors(0, 1, 5), true, NOW).map(drop).expect("appends"),
+        &|fs| fs.kill_rows(f).map(drop).expect("kills"),
+        &|fs| {
+            fs.rows_fresh_again(&FreshRows::of(&fs.inode(f).expect("reads")).unwrap_or(before))
+                .expect("asks");
+            fs.unlink(dir, b"f", NOW).expect("unlinks");
+            fs.reap(f).expect("frees");
+        },
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        let before = put(&mut fs);
+        write(&mut fs, f);
+        change(&mut fs);
+        if i < 2 {
+            write(&mut fs, f);
+        }
+        assert_eq!(fs.rows_fresh_again(&before), Ok(false), "change {i}");
     }
 }

@@ -4,6 +4,7 @@ mod acl;
 mod directories;
 mod hostile;
 mod model;
+mod numbers;
 mod posix;
 mod random;
 mod tree;

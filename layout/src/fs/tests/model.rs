@@ -180,7 +180,9 @@ impl Model {
         let node = self.at(ino);
         node.nlink += 1;
         node.times[CTIME] = now;
-        node.place = Some((dir, name.to_vec()));
+        if node.place.is_none() {
+            node.place = Some((dir, name.to_vec()));
+        }
         self.at(dir).children.insert(name.to_vec(), ino);
         self.changed(dir, now);
         Ok(())
@@ -261,12 +263,14 @@ impl Model {
             if is_dir(self, other) && self.is_below(dir, other) {
                 return Err(Error::Invalid(""));
             }
-            for (ino, from, to, to_name) in [(moved, dir, new_dir, new_name), (other, new_dir, dir, name)] {
+            for (ino, from, from_name, to, to_name) in
+                [(moved, dir, name, new_dir, new_name), (other, new_dir, new_name, dir, name)]
+            {
                 if is_dir(self, ino) {
                     self.at(from).nlink -= 1;
                     self.at(to).nlink += 1;
                 }
-                self.put(ino, to, to_name, now);
+                self.put(ino, (from, from_name), to, to_name, now);
             }
             self.changed(dir, now);
             self.changed(new_dir, now);
@@ -286,17 +290,19 @@ impl Model {
             self.at(dir).nlink -= 1;
             self.at(new_dir).nlink += 1;
         }
-        self.put(moved, new_dir, new_name, now);
+        self.put(moved, (dir, name), new_dir, new_name, now);
         self.changed(dir, now);
         self.changed(new_dir, now);
         Ok(target)
     }
 
-    fn put(&mut self, ino: Ino, dir: Ino, name: &[u8], now: Timespec) {
+    fn put(&mut self, ino: Ino, old: (Ino, &[u8]), dir: Ino, name: &[u8], now: Timespec) {
         self.at(dir).children.insert(name.to_vec(), ino);
         let node = self.at(ino);
         node.parent = dir;
-        node.place = Some((dir, name.to_vec()));
+        if node.place.as_ref().is_none_or(|(dir, name)| (*dir, &name[..]) == old) {
+            node.place = Some((dir, name.to_vec()));
+        }
         node.times[CTIME] = now;
     }
 

@@ -321,10 +321,17 @@ fn paths_follow_places_and_end_where_they_are_unknown() {
     assert_eq!(path(&fs, dir, 100), Ok(b"file".to_vec()));
     assert_eq!(path(&fs, ino, 0), Ok(Vec::new()));
     fs.link(ino, ROOT_INO, b"other", NOW).expect("link");
-    assert_eq!(path(&fs, ROOT_INO, 100), Ok(b"other".to_vec()));
+    assert_eq!(path(&fs, ROOT_INO, 100), Ok(b"d/file".to_vec()), "the place stays");
+    fs.rename(ROOT_INO, b"other", ROOT_INO, b"renamed", RenameFlags::empty(), NOW).expect("rename");
+    assert_eq!(path(&fs, dir, 100), Ok(b"file".to_vec()), "another name moves");
+    fs.rename(dir, b"file", ROOT_INO, b"up", RenameFlags::empty(), NOW).expect("rename");
+    assert_eq!(path(&fs, ROOT_INO, 100), Ok(b"up".to_vec()));
     assert_eq!(path(&fs, dir, 100), Err(Error::NotFound), "the place is no longer below");
-    fs.unlink(ROOT_INO, b"other", NOW).expect("unlink");
+    fs.unlink(ROOT_INO, b"up", NOW).expect("unlink");
     assert_eq!(path(&fs, ROOT_INO, 100), Err(Error::NotFound), "the place is unknown now");
+    fs.set_place(ino, ROOT_INO, b"renamed").expect("a name of it");
+    assert_eq!(path(&fs, ROOT_INO, 100), Ok(b"renamed".to_vec()));
+    assert_eq!(fs.set_place(ino, ROOT_INO, b"d"), Err(Error::NotFound), "a name of another");
 }
 
 #[test]
