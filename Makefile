@@ -58,15 +58,18 @@ endif
 # Lives of random steps on a simulated disk; counted, not timed, so that CI does the same everywhere (two to three minutes
 # on two processors). A failure prints its seed, the steps that matter and what happened in them.
 RUNS ?= $(if $(SEED),1,1000)
-sim: ## the store under crashes, faults and damage (SEED=n RUNS=n TRACE=lines)
+sim: ## the store and the mount under crashes, faults and damage (SEED=n RUNS=n TRACE=lines)
 	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_RUNS=$(RUNS) VEXFS_SIM_TRACE=$(TRACE) \
 	  $(CARGO) test -p vexfs-blockd --lib -- sim_tests::raw sim_tests::vexfs --nocapture
 	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_RUNS=$$((($(RUNS) + 4) / 5)) VEXFS_SIM_TRACE=$(TRACE) \
 	  $(CARGO) test -p vexfs-blockd --lib -- sim_tests::full --nocapture
+	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_RUNS=$$((($(RUNS) + 9) / 10)) VEXFS_SIM_TRACE=$(TRACE) \
+	  $(CARGO) test -p vexfs-fuse --lib -- sim_tests --include-ignored --skip three_operations --nocapture
 
-sim-long: ## one life of HOURS=12 hours of simulated time
+sim-long: ## one life of HOURS=12 hours of simulated time, and all sequences of three operations
 	VEXFS_SIM_SEED=$(SEED) VEXFS_SIM_HOURS=$(or $(HOURS),12) \
 	  $(CARGO) test -p vexfs-blockd --lib -- --ignored sim_tests::long --nocapture
+	$(CARGO) test -p vexfs-fuse --lib -- --ignored three_operations --nocapture
 
 soak: deps build ## fio with verify while the daemon is killed, for SECONDS=600
 	@tests/scripts/soak.sh $(or $(SECONDS),600)

@@ -10,4 +10,6 @@ pub mod engine;
 pub mod mount;
 pub mod search;
 pub mod session;
+#[cfg(test)]
+mod sim_tests;
 pub mod wire;

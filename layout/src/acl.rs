@@ -246,16 +246,7 @@ pub(crate) mod tests {
     use super::*;
     use std::vec::Vec;
 
-    /// `(tag, permissions, id)` of each entry.
-    pub(crate) fn value(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-        let mut value = Vec::from(2u32.to_le_bytes());
-        for (tag, perm, id) in entries {
-            value.extend(tag.to_le_bytes());
-            value.extend(perm.to_le_bytes());
-            value.extend(id.to_le_bytes());
-        }
-        value
-    }
+    pub(crate) use crate::testing::model::value;
 
     fn acl(entries: &[(u16, u16, u32)]) -> Acl {
         Acl::parse(&value(entries)).expect("valid").expect("with entries")

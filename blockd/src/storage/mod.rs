@@ -11,7 +11,7 @@ pub mod identity;
 pub mod memory;
 mod plain;
 mod ring;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 pub mod sim;
 
 use std::io;

@@ -5,7 +5,7 @@
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 //! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`part`]: writes of parts of
 //! pages. [`compact`]: dead space given back at once. [`resize`]: images made larger or smaller. [`snapshot`]: states of before; [`backup`]: what changed between two of
-//! them, as a stream.
+//! them, as a stream. [`stepped`]: a volume without threads.
 
 mod allocation;
 pub mod backup;
@@ -20,6 +20,8 @@ mod scrub;
 pub mod session;
 #[cfg(test)]
 mod sim_tests;
+#[cfg(any(test, feature = "sim"))]
+pub mod simulated;
 pub mod snapshot;
 pub mod status;
 pub mod stepped;

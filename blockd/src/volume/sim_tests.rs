@@ -34,28 +34,7 @@ mod vexfs;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// A number from the environment.
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}")))
-}
-
-/// Seeds to run: `count` from 0 on, or those of the environment.
-fn seeds(count: u64) -> Vec<u64> {
-    let (seed, runs) = (number("VEXFS_SIM_SEED"), number("VEXFS_SIM_RUNS"));
-    let first = seed.unwrap_or(0);
-    (first..first + runs.unwrap_or(if seed.is_some() { 1 } else { count })).collect()
-}
-
-/// Runs `f` for each seed; a failure names its seed.
-fn for_seeds(count: u64, f: impl Fn(u64) + std::panic::RefUnwindSafe) {
-    for seed in seeds(count) {
-        if let Err(panic) = std::panic::catch_unwind(|| f(seed)) {
-            eprintln!("failed with VEXFS_SIM_SEED={seed}");
-            std::panic::resume_unwind(panic);
-        }
-    }
-}
+use crate::storage::sim::script::{for_seeds, number, seeds};
 
 /// The content of a page that was written as version `tag`; 0 is never written.
 fn content(page: u64, tag: u64) -> Vec<u8> {

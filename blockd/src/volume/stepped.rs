@@ -111,6 +111,18 @@ impl Stepped {
         panic!("the volume does not come to rest");
     }
 
+    /// What its thread does first.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn begin(&mut self) {
+        self.worker.begin();
+    }
+
+    /// A turn of the log's thread alone.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn step(&mut self) {
+        self.worker.step();
+    }
+
     /// A turn of the log's thread, and one of the cleaner's if it gets one; what the cleaner wants next, if it had one. Then the
     /// log waits for something to complete.
     #[cfg(test)]
@@ -122,7 +134,7 @@ impl Stepped {
     }
 
     /// Has the cleaner do what it finds to do, as if writers waited.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(super) fn clean(&mut self) {
         self.cleaner.ask(Some(u64::MAX));
         self.settle();

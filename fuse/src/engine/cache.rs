@@ -1,9 +1,13 @@
 //! The state of the page cache: which pages are here, clean, dirty or in flight. No I/O.
+//!
+//! Pages are found by a hash; an ordered index, which only changes when a page comes or goes, serves ranges. Dirty pages
+//! stand in lists that are put in order when they are sent ([`DirtyList`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use layout::addr::{PageNo, PageRange};
+use rustc_hash::FxHashMap;
 
 use super::page::{PageArc, PageBuf};
 use super::ranges::RangeSet;
@@ -42,10 +46,17 @@ pub struct Batch {
     pub pages: Vec<(u64, PageArc)>,
 }
 
+/// Which list a dirty page counts on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dirt {
+    Metadata,
+    Data,
+}
+
 struct Slot {
     /// `None` while a write guard holds it.
     bytes: Option<PageArc>,
-    dirty: bool,
+    dirty: Option<Dirt>,
     in_flight: bool,
     /// Not worth keeping once the device has it.
     transient: bool,
@@ -54,13 +65,75 @@ struct Slot {
     queued: bool,
 }
 
+impl Slot {
+    fn new(bytes: Option<PageArc>) -> Self {
+        Slot { bytes, dirty: None, in_flight: false, transient: false, referenced: false, queued: false }
+    }
+}
+
+type Slots = FxHashMap<u64, Slot>;
+
+/// The dirty pages of a kind, in the order in which they became so. A page that was dropped, or counts as another kind by
+/// now, stays listed until the list is put in order; so one that comes back is listed twice.
+struct DirtyList {
+    kind: Dirt,
+    listed: Vec<u64>,
+    count: usize,
+}
+
+/// Entries that a list may have beyond twice its pages.
+const LISTED_SPARE: usize = 1024;
+
+impl DirtyList {
+    fn new(kind: Dirt) -> Self {
+        DirtyList { kind, listed: Vec::new(), count: 0 }
+    }
+
+    /// A page became dirty of this kind.
+    fn add(&mut self, page: u64, slots: &Slots) {
+        self.listed.push(page);
+        self.count += 1;
+        if self.listed.len() > 2 * self.count + LISTED_SPARE {
+            self.put_in_order(slots);
+        }
+    }
+
+    fn put_in_order(&mut self, slots: &Slots) {
+        let kind = Some(self.kind);
+        self.listed.retain(|page| slots.get(page).is_some_and(|slot| slot.dirty == kind));
+        self.listed.sort_unstable();
+        self.listed.dedup();
+        debug_assert_eq!(self.listed.len(), self.count, "each dirty page is listed");
+    }
+
+    /// Takes the first so many pages, in order.
+    fn take(&mut self, pages_max: usize, slots: &Slots) -> Vec<u64> {
+        self.put_in_order(slots);
+        let rest = self.listed.split_off(pages_max.min(self.listed.len()));
+        self.count = rest.len();
+        std::mem::replace(&mut self.listed, rest)
+    }
+}
+
+/// What [`Cache::take`] finds.
+pub enum Taken {
+    /// The page, and whether it was not dirty before.
+    Page(PageArc, bool),
+    /// A write guard holds it; wait.
+    Busy,
+    /// It is not here.
+    Absent,
+}
+
 /// See the module's text.
 pub struct Cache {
-    slots: BTreeMap<u64, Slot>,
+    slots: Slots,
+    /// The pages that are here, in order.
+    index: BTreeSet<u64>,
     clean_queue: VecDeque<u64>,
     clean_pages_max: usize,
-    dirty_metadata: BTreeSet<u64>,
-    dirty_data: BTreeSet<u64>,
+    dirty_metadata: DirtyList,
+    dirty_data: DirtyList,
     in_flight_pages: usize,
     discards_pending: RangeSet,
     discards_in_flight: RangeSet,
@@ -71,11 +144,12 @@ impl Cache {
     /// An empty cache that keeps about `clean_pages_max` clean pages.
     pub fn new(clean_pages_max: usize) -> Self {
         Cache {
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
+            index: BTreeSet::new(),
             clean_queue: VecDeque::new(),
             clean_pages_max,
-            dirty_metadata: BTreeSet::new(),
-            dirty_data: BTreeSet::new(),
+            dirty_metadata: DirtyList::new(Dirt::Metadata),
+            dirty_data: DirtyList::new(Dirt::Data),
             in_flight_pages: 0,
             discards_pending: RangeSet::default(),
             discards_in_flight: RangeSet::default(),
@@ -98,8 +172,8 @@ impl Cache {
     /// As [`Cache::lookup`] for pages `first..end`, calling `each` with the pages that are here;
     /// false if a write guard holds one of them.
     pub fn lookup_range(&self, first: u64, end: u64, mut each: impl FnMut(u64, &PageArc)) -> bool {
-        for (&page, slot) in self.slots.range(first..end) {
-            match &slot.bytes {
+        for &page in self.index.range(first..end) {
+            match self.slots.get(&page).and_then(|slot| slot.bytes.as_ref()) {
                 Some(bytes) => each(page, bytes),
                 None => return false,
             }
@@ -117,13 +191,15 @@ impl Cache {
         !self.discards_pending.is_empty() || !self.discards_in_flight.is_empty()
     }
 
-    fn is_discarded(&self, page: u64) -> bool {
+    /// Whether it was discarded, and the device may not know.
+    pub fn is_discarded(&self, page: u64) -> bool {
         self.discards_pending.contains(page) || self.discards_in_flight.contains(page)
     }
 
     /// Pages in `first..end` that are dirty or in flight: mapped, whatever the device says.
     pub fn unlanded_in(&self, first: u64, end: u64) -> impl Iterator<Item = u64> + '_ {
-        self.slots.range(first..end).filter(|(_, s)| s.dirty || s.in_flight).map(|(&page, _)| page)
+        let unlanded = |page: &u64| self.slots.get(page).is_some_and(|s| s.dirty.is_some() || s.in_flight);
+        self.index.range(first..end).copied().filter(unlanded)
     }
 
     /// Keeps a page that was read from the device. If the page came here meanwhile, that one wins.
@@ -131,15 +207,9 @@ impl Cache {
         if let Some(slot) = self.slots.get(&page) {
             return slot.bytes.as_ref().map_or(bytes, Arc::clone);
         }
-        let slot = Slot {
-            bytes: Some(Arc::clone(&bytes)),
-            dirty: false,
-            in_flight: false,
-            transient: false,
-            referenced: false,
-            queued: true,
-        };
+        let slot = Slot { queued: true, ..Slot::new(Some(Arc::clone(&bytes))) };
         self.slots.insert(page, slot);
+        self.index.insert(page);
         self.clean_queue.push_back(page);
         self.evict();
         bytes
@@ -147,74 +217,72 @@ impl Cache {
 
     /// Replaces a page in the open epoch; true if it was not dirty before.
     pub fn put_dirty(&mut self, page: u64, bytes: PageArc, content: Content) -> bool {
-        let newly = self.mark_dirty(page, content);
-        if let Some(slot) = self.slots.get_mut(&page) {
-            slot.bytes = Some(bytes);
-        }
-        newly
+        self.mark_dirty(page, content, Some(bytes))
     }
 
-    /// Hands a page that is here over to a write guard, dirty; with it, whether it was not dirty before.
-    pub fn take(&mut self, page: u64) -> Option<(PageArc, bool)> {
-        let bytes = self.slots.get_mut(&page)?.bytes.take()?;
-        Some((bytes, self.mark_dirty(page, Content::Metadata)))
+    /// Hands a page that is here over to a write guard, dirty.
+    pub fn take(&mut self, page: u64) -> Taken {
+        let Some(slot) = self.slots.get_mut(&page) else { return Taken::Absent };
+        let Some(bytes) = slot.bytes.take() else { return Taken::Busy };
+        slot.referenced = true;
+        let newly = slot.dirty != Some(Dirt::Metadata) && self.mark_dirty(page, Content::Metadata, None);
+        Taken::Page(bytes, newly)
     }
 
     /// Hands out a new page to a write guard; true if the page was not dirty before.
     pub fn take_fresh(&mut self, page: u64) -> bool {
-        let newly = self.mark_dirty(page, Content::Metadata);
-        if let Some(slot) = self.slots.get_mut(&page) {
-            slot.bytes = None;
-        }
-        newly
+        self.mark_dirty(page, Content::Metadata, None)
     }
 
     /// The end of a write guard.
     pub fn give_back(&mut self, page: u64, bytes: PageArc) {
-        self.put_dirty(page, bytes, Content::Metadata);
-    }
-
-    fn mark_dirty(&mut self, page: u64, content: Content) -> bool {
-        self.touched = true;
-        let slot = self.slots.entry(page).or_insert(Slot {
-            bytes: None,
-            dirty: false,
-            in_flight: false,
-            transient: false,
-            referenced: true,
-            queued: false,
-        });
-        let newly = !slot.dirty;
-        slot.dirty = true;
-        match content {
-            Content::Metadata => {
-                slot.transient = false;
-                self.dirty_data.remove(&page);
-                self.dirty_metadata.insert(page);
-            }
-            Content::Data { whole } => {
-                slot.transient = whole;
-                if !self.dirty_metadata.contains(&page) {
-                    self.dirty_data.insert(page);
-                }
+        match self.slots.get_mut(&page).filter(|slot| slot.dirty == Some(Dirt::Metadata)) {
+            Some(slot) => slot.bytes = Some(bytes),
+            None => {
+                self.put_dirty(page, bytes, Content::Metadata);
             }
         }
-        newly
+    }
+
+    /// A page becomes dirty, with these bytes, or with those of a write guard.
+    fn mark_dirty(&mut self, page: u64, content: Content, bytes: Option<PageArc>) -> bool {
+        self.touched = true;
+        let slot = self.slots.entry(page).or_insert_with(|| {
+            self.index.insert(page);
+            Slot { referenced: true, ..Slot::new(None) }
+        });
+        slot.bytes = bytes;
+        let before = slot.dirty;
+        slot.transient = content == Content::Data { whole: true };
+        match (before, content) {
+            (Some(Dirt::Metadata), _) | (Some(Dirt::Data), Content::Data { .. }) => {}
+            (_, Content::Metadata) => {
+                slot.dirty = Some(Dirt::Metadata);
+                self.dirty_data.count -= usize::from(before.is_some());
+                self.dirty_metadata.add(page, &self.slots);
+            }
+            (None, Content::Data { .. }) => {
+                slot.dirty = Some(Dirt::Data);
+                self.dirty_data.add(page, &self.slots);
+            }
+        }
+        before.is_none()
     }
 
     /// Drops `first..end` and remembers to unmap it; gives the number of dirty pages dropped.
     pub fn discard(&mut self, first: u64, end: u64) -> u64 {
         self.touched = true;
         let mut dropped_dirty = 0;
-        let mut from = first;
-        while let Some((&page, _)) = self.slots.range(from..end).next() {
-            if let Some(slot) = self.slots.remove(&page) {
-                dropped_dirty += u64::from(slot.dirty);
-                self.in_flight_pages -= usize::from(slot.in_flight);
+        while let Some(&page) = self.index.range(first..end).next() {
+            self.index.remove(&page);
+            let Some(slot) = self.slots.remove(&page) else { continue };
+            self.in_flight_pages -= usize::from(slot.in_flight);
+            match slot.dirty {
+                Some(Dirt::Metadata) => self.dirty_metadata.count -= 1,
+                Some(Dirt::Data) => self.dirty_data.count -= 1,
+                None => continue,
             }
-            self.dirty_metadata.remove(&page);
-            self.dirty_data.remove(&page);
-            from = page + 1;
+            dropped_dirty += 1;
         }
         self.discards_pending.insert(first, end);
         dropped_dirty
@@ -227,18 +295,19 @@ impl Cache {
 
     /// Dirty pages: (metadata, data).
     pub fn dirty_pages(&self) -> (usize, usize) {
-        (self.dirty_metadata.len(), self.dirty_data.len())
+        (self.dirty_metadata.count, self.dirty_data.count)
     }
 
     /// Pages that may not be dropped: dirty or on their way.
     pub fn unlanded_pages(&self) -> usize {
-        self.dirty_metadata.len() + self.dirty_data.len() + self.in_flight_pages
+        self.dirty_metadata.count + self.dirty_data.count + self.in_flight_pages
     }
 
     /// Takes everything dirty and ends the epoch. No write guard may be live.
     pub fn freeze(&mut self) -> Batch {
-        let mut dirty = std::mem::take(&mut self.dirty_metadata);
-        dirty.append(&mut self.dirty_data);
+        let mut dirty = self.dirty_metadata.take(usize::MAX, &self.slots);
+        dirty.append(&mut self.dirty_data.take(usize::MAX, &self.slots));
+        dirty.sort_unstable();
         let batch = self.launch(dirty);
         self.touched = false;
         batch
@@ -246,17 +315,12 @@ impl Cache {
 
     /// Takes up to `pages_max` dirty data pages, and all discards, for writing within the epoch.
     pub fn take_data(&mut self, pages_max: usize) -> Batch {
-        let taken: BTreeSet<u64> = match self.dirty_data.iter().nth(pages_max).copied() {
-            Some(bound) => {
-                let rest = self.dirty_data.split_off(&bound);
-                std::mem::replace(&mut self.dirty_data, rest)
-            }
-            None => std::mem::take(&mut self.dirty_data),
-        };
+        let taken = self.dirty_data.take(pages_max, &self.slots);
         self.launch(taken)
     }
 
-    fn launch(&mut self, dirty: BTreeSet<u64>) -> Batch {
+    /// `dirty` is in order.
+    fn launch(&mut self, dirty: Vec<u64>) -> Batch {
         assert!(self.discards_in_flight.is_empty() && self.in_flight_pages == 0, "one batch at a time");
         self.discards_in_flight = std::mem::take(&mut self.discards_pending);
         let frees = self
@@ -268,7 +332,7 @@ impl Cache {
         for page in dirty {
             let slot = self.slots.get_mut(&page).expect("a dirty page is in the cache");
             let bytes = slot.bytes.as_ref().expect("no write guard lives while its page is sent");
-            slot.dirty = false;
+            slot.dirty = None;
             slot.in_flight = true;
             pages.push((page, Arc::clone(bytes)));
         }
@@ -283,11 +347,11 @@ impl Cache {
         for (page, _) in &batch.pages {
             let Some(slot) = self.slots.get_mut(page).filter(|s| s.in_flight) else { continue };
             slot.in_flight = false;
-            if slot.dirty {
+            if slot.dirty.is_some() {
                 continue;
             }
             if slot.transient {
-                self.slots.remove(page);
+                self.remove(*page);
             } else if !slot.queued {
                 slot.queued = true;
                 self.clean_queue.push_back(*page);
@@ -301,7 +365,7 @@ impl Cache {
             let Some(page) = self.clean_queue.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(&page) else { continue };
             slot.queued = false;
-            if slot.dirty || slot.in_flight || slot.bytes.is_none() {
+            if slot.dirty.is_some() || slot.in_flight || slot.bytes.is_none() {
                 continue;
             }
             if slot.referenced {
@@ -309,9 +373,14 @@ impl Cache {
                 slot.queued = true;
                 self.clean_queue.push_back(page);
             } else {
-                self.slots.remove(&page);
+                self.remove(page);
             }
         }
+    }
+
+    fn remove(&mut self, page: u64) {
+        self.slots.remove(&page);
+        self.index.remove(&page);
     }
 
     /// A page of zeros for a miss inside a discard.

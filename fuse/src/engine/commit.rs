@@ -174,9 +174,14 @@ impl Engine {
     }
 
     fn send(&self, batch: &Batch) -> Result<()> {
-        if !batch.frees.is_empty() {
-            self.free_ranges(&batch.frees)
-                .map_err(|e| self.write_failed("freeing space", batch.frees[0].first, &e))?;
+        let mut wait_for_space = waits_for_space();
+        while !batch.frees.is_empty() {
+            match self.free_ranges(&batch.frees) {
+                Ok(()) => break,
+                // What a snapshot keeps of them needs space. Freeing some of them twice is harmless.
+                Err(error) if error.is_no_space() && wait_for_space() => {}
+                Err(error) => return Err(self.write_failed("freeing space", batch.frees[0].first, &error)),
+            }
         }
         write_pages(&*self.device, self.client, &batch.pages, waits_for_space())
             .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))

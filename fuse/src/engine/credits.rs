@@ -94,6 +94,12 @@ impl Credits {
         s.committing = 0;
     }
 
+    /// Pages charged to the open epoch.
+    #[cfg(test)]
+    pub fn charged(&self) -> u64 {
+        self.0.lock().open_epoch
+    }
+
     /// Pages free now, and pages that an ordinary operation may take.
     pub fn free_and_usable(&self) -> (u64, u64) {
         let s = self.0.lock();

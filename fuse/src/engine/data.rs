@@ -67,8 +67,11 @@ impl Engine {
 
         let mut here: Vec<(u64, Option<PageArc>)> = Vec::new();
         {
-            let cache = self.cache.lock();
-            cache.lookup_range(first, end, |page, bytes| here.push((page, Some(bytes.clone()))));
+            let mut cache = self.cache.lock();
+            while !cache.lookup_range(first, end, |page, bytes| here.push((page, Some(bytes.clone())))) {
+                here.clear();
+                self.returned.wait(&mut cache);
+            }
             if cache.has_discards() {
                 let zeroed: Vec<u64> = cache.discarded_in(first, end).flat_map(|(a, b)| a..b).collect();
                 here.extend(zeroed.into_iter().map(|page| (page, None)));

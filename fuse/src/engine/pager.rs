@@ -11,7 +11,7 @@ use layout::error::{Error, Result};
 use layout::page_store::{PageBytes, PageStore};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
-use super::cache::{Cache, Lookup};
+use super::cache::{Cache, Lookup, Taken};
 use super::commit::Tickets;
 use super::credits::{Cost, Credits};
 use super::flusher::Signal;
@@ -47,7 +47,7 @@ pub struct Engine {
     session: Mutex<Option<Session>>,
     pub(super) cache: Mutex<Cache>,
     /// A write guard was given back.
-    returned: Condvar,
+    pub(super) returned: Condvar,
     /// A batch landed, or the engine stopped.
     pub(super) room: Condvar,
     pub(super) credits: Credits,
@@ -129,6 +129,14 @@ impl Engine {
     /// Pages free now, and pages that an ordinary operation may still take.
     pub fn free_and_usable_pages(&self) -> (u64, u64) {
         self.credits.free_and_usable()
+    }
+
+    /// Pages charged to the open epoch, and dirty ones.
+    #[cfg(test)]
+    pub(crate) fn charged_and_dirty(&self) -> (u64, u64) {
+        let cache = self.cache.lock();
+        let (metadata, data) = cache.dirty_pages();
+        (self.credits.charged(), (metadata + data) as u64)
     }
 
     /// Pages of the volume when it was mounted.
@@ -309,19 +317,25 @@ impl PageStore for Pages {
     fn write(&self, page: PageNo) -> Result<PageMut> {
         self.0.health.check_write()?;
         loop {
-            // Brings the page in; an eviction between the two steps only costs another round.
-            let bytes = self.0.page(page)?;
             let mut cache = self.0.cache.lock();
-            if let Lookup::Zeros = cache.lookup(page.0) {
+            loop {
+                match cache.take(page.0) {
+                    Taken::Page(bytes, newly) => {
+                        self.0.charge(u64::from(newly), &cache);
+                        return Ok(PageMut { engine: Arc::clone(&self.0), page: page.0, bytes });
+                    }
+                    Taken::Busy => self.0.returned.wait(&mut cache),
+                    Taken::Absent => break,
+                }
+            }
+            if cache.is_discarded(page.0) {
                 let newly = cache.take_fresh(page.0);
                 self.0.charge(u64::from(newly), &cache);
-                return Ok(PageMut { engine: Arc::clone(&self.0), page: page.0, bytes });
+                return Ok(PageMut { engine: Arc::clone(&self.0), page: page.0, bytes: Cache::zeros() });
             }
-            drop(bytes);
-            if let Some((bytes, newly)) = cache.take(page.0) {
-                self.0.charge(u64::from(newly), &cache);
-                return Ok(PageMut { engine: Arc::clone(&self.0), page: page.0, bytes });
-            }
+            drop(cache);
+            // Brings the page in; an eviction between the two steps only costs another round.
+            self.0.page(page)?;
         }
     }
 

@@ -36,10 +36,12 @@ struct State {
     reply: Vec<u8>,
     commits: u64,
     hold: bool,
+    hold_pages: bool,
     held: Vec<(Done, Result<Option<AlignedBuf>, IoError>)>,
     fail_writes: Option<IoError>,
     fail_reads: Option<IoError>,
     no_space_writes: u32,
+    no_space_commands: u32,
     pages_max: u64,
 }
 
@@ -70,13 +72,23 @@ impl RamDevice {
         self.0.lock().hold = true;
     }
 
-    /// Acknowledges what was held back.
+    /// From now on writes of all other pages are not acknowledged until [`RamDevice::let_go`].
+    pub fn hold_pages(&self) {
+        self.0.lock().hold_pages = true;
+    }
+
+    /// Acknowledges what was held back, and holds nothing any more.
     pub fn let_go(&self) {
-        let held = {
+        {
             let mut s = self.0.lock();
-            s.hold = false;
-            std::mem::take(&mut s.held)
-        };
+            (s.hold, s.hold_pages) = (false, false);
+        }
+        self.let_these_go();
+    }
+
+    /// Acknowledges what was held back so far.
+    pub fn let_these_go(&self) {
+        let held = std::mem::take(&mut self.0.lock().held);
         for (done, result) in held {
             done(result);
         }
@@ -97,6 +109,11 @@ impl RamDevice {
         self.0.lock().no_space_writes = writes;
     }
 
+    /// The next so many commands find no space.
+    pub fn no_space_for_commands(&self, commands: u32) {
+        self.0.lock().no_space_commands = commands;
+    }
+
     /// Every read fails from now on.
     pub fn fail_reads(&self, error: IoError) {
         self.0.lock().fail_reads = Some(error);
@@ -115,6 +132,12 @@ impl RamDevice {
     /// First byte of a page; 0 if unmapped.
     pub fn byte(&self, page: u64) -> u8 {
         self.0.lock().now.get(&page).map_or(0, |bytes| bytes[0])
+    }
+
+    /// The first eight bytes of a page, little-endian; 0 if unmapped.
+    pub fn number(&self, page: u64) -> u64 {
+        let bytes = self.0.lock().now.get(&page).and_then(|bytes| bytes[..8].try_into().ok());
+        bytes.map_or(0, u64::from_le_bytes)
     }
 
     /// A new device with what is there now, committed.
@@ -244,6 +267,10 @@ impl State {
     fn write(&mut self, offset: u64, buf: &AlignedBuf) -> Result<(), IoError> {
         let first = offset >> PAGE_SHIFT;
         if first == COMMAND_PAGE.0 {
+            if self.no_space_commands > 0 {
+                self.no_space_commands -= 1;
+                return Err(IoError::NoSpace);
+            }
             self.command(buf);
             return Ok(());
         }
@@ -332,7 +359,8 @@ impl Device for RamDevice {
             },
             IoOp::Write { offset, buf, .. } => {
                 let result = s.write(offset, &buf).map(|()| None);
-                if offset == 0 && s.hold {
+                let is_command = offset >> PAGE_SHIFT == COMMAND_PAGE.0;
+                if if offset == 0 { s.hold } else { s.hold_pages && !is_command } {
                     s.held.push((done, result));
                     return;
                 }

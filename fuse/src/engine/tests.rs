@@ -441,3 +441,149 @@ fn concurrent_writers_and_commits_leave_a_consistent_crash_image() {
         t.join().unwrap();
     }
 }
+
+#[test]
+fn operations_go_on_while_a_batch_is_held() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    set(&pages, META, 1);
+    write_data(&engine, DATA, &[1; 4 * PAGE]);
+    device.hold_pages();
+    device.hold_commits();
+    let committer = {
+        let (engine, epochs) = (Arc::clone(&engine), Arc::clone(&epochs));
+        thread::spawn(move || engine.commit(&*epochs))
+    };
+    for stage in ["pages", "superblock"] {
+        wait_for("the batch is on its way", || device.is_holding());
+        // None of these would come back if it waited for the commit.
+        set(&pages, META, 2);
+        set(&pages, META + 7, 2);
+        write_data(&engine, DATA + 1, &[2; PAGE + 5]);
+        assert_eq!(
+            &engine.read_data(DATA * PAGE as u64, 3 * PAGE).unwrap()[..PAGE + 1],
+            [[1; PAGE].as_slice(), &[2]].concat()
+        );
+        let op = engine.begin(Cost::Freeing).unwrap();
+        pages.discard(PageRange { first: PageNo(DATA + 3), count: 1 }).unwrap();
+        drop(op);
+        drop(engine.reserve(Cost::Pages(8)).unwrap());
+        assert_eq!(engine.read_data((DATA + 3) * PAGE as u64, 1).unwrap()[0], 0);
+        assert!(device.is_holding() && !committer.is_finished(), "the {stage} are still held");
+        device.let_these_go();
+    }
+    committer.join().unwrap().unwrap();
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(META), crashed.byte(DATA + 1), crashed.byte(DATA + 3)), (1, 1, 1));
+    assert!(!crashed.is_mapped(META + 7), "nothing of the next epoch");
+    device.let_go();
+    engine.commit(&*epochs).unwrap();
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(META), crashed.byte(DATA + 1), crashed.byte(DATA + 2)), (2, 2, 2));
+    assert!(!crashed.is_mapped(DATA + 3));
+}
+
+#[test]
+fn parallel_fsyncs_share_commits() {
+    const THREADS: u64 = 8;
+    const FSYNCS: u64 = 64;
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    let (inside, running) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(THREADS)));
+    device.hold_commits();
+    let mut threads = Vec::new();
+    for t in 0..THREADS {
+        let (engine, epochs, pages) = (Arc::clone(&engine), Arc::clone(&epochs), pages.clone());
+        let (inside, running) = (Arc::clone(&inside), Arc::clone(&running));
+        threads.push(thread::spawn(move || {
+            for i in 0..FSYNCS / THREADS {
+                set(&pages, META + t, i as u8 + 1);
+                inside.fetch_add(1, Ordering::SeqCst);
+                let result = engine.commit(&*epochs);
+                inside.fetch_sub(1, Ordering::SeqCst);
+                result.unwrap();
+            }
+            running.fetch_sub(1, Ordering::SeqCst);
+        }));
+    }
+    // A slow disk: a commit takes so long that all others come meanwhile.
+    while running.load(Ordering::SeqCst) > 0 {
+        if device.is_holding() && inside.load(Ordering::SeqCst) == running.load(Ordering::SeqCst) {
+            device.let_these_go();
+        }
+        thread::yield_now();
+    }
+    for t in threads {
+        t.join().unwrap();
+    }
+    let commits = device.commits();
+    println!("{FSYNCS} fsyncs by {THREADS} threads took {commits} commits");
+    assert!(commits <= FSYNCS / 2, "{commits} commits for {FSYNCS} fsyncs");
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_failed_commit() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    let epochs = Arc::new(Epochs::default());
+    let mut threads = Vec::new();
+    for t in 0..4 {
+        let (engine, epochs, pages) = (Arc::clone(&engine), Arc::clone(&epochs), pages.clone());
+        threads.push(thread::spawn(move || {
+            let mut acknowledged = 0;
+            for i in 1u64.. {
+                let Ok(op) = engine.begin(Cost::Pages(0)) else { break };
+                let Ok(mut page) = pages.write(PageNo(META + t)) else { break };
+                page[..8].copy_from_slice(&i.to_le_bytes());
+                drop((page, op));
+                if engine.commit(&*epochs).is_ok() {
+                    acknowledged = i;
+                }
+            }
+            assert!(engine.commit(&*epochs).is_err(), "every later fsync fails");
+            acknowledged
+        }));
+    }
+    wait_for("some commits", || device.commits() > 20);
+    device.fail_writes(IoError::Io("bad backing".to_owned()));
+    let acknowledged: Vec<u64> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+    assert_eq!(engine.begin(Cost::Pages(0)).err(), Some(Error::ReadOnly));
+    let crashed = device.after_crash();
+    for (t, acknowledged) in acknowledged.into_iter().enumerate() {
+        assert!(crashed.number(META + t as u64) >= acknowledged, "what thread {t} was told is lost");
+    }
+}
+
+#[test]
+fn a_free_waits_for_the_cleaner_too() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    write_data(&engine, DATA, &[1; PAGE]);
+    engine.commit(&Epochs::default()).unwrap();
+    let op = engine.begin(Cost::Freeing).unwrap();
+    pages.discard(PageRange { first: PageNo(DATA), count: 1 }).unwrap();
+    drop(op);
+    device.no_space_for_commands(1);
+    engine.commit(&Epochs::default()).unwrap();
+    assert!(!device.is_mapped(DATA));
+}
+
+#[test]
+fn a_read_waits_for_the_end_of_a_page_change() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 3 * PAGE]);
+    engine.commit(&Epochs::default()).unwrap();
+    let op = engine.begin(Cost::Pages(1)).unwrap();
+    let mut page = pages.write(PageNo(DATA + 1)).unwrap();
+    let reader = {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || engine.read_data(DATA * PAGE as u64, 3 * PAGE).map(|bytes| bytes[PAGE]))
+    };
+    thread::sleep(Duration::from_millis(20));
+    page.fill(2);
+    drop((page, op));
+    assert_eq!(reader.join().unwrap(), Ok(2));
+}

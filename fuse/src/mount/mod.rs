@@ -2,10 +2,13 @@
 //!
 //! [`Mounted`] has every operation in terms of the file system logic; only [`adapter`] knows the
 //! FUSE crate. Lock order: the engine's gate ([`crate::engine::Operation`]), then the file's own
-//! lock ([`file_locks`]), then the [`layout::fs::Fs`] lock, then the table of open files.
+//! lock ([`file_locks`]), then the [`layout::fs::Fs`] lock, then the tables (open
+//! files, rows that wait for bytes or for their missing parts).
 
 mod adapter;
 mod attributes;
+#[cfg(test)]
+mod bench;
 mod copy;
 mod data;
 mod file_locks;
@@ -25,6 +28,8 @@ mod tests;
 mod volume;
 mod xattrs;
 
+#[cfg(test)]
+pub(crate) use holes::Seek;
 pub use lifecycle::{MountError, Running, mount};
 pub use options::{MountSettings, OptionError};
 pub use source::{Opened, Source};

@@ -23,7 +23,7 @@ use crate::engine::{Engine, EngineOptions};
 const FILE: NewInode = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0 };
 
 /// An empty file system in RAM.
-fn formatted() -> Arc<RamDevice> {
+pub(super) fn formatted() -> Arc<RamDevice> {
     let device = RamDevice::new(1 << 20);
     let client = device.connect();
     let params = FormatParams {
@@ -101,7 +101,7 @@ impl Device for SlowRead {
 }
 
 /// The operations of a mount, without a kernel.
-fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
+pub(super) fn mounted(device: Arc<dyn Device>) -> Arc<Mounted> {
     let (client, cell) = (device.connect(), GrantCell::default());
     let boot = BootId([1; 16]);
     let session = Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, boot, &cell).unwrap();

@@ -35,6 +35,10 @@ pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
 
 /// The present, as stored in inodes.
 pub fn now() -> Timespec {
+    #[cfg(test)]
+    if let Some(now) = crate::sim_tests::clock::now() {
+        return now;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timespec { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
 }

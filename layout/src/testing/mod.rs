@@ -5,6 +5,7 @@
 //! [`PageStore`] are broken (two write guards of one page, a read during a write).
 
 mod check;
+pub mod model;
 
 pub use check::check;
 

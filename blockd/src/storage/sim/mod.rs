@@ -6,10 +6,11 @@
 //! some land *late*, under the successor. Time is simulated too: requests complete in the order of their
 //! latencies, which vary widely, not in that of their submission.
 //!
-//! [`faults`]: what else can be made to happen. [`queue`]: the asynchronous writes. [`timeline`]: clock and trace.
+//! [`faults`]: what else can be made to happen. [`queue`]: the asynchronous writes. [`timeline`]: clock and trace. [`script`]: lives by seeds.
 
 pub mod faults;
 mod queue;
+pub mod script;
 pub mod timeline;
 
 use std::collections::HashSet;

@@ -90,6 +90,24 @@ struct Inner {
     hasher: DefaultHasher,
 }
 
+impl Inner {
+    /// Keeps an event, for the report.
+    fn push(&mut self, event: Event) {
+        if let (
+            Some((_, Event::Reads { count, at, len_bytes })),
+            Event::Reads { at: to, len_bytes: len, .. },
+        ) = (self.events.back_mut(), &event)
+        {
+            (*count, *at, *len_bytes) = (*count + 1, *to, *len);
+            return;
+        }
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back((self.now_us, event));
+    }
+}
+
 /// The clock and the events of a run; clones share them.
 #[derive(Clone, Default)]
 pub struct Timeline {
@@ -113,18 +131,7 @@ impl Timeline {
         let inner = &mut *inner;
         (inner.now_us, &event).hash(&mut inner.hasher);
         inner.count += 1;
-        if let (
-            Some((_, Event::Reads { count, at, len_bytes })),
-            Event::Reads { at: to, len_bytes: len, .. },
-        ) = (inner.events.back_mut(), &event)
-        {
-            (*count, *at, *len_bytes) = (*count + 1, *to, *len);
-            return;
-        }
-        if inner.events.len() == EVENTS_MAX {
-            inner.events.pop_front();
-        }
-        inner.events.push_back((inner.now_us, event));
+        inner.push(event);
     }
 
     /// Notes something in words.
@@ -132,7 +139,8 @@ impl Timeline {
         self.add(Event::Note(text.into()));
     }
 
-    /// Two runs with the same number are the same.
+    /// Two runs with the same number are the same. What was logged does not count: with several subscribers in
+    /// a process a line may get lost.
     pub fn fingerprint(&self) -> u64 {
         let inner = self.inner.lock();
         let mut hasher = inner.hasher.clone();
@@ -160,7 +168,8 @@ impl Timeline {
 /// Takes in what the store logs.
 impl std::io::Write for &Timeline {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.note(format!("  log: {}", String::from_utf8_lossy(bytes).trim_end()));
+        let text = format!("  log: {}", String::from_utf8_lossy(bytes).trim_end());
+        self.inner.lock().push(Event::Note(text));
         Ok(bytes.len())
     }
 

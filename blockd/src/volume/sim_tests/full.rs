@@ -472,6 +472,7 @@ impl FullLife {
 }
 
 impl Life for FullLife {
+    type Op = Op;
     const NAME: &'static str = "full";
     const WEIGHTS: &'static Weights = WEIGHTS;
 

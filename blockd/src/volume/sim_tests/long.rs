@@ -34,7 +34,7 @@ const WEIGHTS: &Weights = &[
 const HOUR_US: u64 = 3600 * 1_000_000;
 
 /// Lives until the simulated clock says so.
-fn live_long<L: Life>(seed: u64, hours: u64) {
+fn live_long<L: Life<Op = Op>>(seed: u64, hours: u64) {
     let outcome = attempt::<L>(seed, |life, timeline, at| {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut told = 0;

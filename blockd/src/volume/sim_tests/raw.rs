@@ -10,7 +10,7 @@ use super::damage::{self, Mortal};
 use super::driver::{Driver, Ticket};
 use super::machine::Machine;
 use super::past::{self, Historic, Past, State};
-use super::script::{self, Life, Op, Step};
+use super::script::{self, Life, Op, Step, Weights};
 use super::{content, seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::Crash;
@@ -477,7 +477,9 @@ impl Mortal for RawLife {
 }
 
 impl Life for RawLife {
+    type Op = Op;
     const NAME: &'static str = "raw";
+    const WEIGHTS: &'static Weights = script::WEIGHTS;
 
     fn begin(seed: u64, timeline: Timeline) -> Self {
         let machine =

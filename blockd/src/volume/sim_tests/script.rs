@@ -1,19 +1,11 @@
-//! A life is a script: steps drawn from a seed, each with a seed of its own, so that the rest stay the same when
-//! some are left out. A life that fails is run again with ever fewer steps, and what is left is printed with all
-//! that happened in it.
+//! What happens in the lives of volumes, and how often; [`crate::storage::sim::script`] runs them.
 
-use std::cell::Cell;
-use std::fmt::Write as _;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+pub(super) use crate::storage::sim::script::{Life, attempt, draw, is_reproducible, live};
 
-use parking_lot::Mutex;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-
-use super::number;
-use crate::storage::sim::timeline::Timeline;
+/// One step.
+pub(super) type Step = crate::storage::sim::script::Step<Op>;
+/// How often each comes, by relative weights.
+pub(super) type Weights = crate::storage::sim::script::Weights<Op>;
 
 /// What a step does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,10 +44,8 @@ pub(super) enum Op {
     Resize,
 }
 
-/// How often each comes, by relative weights.
-pub(super) type Weights = [(Op, u32)];
-
-const WEIGHTS: &Weights = &[
+/// Of most lives.
+pub(super) const WEIGHTS: &Weights = &[
     (Op::Batch, 40),
     (Op::Commit, 16),
     (Op::Checkpoint, 4),
@@ -75,209 +65,3 @@ const WEIGHTS: &Weights = &[
     (Op::Snapshot, 16),
     (Op::Resize, 1),
 ];
-
-/// One step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
-    pub(super) op: Op,
-    /// Of all its random choices.
-    pub(super) seed: u64,
-}
-
-/// The steps of a seed.
-fn script<L: Life>(seed: u64, steps: usize) -> Vec<Step> {
-    let mut rng = StdRng::seed_from_u64(seed ^ 0x7363_7269_7074);
-    (0..steps).map(|_| draw(&mut rng, L::WEIGHTS)).collect()
-}
-
-/// The next step.
-pub(super) fn draw(rng: &mut StdRng, weights: &Weights) -> Step {
-    let mut left = rng.random_range(0..weights.iter().map(|(_, weight)| weight).sum());
-    for &(op, weight) in weights {
-        if left < weight {
-            return Step { op, seed: rng.random() };
-        }
-        left -= weight;
-    }
-    unreachable!("what was drawn is less than the sum of the weights")
-}
-
-/// A volume, the model of it, and what can happen to both.
-pub(super) trait Life {
-    /// For messages.
-    const NAME: &'static str;
-    /// What happens in it.
-    const WEIGHTS: &'static Weights = WEIGHTS;
-    /// A new volume.
-    fn begin(seed: u64, timeline: Timeline) -> Self;
-    /// One step; panics when the volume is not as the model says.
-    fn step(&mut self, step: Step);
-    /// The last comparison.
-    fn end(&mut self);
-}
-
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Panics of this thread are reported in the end, not when they come: many are expected while a failing script
-/// is made shorter.
-fn be_quiet() {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                loud(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-}
-
-/// How a life failed.
-pub(super) struct Failure {
-    /// The step, or their number when it was the end.
-    pub(super) at: usize,
-    pub(super) message: String,
-    pub(super) timeline: Timeline,
-}
-
-/// Runs a script; gives its timeline.
-fn run<L: Life>(seed: u64, steps: &[Step]) -> Result<Timeline, Failure> {
-    attempt::<L>(seed, |life, timeline, at| {
-        for step in steps {
-            timeline.note(format!("{at}: {:?}", step.op));
-            life.step(*step);
-            *at += 1;
-        }
-        timeline.note("the end");
-        life.end();
-    })
-}
-
-/// Begins a life and goes on as `body` says, which counts the steps; what the store logs goes to the timeline.
-pub(super) fn attempt<L: Life>(
-    seed: u64,
-    body: impl FnOnce(&mut L, &Timeline, &mut usize),
-) -> Result<Timeline, Failure> {
-    let timeline = Timeline::default();
-    let mine = timeline.clone();
-    let log = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .without_time()
-        .with_target(false)
-        .with_ansi(false)
-        .with_writer(move || LogLine(mine.clone()))
-        .finish();
-    let mut at = 0;
-    be_quiet();
-    let result = tracing::subscriber::with_default(log, || {
-        panic::catch_unwind(AssertUnwindSafe(|| {
-            let mut life = L::begin(seed, timeline.clone());
-            body(&mut life, &timeline, &mut at);
-        }))
-    });
-    QUIET.set(false);
-    let Err(panic) = result else { return Ok(timeline) };
-    let text = panic.downcast_ref::<String>().cloned();
-    let message = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-    let message = message.unwrap_or_else(|| "a panic without words".into());
-    Err(Failure { at, message, timeline })
-}
-
-struct LogLine(Timeline);
-
-impl std::io::Write for LogLine {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        (&self.0).write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Most runs for making a failing script shorter.
-const MINIMISING_RUNS_MAX: usize = 400;
-
-/// Leaves steps out while it still fails, however it does.
-fn minimise<L: Life>(seed: u64, steps: &[Step], mut failure: Failure) -> (Vec<Step>, Failure) {
-    let mut steps = steps[..steps.len().min(failure.at + 1)].to_vec();
-    let mut runs = 0;
-    let mut size = (steps.len() / 2).max(1);
-    loop {
-        let mut from = 0;
-        let before = steps.len();
-        while from < steps.len() && runs < MINIMISING_RUNS_MAX {
-            let mut fewer = steps.clone();
-            fewer.drain(from..(from + size).min(steps.len()));
-            runs += 1;
-            match run::<L>(seed, &fewer) {
-                Err(found) => {
-                    fewer.truncate(found.at + 1);
-                    (steps, failure) = (fewer, found);
-                }
-                Ok(_) => from += size,
-            }
-        }
-        if runs >= MINIMISING_RUNS_MAX || (size == 1 && steps.len() == before) {
-            return (steps, failure);
-        }
-        size = (size / 2).max(1);
-    }
-}
-
-/// Lives of `steps` steps for each of the seeds, on all processors.
-///
-/// # Panics
-/// When one fails: with its seed, the steps that matter, and what happened in them.
-pub(super) fn live<L: Life>(seeds: &[u64], steps: usize) {
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<(u64, Failure)>> = Mutex::new(None);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(seeds.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if failed.lock().is_some() {
-                        return;
-                    }
-                    if let Err(failure) = run::<L>(seed, &script::<L>(seed, steps)) {
-                        failed.lock().get_or_insert((seed, failure));
-                    }
-                }
-            });
-        }
-    });
-    if let Some((seed, failure)) = failed.into_inner() {
-        panic!("{}", report::<L>(seed, steps, failure));
-    }
-}
-
-fn report<L: Life>(seed: u64, steps: usize, first: Failure) -> String {
-    let mut text = format!(
-        "\n{} life of seed {seed} fails in step {} of {steps}: {}\nagain: make sim SEED={seed}\n",
-        L::NAME,
-        first.at,
-        first.message
-    );
-    let (at, all) = (first.at, script::<L>(seed, steps));
-    let (left, last) = minimise::<L>(seed, &all, first);
-    let _ = writeln!(text, "{} of {} steps are enough: {}", left.len(), at + 1, last.message);
-    for step in &left {
-        let _ = writeln!(text, "  {:?} with seed {:#x}", step.op, step.seed);
-    }
-    let lines = number("VEXFS_SIM_TRACE").unwrap_or(120) as usize;
-    let _ = write!(text, "What happened, {}", last.timeline.last(lines));
-    text
-}
-
-/// Whether a seed does the same each time.
-pub(super) fn is_reproducible<L: Life>(seed: u64, steps: usize) -> bool {
-    let steps = script::<L>(seed, steps);
-    let mut prints = (0..2).map(|_| run::<L>(seed, &steps).map(|t| t.fingerprint()).map_err(|f| f.message));
-    match (prints.next(), prints.next()) {
-        (Some(Ok(a)), Some(Ok(b))) => a == b,
-        other => panic!("seed {seed} of {} fails: {other:?}", L::NAME),
-    }
-}

@@ -17,7 +17,7 @@ use super::damage::{self, Mortal};
 use super::driver::{Driver, Ticket};
 use super::machine::Machine;
 use super::past::{self, Historic, Past, State};
-use super::script::{self, Life, Op, Step};
+use super::script::{self, Life, Op, Step, Weights};
 use super::{content, seeds, tag_of};
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::Crash;
@@ -684,7 +684,9 @@ impl Mortal for VexFsLife {
 }
 
 impl Life for VexFsLife {
+    type Op = Op;
     const NAME: &'static str = "vexfs";
+    const WEIGHTS: &'static Weights = script::WEIGHTS;
 
     fn begin(seed: u64, timeline: Timeline) -> Self {
         let machine = Machine::new(VolumeKind::VexFs, IMAGE_BYTES, 0, seed ^ 0x7665_7800, timeline);

@@ -3,10 +3,10 @@
 mod acl;
 mod directories;
 mod hostile;
-mod model;
 mod numbers;
 mod posix;
 mod random;
+mod scale;
 mod tree;
 
 use crate::inode::Kind;

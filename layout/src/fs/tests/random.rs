@@ -10,7 +10,6 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::at;
-use super::model::{Answer, Entry, FileName, Model};
 use crate::acl::AclKind;
 use crate::acl::tests::value;
 use crate::addr::PAGE;
@@ -18,6 +17,7 @@ use crate::error::Error;
 use crate::fs::{Fs, NewInode, RenameFlags, SetAttr, XattrFlags};
 use crate::inode::{Ino, Inode, Kind, ROOT_INO};
 use crate::page_store::{PageStore, Timespec};
+use crate::testing::model::{Answer, Entry, FileName, Model};
 use crate::testing::{MemStore, check, commit, format_params, mount};
 use crate::windows::map_page;
 

@@ -1,37 +1,52 @@
 //! A model file system: maps in memory, written from POSIX and not from the code under test.
 
-use std::boxed::Box;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::vec::Vec;
 
 use crate::acl::AclKind;
-use crate::acl::tests::value;
 use crate::addr::PAGE;
 use crate::error::Error;
 use crate::fs::{NewInode, RenameFlags, SetAttr, XattrFlags};
 use crate::inode::{Ino, Kind, MAX_FILE_BYTES, ROOT_INO};
 use crate::page_store::Timespec;
 
-pub(super) type Answer<T> = Result<T, Error>;
-pub(super) type FileName = Vec<u8>;
+/// What an operation gives; errors are compared by errno.
+pub type Answer<T> = Result<T, Error>;
+/// A name in a directory.
+pub type FileName = Vec<u8>;
 
+/// An inode as POSIX has it.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub struct Node {
+    /// Type of file.
     pub kind: Kind,
+    /// Bits 07777.
     pub perm: u16,
+    /// Links; 0 for an orphan.
     pub nlink: u32,
+    /// Owner.
     pub uid: u32,
+    /// Group.
     pub gid: u32,
+    /// Of a device file.
     pub rdev: u32,
+    /// Bytes.
     pub size: u64,
+    /// atime, mtime, ctime, btime.
     pub times: [Timespec; 4],
+    /// Extended attributes.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Of a symbolic link.
     pub target: Vec<u8>,
+    /// Of a directory.
     pub children: BTreeMap<FileName, Ino>,
+    /// Of a directory: `..`.
     pub parent: Ino,
     /// The link that the format's place names, if known.
     pub place: Option<(Ino, FileName)>,
-    pub pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+    /// Of a file; what is not there is zeros.
+    pub pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
 }
 
 const ATIME: usize = 0;
@@ -39,8 +54,10 @@ const MTIME: usize = 1;
 const CTIME: usize = 2;
 const BTIME: usize = 3;
 
+/// A tree of names; clones share the pages of files.
 #[derive(Clone, Debug)]
-pub(super) struct Model {
+pub struct Model {
+    /// All inodes, orphans too.
     pub nodes: BTreeMap<Ino, Node>,
 }
 
@@ -72,20 +89,27 @@ fn check_name(name: &[u8]) -> Answer<()> {
 
 /// Ways in which the real one may say no are compared by errno.
 impl Model {
+    /// An empty tree.
     pub fn new(perm: u16, now: Timespec) -> Model {
         let mut root = node(Kind::Dir, perm, now);
         root.parent = ROOT_INO;
         Model { nodes: BTreeMap::from([(ROOT_INO, root)]) }
     }
 
+    /// A node.
+    ///
+    /// # Panics
+    /// If there is none of that number.
     pub fn get(&self, ino: Ino) -> &Node {
         &self.nodes[&ino]
     }
 
-    fn at(&mut self, ino: Ino) -> &mut Node {
+    /// A node to be changed.
+    pub fn at(&mut self, ino: Ino) -> &mut Node {
         self.nodes.get_mut(&ino).expect("the test names nodes that exist")
     }
 
+    /// Those without links.
     pub fn orphans(&self) -> Vec<Ino> {
         self.nodes.iter().filter(|(_, n)| n.nlink == 0).map(|(i, _)| *i).collect()
     }
@@ -103,6 +127,8 @@ impl Model {
         self.dir(dir)?.children.get(name).copied().ok_or(Error::NotFound)
     }
 
+    /// # Errors
+    /// As lookup(2).
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Answer<Ino> {
         check_name(name)?;
         if self.get(dir).kind == Kind::Dir && self.get(dir).nlink == 0 {
@@ -116,6 +142,10 @@ impl Model {
         self.at(dir).times[CTIME] = now;
     }
 
+    /// Whether a name can be made.
+    ///
+    /// # Errors
+    /// As mknod(2).
     pub fn may_create(&self, dir: Ino, name: &[u8]) -> Answer<()> {
         check_name(name)?;
         if self.dir(dir)?.children.contains_key(name) {
@@ -124,6 +154,10 @@ impl Model {
         Ok(())
     }
 
+    /// Whether a directory takes inodes.
+    ///
+    /// # Errors
+    /// As [`Model::may_create`].
     pub fn may_hold(&self, dir: Ino) -> Answer<()> {
         self.dir(dir).map(|_| ())
     }
@@ -157,10 +191,15 @@ impl Model {
         self.at(ino)
     }
 
+    /// Makes an inode without a name.
     pub fn tmpfile(&mut self, ino: Ino, dir: Ino, new: NewInode, now: Timespec) {
         self.born(ino, dir, new, now).nlink = 0;
     }
 
+    /// Makes a node of this number, which the real one chose.
+    ///
+    /// # Panics
+    /// If the number is in use.
     pub fn create(&mut self, ino: Ino, dir: Ino, name: &[u8], new: NewInode, target: &[u8], now: Timespec) {
         let node = self.born(ino, dir, new, now);
         (node.target, node.size) = (target.to_vec(), target.len() as u64);
@@ -170,6 +209,8 @@ impl Model {
         self.changed(dir, now);
     }
 
+    /// # Errors
+    /// As link(2).
     pub fn link(&mut self, ino: Ino, dir: Ino, name: &[u8], now: Timespec) -> Answer<()> {
         check_name(name)?;
         let node = self.get(ino);
@@ -202,6 +243,10 @@ impl Model {
         }
     }
 
+    /// Removes a name, gives its inode.
+    ///
+    /// # Errors
+    /// As unlink(2) or rmdir(2).
     pub fn remove(&mut self, dir: Ino, name: &[u8], rmdir: bool, now: Timespec) -> Answer<Ino> {
         check_name(name)?;
         let ino = self.find(dir, name)?;
@@ -231,6 +276,10 @@ impl Model {
         }
     }
 
+    /// Gives the inode that was replaced.
+    ///
+    /// # Errors
+    /// As renameat2(2).
     pub fn rename(
         &mut self,
         (dir, name): (Ino, &[u8]),
@@ -306,6 +355,8 @@ impl Model {
         node.times[CTIME] = now;
     }
 
+    /// # Errors
+    /// As truncate(2), for the size.
     pub fn setattr(&mut self, ino: Ino, set: SetAttr, now: Timespec) -> Answer<()> {
         let node = self.at(ino);
         if let Some(size) = set.size {
@@ -320,7 +371,7 @@ impl Model {
             let page = PAGE as u64;
             node.pages.retain(|index, _| index * page < size);
             if let Some(last) = node.pages.get_mut(&(size / page)) {
-                last[(size % page) as usize..].fill(0);
+                Arc::make_mut(last)[(size % page) as usize..].fill(0);
             }
             node.size = size;
             node.times[MTIME] = now;
@@ -346,6 +397,8 @@ impl Model {
         Ok(())
     }
 
+    /// # Errors
+    /// As pwrite(2).
     pub fn write(&mut self, ino: Ino, offset: u64, bytes: &[u8], now: Timespec) -> Answer<()> {
         let node = self.at(ino);
         match node.kind {
@@ -359,8 +412,8 @@ impl Model {
         }
         for (i, byte) in bytes.iter().enumerate() {
             let at = offset + i as u64;
-            let page = node.pages.entry(at / PAGE as u64).or_insert_with(|| Box::new([0; PAGE]));
-            page[(at % PAGE as u64) as usize] = *byte;
+            let page = node.pages.entry(at / PAGE as u64).or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(page)[(at % PAGE as u64) as usize] = *byte;
         }
         node.size = node.size.max(end);
         node.times[MTIME] = now;
@@ -369,6 +422,8 @@ impl Model {
         Ok(())
     }
 
+    /// # Errors
+    /// As setxattr(2).
     pub fn setxattr(
         &mut self,
         ino: Ino,
@@ -393,6 +448,8 @@ impl Model {
         Ok(())
     }
 
+    /// # Errors
+    /// As acl_set_file(3).
     pub fn set_acl(
         &mut self,
         ino: Ino,
@@ -427,6 +484,8 @@ impl Model {
         Ok(())
     }
 
+    /// # Errors
+    /// As removexattr(2).
     pub fn removexattr(&mut self, ino: Ino, name: &[u8], now: Timespec) -> Answer<()> {
         let node = self.at(ino);
         node.xattrs.remove(name).ok_or(Error::NoAttr)?;
@@ -450,7 +509,18 @@ impl Model {
 }
 
 /// Tag, permissions and id of an ACL's entry.
-pub(super) type Entry = (u16, u16, u32);
+pub type Entry = (u16, u16, u32);
+
+/// The ACL as an attribute's value (acl(5), version 2).
+pub fn value(entries: &[Entry]) -> Vec<u8> {
+    let mut value = Vec::from(2u32.to_le_bytes());
+    for (tag, perm, id) in entries {
+        value.extend(tag.to_le_bytes());
+        value.extend(perm.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
 
 /// The permissions that a mode gives the class of a tag in a list; all of them if it gives it none.
 fn class_of(acl: &[Entry], tag: u16, mode: u16) -> u16 {
@@ -487,7 +557,8 @@ impl Node {
         }
     }
 
-    fn drop_privileges(&mut self) {
+    /// What a change of its bytes or owner does to suid and sgid.
+    pub fn drop_privileges(&mut self) {
         if self.kind == Kind::Dir {
             return;
         }
