@@ -87,7 +87,7 @@ fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
 fuzz-cover: export RUSTC_BOOTSTRAP := 1
 fuzz-cover: ## coverage-guided fuzzing of every structure, each for SECONDS=60 (TARGET=inode for one)
 	cd tests/fuzz && for target in $(or $(TARGET),$$($(CARGO) fuzz list)); do \
-	  mkdir -p target/corpus/$$target && $(CARGO) fuzz run $$target target/corpus/$$target corpus/$$target -- \
+	  mkdir -p target/corpus/$$target && $(CARGO) fuzz run -s none $$target target/corpus/$$target corpus/$$target -- \
 	    -max_total_time=$(or $(SECONDS),60) -max_len=16384 -print_final_stats=1 || exit 1; done
 
 crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file

@@ -211,6 +211,15 @@ impl State {
     fn map(&self, page: u64, chunk: &mut [u8]) {
         chunk.fill(0);
         let at = (page << PAGE_SHIFT) - MAP_BASE;
+        // Pages that one page of the map tells of.
+        let (told, of) = match at {
+            0..MAP_SUMMARY => (at * 8, 8 * PAGE as u64),
+            MAP_SUMMARY..MAP_UPPER => (((at - MAP_SUMMARY) / 4) << 15, (PAGE as u64 / 4) << 15),
+            _ => (((at - MAP_UPPER) / 8) << 25, (PAGE as u64 / 8) << 25),
+        };
+        if self.now.range(told..told.saturating_add(of)).next().is_none() {
+            return;
+        }
         if at < MAP_SUMMARY {
             let first = at * 8;
             for mapped in self.now.range(first..first + 8 * PAGE as u64).map(|(p, _)| p - first) {

@@ -16,7 +16,7 @@ use crate::engine::ram::RamDevice;
 pub const NOW: Timespec = Timespec { secs: 1_700_000_000, nanos: 7 };
 
 pub fn new(kind: Kind) -> NewInode {
-    NewInode { kind, perm: 0o755, uid: 5, gid: 6, umask: 0, rdev: 0 }
+    NewInode { kind, perm: 0o755, umask: 0, uid: 5, gid: 6, rdev: 0 }
 }
 
 /// Bytes of a file at `offset`, a page of them.
