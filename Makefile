@@ -9,7 +9,7 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help deps deps-perf deps-posix perf-rivals build install demo lint test e2e sim sim-long soak mutants fsck-long fuzz crash-test posix-test perf map-scale clean
+.PHONY: help deps deps-perf deps-posix perf-rivals build install demo lint test e2e sim sim-long soak mutants fsck-long fuzz fuzz-cover crash-test posix-test perf map-scale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,13 @@ fsck-long: ## 10,000 spoiled volumes and 10,000 spoiled images, checked and repa
 
 fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
 	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture
+
+# Needs clang's and cargo's parts for libFuzzer: cargo install cargo-fuzz. Finds go to tests/fuzz/artifacts.
+fuzz-cover: export RUSTC_BOOTSTRAP := 1
+fuzz-cover: ## coverage-guided fuzzing of every structure, each for SECONDS=60 (TARGET=inode for one)
+	cd tests/fuzz && for target in $(or $(TARGET),$$($(CARGO) fuzz list)); do \
+	  mkdir -p target/corpus/$$target && $(CARGO) fuzz run $$target target/corpus/$$target corpus/$$target -- \
+	    -max_total_time=$(or $(SECONDS),60) -max_len=16384 -print_final_stats=1 || exit 1; done
 
 crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
 	$(CARGO) build --workspace --bins --release

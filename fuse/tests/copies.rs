@@ -291,6 +291,9 @@ fn changed_bytes_make_rows_stale() {
         assert_eq!(stage.found("a"), fresh(&[("f", 2)]));
         stage.run(script);
         assert_eq!(stage.found("a"), stale(&[("f", 2)]), "{script}");
+        let listed: serde_json::Value = serde_json::from_str(&stage.run("cat a/.vexfs/stale")).unwrap();
+        assert_eq!((&listed["rows"], &listed["rows_stale"]), (&2.into(), &2.into()));
+        assert_eq!(listed["files"][0]["path"], "f");
     }
     stage.run("rm a/f");
     assert_eq!(stage.found("a"), fresh(&[]));

@@ -1,21 +1,27 @@
 #!/bin/bash
-# Builds the rivals into target/perf: libfuse's passthrough_ll (from the example source that libfuse3-dev
-# installs) and a Python environment with faiss. What cannot be had is skipped by vexfs-perf with a line.
+# Builds the rivals into target/perf: libfuse's passthrough_ll and passthrough_hp (from Debian's source package of fuse3)
+# and a Python environment with faiss. What cannot be had is skipped by vexfs-perf with a line.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=target/perf
 mkdir -p "$out"
 
-build_passthrough() {
-    local examples=/usr/share/doc/libfuse3-dev/examples
-    if [ ! -e "$examples/passthrough_ll.c" ]; then
-        # Images without documentation: the same file from Debian's source package.
-        (cd "$out" && apt-get source -q --download-only fuse3 && rm -rf fuse3-source &&
-            dpkg-source -x fuse3_*.dsc fuse3-source) || return
-        examples=$out/fuse3-source/example
-    fi
-    # shellcheck disable=SC2046
-    gcc -O2 -o "$out/passthrough_ll" "$examples/passthrough_ll.c" $(pkg-config --cflags --libs fuse3)
+# The machine's own package sources, asked for source packages, in lists of our own: nothing of the machine is changed.
+fuse_examples() {
+    [ -d "$out/fuse3-source/example" ] && return
+    local lists=$PWD/$out/apt
+    mkdir -p "$lists/parts" "$lists/state/partial"
+    find /etc/apt -name '*.sources' -exec sh -c 'sed "s/^Types:.*/Types: deb-src/" "$0" >"$1/$(basename "$0")"' {} "$lists/parts" \;
+    find /etc/apt -name '*.list' -exec sh -c 'sed "s/^deb /deb-src /" "$0" >"$1/$(basename "$0")"' {} "$lists/parts" \;
+    local ours=(-q -o "Dir::Etc::sourcelist=/dev/null" -o "Dir::Etc::sourceparts=$lists/parts" -o "Dir::State::Lists=$lists/state")
+    apt-get "${ours[@]}" update >/dev/null
+    (cd "$out" && apt-get "${ours[@]}" source --download-only fuse3 && rm -rf fuse3-source && dpkg-source -x fuse3_*.dsc fuse3-source)
+}
+
+# build COMPILER NAME SOURCE
+build() {
+    # shellcheck disable=SC2046,SC2086
+    $1 -O2 -o "$out/$2" "$out/fuse3-source/example/$3" $(pkg-config --cflags --libs fuse3)
 }
 
 make_venv() {
@@ -23,6 +29,8 @@ make_venv() {
     python3 -m venv "$out/venv" && "$out/venv/bin/pip" install -q faiss-cpu numpy || { rm -rf "$out/venv"; return 1; }
 }
 
-[ -x "$out/passthrough_ll" ] || build_passthrough || echo "prepare: no passthrough_ll, the fuse workload is skipped" >&2
+[ -x "$out/passthrough_ll" ] || { fuse_examples && build gcc passthrough_ll passthrough_ll.c; } || echo "prepare: no passthrough_ll, the fuse workload goes without" >&2
+[ -x "$out/passthrough_hp" ] || { fuse_examples && build "g++ -std=c++17" passthrough_hp passthrough_hp.cc; } ||
+    echo "prepare: no passthrough_hp, the fuse workload goes without" >&2
 [ -d "$out/venv" ] || make_venv || echo "prepare: no faiss, numpy is used if it is there" >&2
 exit 0

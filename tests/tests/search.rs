@@ -183,6 +183,10 @@ fn search_follows_the_files() {
     };
     fs::write(collection.path.join("c"), "edited").unwrap();
     assert_eq!(stale(collection.search(&[0.0; 4], 10)), [false, true], "an edit makes rows stale");
+    let listed = process::ok(ours("vexctl").arg("stale").arg(&collection.path));
+    let (file, sum) = listed.split_once('\n').unwrap();
+    assert!(Path::new(file).starts_with(&collection.path) && Path::new(file).is_file(), "{listed}");
+    assert_eq!(sum, "1 of 2 vectors are stale, in 1 files\n");
     collection.put("c", &[vec![9.0; 4]]);
     assert_eq!(stale(collection.search(&[0.0; 4], 10)), [false, false], "a put makes them fresh");
 

@@ -38,10 +38,10 @@ struct Args {
     /// Make a raw volume: a plain disk without a file system.
     #[arg(long)]
     raw: bool,
-    /// Name of the volume, at most 32 bytes.
+    /// Name of the volume, at most 32 bytes of UTF-8.
     #[arg(long, short = 'L', default_value = "")]
     label: String,
-    /// The volume's uuid; random by default.
+    /// The volume's uuid, as 01234567-89ab-cdef-0123-456789abcdef; random by default.
     #[arg(long, short = 'U')]
     uuid: Option<uuid::Uuid>,
     /// Bytes of a log segment, a power of two from 64K to 256M; chosen by the image's size by default.
@@ -50,7 +50,8 @@ struct Args {
     /// Write all of an image file once, so that its space is there and syncs are fast from the first write on.
     #[arg(long)]
     prealloc: bool,
-    /// Overwrite an image that holds something.
+    /// Overwrite an image or device that holds something: any VexFS store, a file system, partition table, RAID or LVM member, or
+    /// anything but zeros in its first MiB. What is mounted or locked is never overwritten.
     #[arg(short, long)]
     force: bool,
     /// Say nothing when all went well.

@@ -86,6 +86,14 @@ pub enum StoreError {
         /// What stands in it.
         what: String,
     },
+    /// mkfs: whatever is there is at work.
+    #[error("{path} is {by}; unmount or stop that first (-f does not help)")]
+    Busy {
+        /// The image.
+        path: PathBuf,
+        /// What has it.
+        by: String,
+    },
     /// Too little space to start.
     #[error("no space left in the image to start the store: {0}")]
     NoSpace(String),

@@ -1,6 +1,6 @@
 //! A volume: the [`Device`] over a store.
 //!
-//! [`options`]: how it is made and opened. [`inbox`]: what waits for the log. [`writer`]: which thread drives it.
+//! [`options`]: how it is made and opened ([`used`]: unless something is there already). [`inbox`]: what waits for the log. [`writer`]: which thread drives it.
 //! [`worker`]: what it does, giving every change its place in the order. [`session`]: who may change it (FORMAT.md section 3.2). [`reads`]: the
 //! readers' threads. [`synth`]: the status page and the allocation map. [`allocation`]: which parts hold data.
 //! [`scrub`]: all of it read and checked; [`page_name`]: what a bad page is. [`part`]: writes of parts of
@@ -27,6 +27,7 @@ pub mod status;
 pub mod stepped;
 mod synth;
 mod tuning;
+mod used;
 pub(crate) mod worker;
 mod writer;
 

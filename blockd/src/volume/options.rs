@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use layout::addr::PAGE;
 
+use super::used::{refuse_busy, refuse_used};
 use crate::buf::AlignedBuf;
 use crate::device::VolumeKind;
 use crate::storage::file::{FileStorage, OpenError};
 use crate::storage::{Cache, IoEngine, Storage};
+use crate::store::StoreError;
 use crate::store::create::{self, NewStore};
-use crate::store::{StoreError, format};
 
 /// Bytes written at once to all of an image.
 const PART_BYTES: usize = 4 << 20;
@@ -91,6 +92,7 @@ pub(super) fn create(path: &Path, options: &CreateOptions) -> Result<(), StoreEr
     let made = existing.is_none();
     let mut size_bytes = options.size_bytes;
     if let Some(meta) = &existing {
+        refuse_busy(path, is_device)?;
         if !options.force {
             refuse_used(path, meta.len(), is_device)?;
         } else if !is_device && size_bytes == 0 {
@@ -153,43 +155,4 @@ pub(super) fn preallocate(path: &Path) -> Result<(), StoreError> {
         offset,
         source,
     })
-}
-
-/// Whether a file or device looks as if something lived in it.
-fn refuse_used(path: &Path, len_bytes: u64, is_device: bool) -> Result<(), StoreError> {
-    if !is_device && len_bytes == 0 {
-        return Ok(());
-    }
-    let in_use = |what: &str| Err(StoreError::InUse { path: path.to_owned(), what: what.to_owned() });
-    let storage = FileStorage::open(path, true, IoEngine::Sync)?;
-    if crate::store::recover::read_superblock(&storage).is_ok() {
-        return in_use("a VexFS store");
-    }
-    // Signatures of other file systems, tables and archives stand within the first 128 KiB or so.
-    let len = storage.len_bytes().min(256 << 10) as usize & !(PAGE - 1);
-    let mut head = AlignedBuf::zeroed(len);
-    storage.read_exact(0, &mut head).map_err(|source| StoreError::Io {
-        action: "looking at what is in the image",
-        offset: 0,
-        source,
-    })?;
-    if head.starts_with(&format::superblock::MAGIC) {
-        return in_use("a damaged VexFS store");
-    }
-    if head.get(0x438..0x43a) == Some(&[0x53, 0xef]) {
-        return in_use("an ext file system");
-    }
-    if head.starts_with(b"XFSB") {
-        return in_use("an xfs file system");
-    }
-    if head.get(0x10040..0x10048) == Some(b"_BHRfS_M") {
-        return in_use("a btrfs file system");
-    }
-    if head.get(510..512) == Some(&[0x55, 0xaa]) {
-        return in_use("a partition table or boot sector");
-    }
-    if head.iter().any(|&b| b != 0) || (!is_device && !len_bytes.is_multiple_of(PAGE as u64)) {
-        return in_use("data that is not zeros");
-    }
-    Ok(())
 }

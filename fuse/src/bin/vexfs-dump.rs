@@ -11,7 +11,7 @@ use vexfs_fuse::dump::{DumpError, Node, Target, Volume};
 use vexfs_fuse::mount::Source;
 
 const AFTER_HELP: &str = "\
-The volume must not be in use: of one that a daemon serves look at a snapshot, through its export NAME@SNAPSHOT.
+The volume must not be in use: of one that a daemon serves look at a snapshot (--snapshot).
 `store` and `segment` read the image file itself, in use or not.
 
 Exit status:
@@ -33,6 +33,9 @@ struct Args {
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
+    /// Look at this snapshot of the volume.
+    #[arg(long, global = true, value_name = "NAME")]
+    snapshot: Option<String>,
     /// An image file or block device, or nbd+unix:///EXPORT?socket=PATH.
     source: String,
     #[command(subcommand)]
@@ -118,7 +121,7 @@ fn dump(args: &Args) -> anyhow::Result<Node> {
             _ => store.overview()?,
         });
     }
-    let opened = source.open(true, None)?;
+    let opened = source.open(true, args.snapshot.as_deref())?;
     let shown = show(&Volume::new(Arc::clone(&opened.device))?, args.what.as_ref());
     opened.shutdown();
     Ok(shown?)

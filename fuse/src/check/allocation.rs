@@ -152,21 +152,30 @@ impl Check<'_> {
             let mut cursor = Mapped::new(first, region.end >> PAGE_SHIFT);
             while let Some((from, to)) = self.pool.next_mapped(&mut cursor)? {
                 self.progress(from - first, (region.end >> PAGE_SHIFT) - first)?;
-                let mut bad = Vec::new();
-                self.pool.probe(from, to - from, &mut |page, why| bad.push((page, why)))?;
-                for (page, why) in bad {
-                    let piece = (page - first) >> (region.shift - PAGE_SHIFT);
-                    let ino = match region.class {
-                        0 => Some(piece),
-                        class => self.windows[class - 1].owner(piece),
-                    };
-                    let offset = (page - first - (piece << (region.shift - PAGE_SHIFT))) << PAGE_SHIFT;
-                    let detail = format!("bytes {offset} to {}: {}", offset + PAGE as u64 - 1, why.0);
-                    self.find(
-                        Finding { ino, ..Finding::new(Code::DataUnreadable) }.page(page).detail(detail),
-                    )?;
+                for part in (from..to).step_by(LOOK_PAGES as usize) {
+                    self.data_part(region, part, to.min(part + LOOK_PAGES))?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Reads some pages; of bad ones side by side in one file it is told once.
+    fn data_part(&mut self, region: &Region, from: u64, to: u64) -> Run<()> {
+        let mut bad = Vec::new();
+        self.pool.probe(from, to - from, &mut |page, why| bad.push((page, why)))?;
+        let first = region.base >> PAGE_SHIFT;
+        let piece = |page: u64| (page - first) >> (region.shift - PAGE_SHIFT);
+        for run in bad.chunk_by(|a, b| a.0 + 1 == b.0 && piece(a.0) == piece(b.0)) {
+            let Some((page, why)) = run.first() else { continue };
+            let ino = match region.class {
+                0 => Some(piece(*page)),
+                class => self.windows[class - 1].owner(piece(*page)),
+            };
+            let offset = (page - first - (piece(*page) << (region.shift - PAGE_SHIFT))) << PAGE_SHIFT;
+            let last = offset + run.len() as u64 * PAGE as u64 - 1;
+            let finding = Finding { ino, ..Finding::new(Code::DataUnreadable) }.page(*page);
+            self.find(finding.detail(format!("bytes {offset} to {last}: {}", why.0)))?;
         }
         Ok(())
     }

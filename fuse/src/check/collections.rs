@@ -1,5 +1,7 @@
 //! Pass 5: collections and their rows files (FORMAT.md section 6.1): each names the other, and the header is right.
 
+use std::collections::BTreeMap;
+
 use layout::addr::{PAGE, PageNo};
 use layout::inode::{Ino, Inode, InodeFlags, Kind};
 use layout::page_store::PageBytes;
@@ -25,9 +27,11 @@ impl Check<'_> {
     /// The whole pass.
     pub(super) fn pass_collections(&mut self) -> Run<()> {
         let files: Vec<u64> = self.rows_files.iter().copied().collect();
+        let owners: BTreeMap<u64, u64> =
+            self.collections.iter().rev().map(|(dir, rows)| (*rows, *dir)).collect();
         for (done, rows) in files.iter().enumerate() {
             self.progress(done as u64, files.len() as u64)?;
-            self.rows_file(*rows)?;
+            self.rows_file(*rows, owners.get(rows).copied())?;
         }
         let collections: Vec<(u64, u64)> = self.collections.iter().map(|(dir, rows)| (*dir, *rows)).collect();
         for (dir, rows) in collections {
@@ -45,9 +49,9 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn rows_file(&mut self, ino: u64) -> Run<()> {
+    /// A rows file, and the directory that names it.
+    fn rows_file(&mut self, ino: u64, owner: Option<u64>) -> Run<()> {
         let Some(inode) = self.inode(ino)? else { return Ok(()) };
-        let owner = self.collections.iter().find(|(_, rows)| **rows == ino).map(|(dir, _)| *dir);
         let page = map_page(&inode, 0).unwrap_or(PageNo(0));
         let header = match self.pool.read(page)? {
             Ok(bytes) => match CollectionHeader::decode(page, &bytes) {

@@ -74,6 +74,10 @@ codes! {
     XattrArea, "xattr-area", Loss, "the extended attributes cannot be read", "removed";
     XattrEntry, "xattr-entry", Loss, "extended attributes are damaged", "those from the damaged one on are removed";
     XattrTwice, "xattr-twice", Loss, "an extended attribute stands twice", "the later one is removed";
+    Acl, "acl", Loss, "an ACL is damaged, or stands where none may be", "removed; the group loses its permissions";
+    AclMode, "acl-mode", Safe, "the mode is not what the ACL says", "set to what the ACL says";
+    AclPlain, "acl-plain", Safe, "an ACL is stored that says no more than the mode", "removed";
+    SbAcl, "sb-acl", Safe, "the superblock does not say that there are ACLs", "its bit is set";
     DirPage, "dir-page", Loss, "a page of a directory is damaged", "the tree is built anew from the entries that are good";
     DirTree, "dir-tree", Safe, "a directory's tree is not in order", "built anew from its entries";
     DirEntries, "dir-entries", Safe, "the count of a directory's entries is wrong", "set to what was counted";
@@ -253,6 +257,16 @@ mod tests {
                     || code.repair() == "none"
                     || code.weight() == Weight::Note)
         );
+    }
+
+    #[test]
+    fn the_manual_has_every_code_as_it_is() {
+        let manual = include_str!("../../fsck.vexfs.md");
+        for code in Code::ALL {
+            let weight = format!("{:?}", code.weight()).to_lowercase();
+            let row = format!("| `{}` | {weight} | {} | {} |", code.name(), code.title(), code.repair());
+            assert!(manual.contains(&row), "fsck.vexfs.md lacks: {row}");
+        }
     }
 
     #[test]

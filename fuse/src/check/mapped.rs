@@ -21,6 +21,15 @@ pub enum Walker {
     Map(MapReader),
 }
 
+impl Walker {
+    /// The device's map changes.
+    pub(super) fn forget(&mut self) {
+        if let Walker::Map(reader) = self {
+            *reader = MapReader::default();
+        }
+    }
+}
+
 /// Reads the allocation map's three levels, keeping the last piece of each.
 #[derive(Default)]
 pub struct MapReader {
@@ -96,23 +105,22 @@ pub struct Mapped {
     known: u64,
     end: u64,
     ready: VecDeque<(u64, u64)>,
+    /// How often changes had been sent when it was looked up.
+    sent: u64,
 }
 
 impl Mapped {
     /// Over pages `first..end`.
     pub fn new(first: u64, end: u64) -> Self {
-        Mapped { at: first, known: first, end, ready: VecDeque::new() }
+        Mapped { at: first, known: first, end, ready: VecDeque::new(), sent: 0 }
     }
 
-    /// Something changed: what was looked up ahead is forgotten.
-    pub fn restart(&mut self) {
-        self.ready.clear();
-        self.known = self.at;
-    }
-
-    /// Goes on at `page`, which is not before where the walk is.
-    pub fn skip_to(&mut self, page: u64) {
-        self.at = self.at.max(page);
+    /// Changes were sent to the device: what was looked up ahead of the last of them is forgotten.
+    pub(super) fn forget_before(&mut self, sent: u64) {
+        if self.sent != sent {
+            self.ready.clear();
+            (self.known, self.sent) = (self.at, sent);
+        }
     }
 
     /// The next run: first page, one past the last.

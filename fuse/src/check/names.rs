@@ -116,25 +116,21 @@ impl Check<'_> {
 
     /// Entries with good names under good keys. Inodes whose place was one of the keys that change follow.
     fn settled(&mut self, dir: &Inode, entries: Vec<Kept>) -> Run<Vec<Kept>> {
-        let named: Vec<Kept> = entries
+        let named = entries
             .into_iter()
             .filter(|entry| Name::new(&entry.name).is_ok_and(|name| !name.is_session_dir()))
             .collect();
-        let before = named.clone();
-        let settled = self.settle_keys(named);
-        for entry in &settled {
-            let Some(old) = before.iter().find(|b| b.name == entry.name && b.ino == entry.ino).map(|b| b.key)
-            else {
-                continue;
-            };
-            if old == entry.key || self.census.place(entry.ino) != fingerprint(dir.ino.0, old) {
-                continue;
-            }
-            if let Some(mut inode) = self.inode(entry.ino)? {
+        let mut settled = Vec::new();
+        for (entry, had) in self.settle_keys(named) {
+            if had != entry.key
+                && self.census.place(entry.ino) == fingerprint(dir.ino.0, had)
+                && let Some(mut inode) = self.inode(entry.ino)?
+            {
                 inode.place_key = entry.key;
                 self.put_inode(&inode)?;
                 self.census.set_place(entry.ino, fingerprint(dir.ino.0, entry.key));
             }
+            settled.push(entry);
         }
         Ok(settled)
     }

@@ -17,7 +17,9 @@ impl Check<'_> {
         if !self.orphans_broken {
             return Ok(());
         }
-        while let Some(ino) = self.census.find(0, |census, ino, _| census.is_orphan(ino)) {
+        let mut from = 0;
+        while let Some(ino) = self.census.find(from, |census, ino, _| census.is_orphan(ino)) {
+            from = ino + 1;
             self.progress(ino, self.census.end())?;
             self.free_inode(ino)?;
             self.census.set_orphan(ino, false);

@@ -22,6 +22,8 @@ use crate::engine::{PageArc, PageBuf, RangeSet};
 const KEPT_PAGES: usize = 8192;
 /// Changed pages in memory, at most (256 MiB).
 const CHANGED_PAGES_MAX: usize = 65_536;
+/// Calls of [`Pool::free`] that wait to be sent, at most (some 50 bytes each).
+const FREES_MAX: u32 = 1 << 20;
 /// Pages of one request.
 pub const RUN_PAGES: u64 = 256;
 /// Requests sent at once.
@@ -37,9 +39,7 @@ pub enum Stop {
     #[error(transparent)]
     Session(#[from] blockd::session::SessionError),
     /// Too much would change for a check that keeps changes in memory.
-    #[error(
-        "more than {CHANGED_PAGES_MAX} pages are to be changed, too many for a check without repair; repair with -y"
-    )]
+    #[error("too much is to be changed for a check that keeps it in memory; repair with -y")]
     TooMuch,
     /// The user broke it off.
     #[error("cancelled; nothing was changed")]
@@ -70,6 +70,11 @@ pub struct Pool {
     old: HashMap<u64, PageArc>,
     changed: BTreeMap<u64, PageArc>,
     freed: RangeSet,
+    frees: u32,
+    changed_max: usize,
+    frees_max: u32,
+    /// How often changes were sent: what a walk over mapped pages has looked up before is stale then.
+    sent: u64,
     /// Page 0 as changed: only the commit writes it.
     superblock: Option<PageArc>,
     /// Anything was ever changed, sent or not.
@@ -88,9 +93,19 @@ impl Pool {
             old: HashMap::new(),
             changed: BTreeMap::new(),
             freed: RangeSet::default(),
+            frees: 0,
+            changed_max: CHANGED_PAGES_MAX,
+            frees_max: FREES_MAX,
+            sent: 0,
             superblock: None,
             touched: false,
         }
+    }
+
+    /// With other bounds on what waits to be sent.
+    #[cfg(test)]
+    pub(super) fn with_bounds(self, changed_max: usize, frees_max: u32) -> Self {
+        Pool { changed_max, frees_max, ..self }
     }
 
     /// The device.
@@ -247,7 +262,7 @@ impl Pool {
         }
         self.forget(page.0);
         self.changed.insert(page.0, PageBuf::copy_of(bytes));
-        if self.changed.len() >= CHANGED_PAGES_MAX {
+        if self.changed.len() >= self.changed_max {
             self.send()?;
         }
         Ok(())
@@ -274,7 +289,8 @@ impl Pool {
             self.old.clear();
         }
         self.freed.insert(first, end);
-        Ok(())
+        self.frees += 1;
+        if self.frees >= self.frees_max { self.send() } else { Ok(()) }
     }
 
     /// Sends what was changed, in the open epoch; it shows on the device from then on, and is gone if no commit follows.
@@ -288,6 +304,8 @@ impl Pool {
             .collect();
         session.free_ranges(&frees)?;
         self.freed.clear();
+        (self.frees, self.sent) = (0, self.sent + 1);
+        self.walker.forget();
         let changed: Vec<(u64, PageArc)> = std::mem::take(&mut self.changed).into_iter().collect();
         for some in changed.chunks(RUN_PAGES as usize * 8) {
             let mut ops = Vec::new();
@@ -315,10 +333,7 @@ impl Pool {
     /// # Errors
     /// [`Stop`].
     pub fn next_mapped(&mut self, cursor: &mut Mapped) -> Run<Option<(u64, u64)>> {
-        if self.session.is_some() && (!self.changed.is_empty() || !self.freed.is_empty()) {
-            self.send()?;
-            cursor.restart();
-        }
+        cursor.forget_before(self.sent);
         cursor.next(&*self.device, self.client, &mut self.walker, &self.changed, &self.freed)
     }
 

@@ -68,8 +68,9 @@ impl Check<'_> {
         }
     }
 
-    /// Gives entries keys that fit their names, where they have others or share one: sorted by key, without two of one name.
-    pub(super) fn settle_keys(&self, entries: Vec<Kept>) -> Vec<Kept> {
+    /// Gives entries keys that fit their names, where they have others or share one: sorted by key, without two of one
+    /// name, each with the key that it had.
+    pub(super) fn settle_keys(&self, entries: Vec<Kept>) -> Vec<(Kept, u64)> {
         let mut firsts: Vec<(u64, Kept)> = entries
             .into_iter()
             .filter_map(|entry| {
@@ -79,24 +80,25 @@ impl Check<'_> {
             .collect();
         // Those whose key fits keep it: they come first among the names of one hash.
         firsts.sort_by_key(|(first, entry)| (*first, !(*first..first + 16).contains(&entry.key), entry.key));
-        let mut settled: Vec<Kept> = Vec::with_capacity(firsts.len());
+        let mut settled: Vec<(Kept, u64)> = Vec::with_capacity(firsts.len());
         let mut group = 0;
         for (first, mut entry) in firsts {
-            while settled.get(group).is_some_and(|kept| kept.key < first) {
+            while settled.get(group).is_some_and(|(kept, _)| kept.key < first) {
                 group += 1;
             }
             let same = settled.get(group..).unwrap_or(&[]);
-            if same.iter().any(|kept| kept.name == entry.name) {
+            if same.iter().any(|(kept, _)| kept.name == entry.name) {
                 continue;
             }
-            let taken = |key: u64| same.iter().any(|kept| kept.key == key);
+            let taken = |key: u64| same.iter().any(|(kept, _)| kept.key == key);
+            let had = entry.key;
             if !(first..first + 16).contains(&entry.key) || taken(entry.key) {
                 let Some(free) = (first..first + 16).find(|key| !taken(*key)) else { continue };
                 entry.key = free;
             }
-            settled.push(entry);
+            settled.push((entry, had));
         }
-        settled.sort_by_key(|entry| entry.key);
+        settled.sort_by_key(|(entry, _)| entry.key);
         settled
     }
 

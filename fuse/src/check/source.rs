@@ -41,12 +41,17 @@ pub enum OpenError {
 
 impl Checked {
     /// Opens a source; for writing it takes a session, as a mounter does. With `fence` a session that is live is ended;
-    /// only right when its mounter is dead.
+    /// only right when its mounter is dead. A snapshot can only be looked at.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(source: &Source, write: bool, fence: bool) -> Result<Self, OpenError> {
-        let opened = source.open(!write, None)?;
+    pub fn open(
+        source: &Source,
+        snapshot: Option<&str>,
+        write: bool,
+        fence: bool,
+    ) -> Result<Self, OpenError> {
+        let opened = source.open(!write, snapshot)?;
         match Self::take(source, &opened, write, fence) {
             Ok(pool) => Ok(Checked { opened, pool }),
             Err(error) => {

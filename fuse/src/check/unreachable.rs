@@ -1,7 +1,7 @@
 //! Pass 3: inodes that no name leads to. The tops of lost subtrees and lost files get a name in /lost+found; what is
 //! empty is freed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use layout::inode::{Ino, Inode, Kind, ROOT_INO, RawInode};
 use layout::name::Name;
@@ -123,13 +123,14 @@ impl Check<'_> {
         let Some(mut dir) = self.lost_found()? else { return Ok(()) };
         let new: BTreeSet<u64> = lost.iter().map(|entry| entry.ino).collect();
         let mut entries = self.entries_of(&dir)?;
+        let mut names: HashSet<Vec<u8>> = entries.iter().map(|entry| entry.name.clone()).collect();
         for mut entry in lost {
-            while entries.iter().any(|other| other.name == entry.name) {
+            while !names.insert(entry.name.clone()) {
                 entry.name.push(b'~');
             }
             entries.push(entry);
         }
-        let settled = self.settle_keys(entries);
+        let settled: Vec<Kept> = self.settle_keys(entries).into_iter().map(|(entry, _)| entry).collect();
         let dirs = settled.iter().filter(|entry| entry.kind == Kind::Dir && new.contains(&entry.ino)).count();
         dir.nlink = dir.nlink.saturating_add(dirs as u32);
         self.build_tree(&mut dir, &settled)?;
@@ -165,7 +166,7 @@ impl Check<'_> {
         let mut dir = Inode::new(Ino(ino), generation, Kind::Dir, 0o700, now);
         let key = Name::new(name.as_bytes()).map_or(16, |name| name.first_key(&self.superblock.hash_key));
         entries.push(Kept { key, ino, kind: Kind::Dir, name: name.clone().into_bytes() });
-        let settled = self.settle_keys(entries);
+        let settled: Vec<Kept> = self.settle_keys(entries).into_iter().map(|(entry, _)| entry).collect();
         dir.place_dir = ROOT_INO;
         dir.place_key =
             settled.iter().find(|entry| entry.name == name.as_bytes()).map_or(key, |entry| entry.key);

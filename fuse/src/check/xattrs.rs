@@ -1,9 +1,12 @@
-//! Extended attributes of an inode (FORMAT.md section 5.4): the header of the overflow area, every entry, no name twice.
+//! Extended attributes of an inode (FORMAT.md section 5.4): the header of the overflow area, every entry, no name twice, ACLs that are
+//! valid and that the mode shows.
 
 use std::collections::HashSet;
 
+use layout::acl::{Acl, AclKind};
 use layout::addr::{PAGE, PageRange};
-use layout::inode::{INLINE_BYTES, Inline, Inode, InodeFlags};
+use layout::inode::{INLINE_BYTES, Inline, Inode, InodeFlags, Kind};
+use layout::superblock::INCOMPAT_ACL;
 use layout::xattr::{RawXattr, RawXattrHeader, XATTR_ENTRY_BYTES, XATTR_HEADER_BYTES};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -74,10 +77,70 @@ impl Check<'_> {
         if let Some(name) = walked.twice.clone() {
             self.find_in(Code::XattrTwice, ino, &name)?;
         }
-        if walked.damaged.is_some() || walked.twice.is_some() {
-            self.put_xattrs(inode, &walked.kept)?;
+        let (inode, kept) = self.acls(inode, &walked.kept)?;
+        if kept != entries {
+            self.put_xattrs(inode, &kept)?;
         }
         Ok(())
+    }
+
+    /// Checks the ACLs among the entries; gives the inode with the mode that they say, and the entries to keep.
+    fn acls(&mut self, mut inode: Inode, entries: &[u8]) -> Run<(Inode, Vec<u8>)> {
+        let ino = inode.ino.0;
+        let mut kept = Vec::with_capacity(entries.len());
+        let mut rest = entries;
+        while let Ok((head, _)) = RawXattr::ref_from_prefix(rest) {
+            let name_end = XATTR_ENTRY_BYTES + usize::from(head.name_len);
+            let end = name_end + usize::from(head.value_len.get());
+            let (Some(entry), Some(name), Some(value)) =
+                (rest.get(..end), rest.get(XATTR_ENTRY_BYTES..name_end), rest.get(name_end..end))
+            else {
+                break;
+            };
+            rest = &rest[end..];
+            if match AclKind::of_name(name) {
+                Some(kind) => self.acl(&mut inode, kind, value)?,
+                None => true,
+            } {
+                kept.extend_from_slice(entry);
+            }
+        }
+        if inode.perm != self.raw_slot(ino)?.perm.get() {
+            self.put_inode(&inode)?;
+        }
+        Ok((inode, kept))
+    }
+
+    /// Whether an ACL is to be kept.
+    fn acl(&mut self, inode: &mut Inode, kind: AclKind, value: &[u8]) -> Run<bool> {
+        let ino = inode.ino.0;
+        let name = String::from_utf8_lossy(kind.name());
+        let may_have = inode.kind != Kind::Symlink && (kind == AclKind::Access || inode.kind == Kind::Dir);
+        let Some(acl) = Acl::parse(value).ok().flatten().filter(|_| may_have) else {
+            self.find_in(Code::Acl, ino, &name)?;
+            if kind == AclKind::Access {
+                // Without the list the group's bits, which are its mask, would admit more than it did.
+                inode.perm &= !0o070;
+            }
+            return Ok(false);
+        };
+        if self.superblock.incompat & INCOMPAT_ACL == 0 {
+            self.find(Finding::new(Code::SbAcl).page(0))?;
+            self.superblock.incompat |= INCOMPAT_ACL;
+            self.superblock_changed = true;
+        }
+        if kind == AclKind::Default {
+            return Ok(true);
+        }
+        let (said, perm) = (acl.mode(), inode.perm & 0o777);
+        if said != perm {
+            self.find(Finding::new(Code::AclMode).ino(ino).values(said.into(), perm.into()))?;
+            inode.perm = inode.perm & !0o777 | said;
+        }
+        if acl.is_mode() {
+            self.find_in(Code::AclPlain, ino, &name)?;
+        }
+        Ok(!acl.is_mode())
     }
 
     fn overflow_entries(&mut self, inode: &Inode) -> Run<Result<Vec<u8>, Finding>> {

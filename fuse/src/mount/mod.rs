@@ -2,7 +2,8 @@
 //!
 //! [`Mounted`] has every operation in terms of the file system logic; only [`adapter`] knows the
 //! FUSE crate. Lock order: the engine's gate ([`crate::engine::Operation`]), then the file's own
-//! lock ([`file_locks`]), then the [`layout::fs::Fs`] lock, then the table of open files.
+//! lock ([`file_locks`]), then the [`layout::fs::Fs`] lock, then the tables (open
+//! files, rows that wait for bytes or for their missing parts).
 
 mod adapter;
 mod attributes;

@@ -1,4 +1,4 @@
-//! The session files `DIR/.vexfs/{schema,put,search,stats}` and `user.vexfs.vector`
+//! The session files `DIR/.vexfs/{schema,put,search,stats,stale}` and `user.vexfs.vector`
 //! (FORMAT.md section 6.5), without anything of FUSE in it.
 //!
 //! Life of a handle: *idle* -> writes gather a request -> the first read carries it out -> reads take
@@ -20,6 +20,7 @@ mod put;
 mod resolve;
 mod schema;
 mod search;
+mod stale;
 #[cfg(test)]
 mod tests;
 
@@ -56,12 +57,14 @@ pub enum SessionKind {
     Search,
     /// Read: counts.
     Stats,
+    /// Read: which files changed after their rows were put.
+    Stale,
 }
 
 impl SessionKind {
     /// All of them.
-    pub const ALL: [SessionKind; 4] =
-        [SessionKind::Schema, SessionKind::Put, SessionKind::Search, SessionKind::Stats];
+    pub const ALL: [SessionKind; 5] =
+        [SessionKind::Schema, SessionKind::Put, SessionKind::Search, SessionKind::Stats, SessionKind::Stale];
 
     /// Its name in the session directory.
     pub const fn name(self) -> &'static str {
@@ -70,7 +73,13 @@ impl SessionKind {
             SessionKind::Put => "put",
             SessionKind::Search => "search",
             SessionKind::Stats => "stats",
+            SessionKind::Stale => "stale",
         }
+    }
+
+    /// Whether it takes requests.
+    pub const fn is_writable(self) -> bool {
+        !matches!(self, SessionKind::Stats | SessionKind::Stale)
     }
 
     /// The session file of that name.
@@ -141,12 +150,12 @@ where
     ///
     /// # Errors
     /// EFBIG over 64 MiB, ENOMEM when all handles together hold too much, EINVAL out of order; for
-    /// `schema` also what makes the directory no collection; EACCES for `stats`; EBADF.
+    /// `schema` also what makes the directory no collection; EACCES for `stats` and `stale`; EBADF.
     pub fn write(&self, handle: u64, offset: u64, bytes: &[u8]) -> SessionResult<usize> {
         let handle = self.handle(handle)?;
         let mut handle = handle.lock();
-        if handle.kind == SessionKind::Stats {
-            return Err(SessionError::denied("stats can only be read"));
+        if !handle.kind.is_writable() {
+            return Err(SessionError::denied("stats and stale can only be read"));
         }
         handle.take(offset, bytes)?;
         if handle.kind == SessionKind::Schema {
@@ -195,6 +204,7 @@ where
         let done = match kind {
             SessionKind::Schema => schema::read_schema(&self.access, dir),
             SessionKind::Stats => schema::read_stats(&self.access, dir, &self.searcher),
+            SessionKind::Stale => stale::read_stale(&self.access, dir, opener),
             SessionKind::Put | SessionKind::Search if request.is_empty() => {
                 Err(SessionError::invalid("write a request first, then read its reply"))
             }

@@ -37,9 +37,6 @@ impl Verdict {
     };
 }
 
-/// Directories on a path at most; what is deeper, or in a loop, counts as not permitted.
-const DEPTH_MAX: usize = 1 << 12;
-
 /// The gate of one query (one thread of it).
 pub struct Gate<'a, P: PageStore> {
     fs: &'a Fs<P>,
@@ -127,7 +124,9 @@ impl<'a, P: PageStore> Gate<'a, P> {
     fn judge_dir(&mut self, dir: Ino) -> Result<Verdict> {
         let mut verdict = Verdict { ino: dir, allowed: true, ..Verdict::EMPTY };
         let mut at = dir;
-        for _ in 0..DEPTH_MAX {
+        // Brent's cycle detection: the mark moves up at each power of two.
+        let (mut mark, mut steps, mut limit) = (Ino(0), 0u64, 1u64);
+        loop {
             if let Some(known) = recall(self.dirs, at) {
                 verdict.allowed &= known.allowed;
                 verdict.below |= known.below;
@@ -146,10 +145,14 @@ impl<'a, P: PageStore> Gate<'a, P> {
                 remember(self.dirs, verdict);
                 return Ok(verdict);
             }
-            if inode.place_dir.0 == 0 {
+            at = inode.place_dir;
+            if at.0 == 0 || at == mark {
                 break;
             }
-            at = inode.place_dir;
+            steps += 1;
+            if steps == limit {
+                (mark, steps, limit) = (at, 0, limit.saturating_mul(2));
+            }
         }
         // No way to the root: not decided, so denied.
         verdict.allowed = false;

@@ -189,6 +189,22 @@ fn a_file_is_found_by_any_of_its_names_below_the_scope() {
     assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 0]);
 }
 
+#[test]
+fn a_file_is_found_however_deep_it_lies() {
+    let (mut fs, dir) = volume(1, 1);
+    let new = |kind| NewInode { kind, perm: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0 };
+    let mut deep = dir;
+    for _ in 0..6000 {
+        deep = fs.create(deep, b"d", new(Kind::Dir), NOW).expect("creates").ino;
+    }
+    let name = 0u64.to_le_bytes().map(|b| b + 1);
+    fs.rename(dir, &name, deep, b"f", RenameFlags::empty(), NOW).expect("renames");
+    assert_eq!(search(&fs, dir, &[0; DIM as usize], ALL, 3).map(|hits| hits.len()), Ok(1));
+    // Directories in a loop end in no verdict.
+    fs.inode_update(dir, |inode| inode.place_dir = deep).expect("writes");
+    assert_eq!(search(&fs, dir, &[0; DIM as usize], ALL, 3).map(|hits| hits.len()), Ok(0));
+}
+
 proptest! {
     #[test]
     fn a_spoiled_volume_gives_errors_and_never_panics(page in any::<u16>(), at in 0..4096usize, byte: u8, more: u8) {

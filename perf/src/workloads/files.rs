@@ -42,7 +42,8 @@ pub fn resize_image(vexctl: &Path, image: &Path, bytes: u64) -> Result<()> {
     run("vexctl resize", command.arg("resize").arg(image).arg("--size").arg(bytes.to_string()))
 }
 
-fn run(name: &str, command: &mut Command) -> Result<()> {
+/// Runs a command to its end; what it says is in the error.
+pub fn run(name: &str, command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim());

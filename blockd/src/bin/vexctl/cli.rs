@@ -24,6 +24,7 @@ EXAMPLES
   vexctl search /mnt/vex/images --vector-file dog.npy -k 5 --json
   vexctl status
   vexctl stats --watch 5
+  vexctl stale /mnt/vex/doc
   vexctl scrub docs.img
   vexctl snapshot create docs.img monday
   vexctl send docs.img --from monday --to tuesday | ssh host vexctl receive copy.img
@@ -33,7 +34,7 @@ EXAMPLES
 
 resize, and scrub of an image, want that nothing else has it open. status, scrub without IMAGE, checkpoint, tune, compact, drain and stats without DIR ask
 daemons by their control sockets: /run/vexfs/NAME.sock (for users other than root $XDG_RUNTIME_DIR/vexfs/NAME.sock; $VEXFS_RUN_DIR names
-another directory). All else uses the session files DIR/.vexfs/{schema,put,search,stats} of a mounted volume, with the rights of the user
+another directory). All else uses the session files DIR/.vexfs/{schema,put,search,stats,stale} of a mounted volume, with the rights of the user
 who runs it.";
 
 /// Vectors and search on mounted VexFS volumes; the daemons that serve them; care for images.
@@ -58,6 +59,10 @@ pub enum Command {
     /// With DIR: the numbers of the collection there. Without: what the clients of a daemon asked of it and what it did
     /// for them, since its start, or with --watch over each interval.
     Stats(StatsArgs),
+    /// Name the files of a collection that changed after their vectors were made.
+    ///
+    /// Search still finds them, and marks them stale. Give them new vectors (vexctl put, vexctl ingest).
+    Stale(StaleArgs),
     /// Show how the daemons stand: volumes, space, where they listen.
     ///
     /// Without --daemon: all daemons of this user.
@@ -213,6 +218,15 @@ pub struct StatsArgs {
     pub watch: Option<u64>,
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+#[derive(Args)]
+pub struct StaleArgs {
+    /// The collection, or a directory in it.
+    pub dir: PathBuf,
+    /// Print JSON: {"rows","rows_stale","files_stale","files":[{"path","ino","rows_stale"}],"more"}.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which daemon.

@@ -19,6 +19,7 @@ mod search;
 mod session;
 mod snapshot;
 mod snippet;
+mod stale;
 mod stats;
 mod status;
 mod vectors;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Put(args) => put::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Stale(args) => stale::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Checkpoint(args) => daemon::jobs::checkpoint(&args),
         Command::Compact(args) => daemon::jobs::compact(&args),

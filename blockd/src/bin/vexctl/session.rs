@@ -1,4 +1,4 @@
-//! The client side of the session files `DIR/.vexfs/{schema,put,search,stats}` (FORMAT.md section 6.5).
+//! The client side of the session files `DIR/.vexfs/{schema,put,search,stats,stale}` (FORMAT.md section 6.5).
 //!
 //! Requests go out in the binary form of `uapi/vexfs.h`. Replies are untrusted and checked by `layout::uapi`. Every error names the
 //! directory, the cause and the remedy.
@@ -232,7 +232,19 @@ impl SessionDir {
     /// # Errors
     /// There is no collection, or the file cannot be read.
     pub fn stats(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
-        let path = self.path("stats");
+        self.numbers("stats")
+    }
+
+    /// The files below the directory that changed after their rows were put.
+    ///
+    /// # Errors
+    /// As [`SessionDir::stats`].
+    pub fn stale(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        self.numbers("stale")
+    }
+
+    fn numbers(&self, name: &str) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let path = self.path(name);
         let text = std::fs::read(&path).map_err(|error| failed(path.display(), &error))?;
         match serde_json::from_slice(&text) {
             Ok(serde_json::Value::Object(map)) => match map.get("error") {

@@ -57,6 +57,9 @@ pub struct Args {
     /// Read every page of every file too; what cannot be read is told with its path.
     #[arg(long)]
     pub data: bool,
+    /// Check this snapshot of the volume, which changes for nobody. What serves the volume may be in use.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["yes", "preen", "auto"])]
+    pub snapshot: Option<String>,
     /// With a daemon's export: end the session of a mounter that is dead. Fatal to one that is alive.
     #[arg(long)]
     pub fence: bool,

@@ -79,7 +79,7 @@ fn check(args: &Args) -> Result<u8, Failure> {
     let source = Source::parse(&args.source)?;
     let mode = args.mode();
     if mode == Mode::Preen && !args.force {
-        let mut checked = Checked::open(&source, false, args.fence)?;
+        let mut checked = Checked::open(&source, args.snapshot.as_deref(), false, args.fence)?;
         let clean = checked.is_clean();
         checked.close()?;
         if clean? {
@@ -90,7 +90,7 @@ fn check(args: &Args) -> Result<u8, Failure> {
         }
     }
     let mut console = Console::new(args, cancelled)?;
-    let mut checked = Checked::open(&source, mode != Mode::Look, args.fence)?;
+    let mut checked = Checked::open(&source, args.snapshot.as_deref(), mode != Mode::Look, args.fence)?;
     let result = run(&mut checked.pool, mode, args.data, &mut console);
     console.clear();
     let closed = checked.close();

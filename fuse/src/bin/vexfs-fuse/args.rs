@@ -12,6 +12,10 @@ Unmount with umount(8) or fusermount3 -u. They return before the last commit is 
 what opens the image next waits a few seconds for it. While the daemon of an nbd+unix mount is
 away, every operation waits until it serves again, the last commit too.
 
+A change is safe from a crash once a commit has it: one is made by fsync(2) on any file or
+directory of the mount, and every 5 seconds (-o commit=). The kernel does not tell FUSE file
+systems of sync(2) and syncfs(2): they write out its caches, but make no commit.
+
 Signals:
   SIGTERM, SIGINT   Unmount (detach, if the mount is in use), commit and exit. A second one
                     exits at once, without the commit: the way out when a daemon stays away.
@@ -40,7 +44,7 @@ pub struct Args {
     /// An existing directory
     pub mountpoint: PathBuf,
     /// Mount options, separated by commas: ro, rw, snapshot=NAME, allow_other, default_permissions,
-    /// fsname=NAME, cache_mib=N, commit=SECONDS, threads=N, (no)suid, (no)dev, (no)exec, (no)atime
+    /// fsname=NAME, cache_mib=N, commit=SECONDS, threads=N, (no)uring, (no)suid, (no)dev, (no)exec, (no)atime
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in the foreground and log to standard error

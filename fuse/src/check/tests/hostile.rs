@@ -18,7 +18,7 @@ use super::image::{self, NOW, new};
 use crate::engine::ram::RamDevice;
 
 /// Cases of a usual run; VEXFS_FSCK_CASES says otherwise.
-const CASES: u64 = 800;
+const CASES: u64 = 600;
 /// Reads, writes and discards of one walk: more is a loop.
 const CALLS_MAX: u64 = 3_000_000;
 

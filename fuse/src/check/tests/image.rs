@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use layout::acl::AclKind;
 use layout::addr::{PAGE, PageNo};
 use layout::fs::{FormatParams, Fs, NewInode, SetAttr, XattrFlags};
 use layout::inode::{Ino, Kind, ROOT_INO};
@@ -15,7 +16,7 @@ use crate::engine::ram::RamDevice;
 pub const NOW: Timespec = Timespec { secs: 1_700_000_000, nanos: 7 };
 
 pub fn new(kind: Kind) -> NewInode {
-    NewInode { kind, perm: 0o755, umask: 0, uid: 5, gid: 6, rdev: 0 }
+    NewInode { kind, perm: 0o755, uid: 5, gid: 6, umask: 0, rdev: 0 }
 }
 
 /// Bytes of a file at `offset`, a page of them.
@@ -62,6 +63,17 @@ pub fn rich(names: usize) -> Fs<MemStore> {
         let f = fs.lookup(a, b"file 0").unwrap().ino;
         fs.link(f, c, format!("hard {i}").as_bytes(), NOW).unwrap();
     }
+    // An owner, a named user, the group, a mask and others; it is also what is made below inherits.
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 7, u32::MAX), (2, 6, 1000), (4, 5, u32::MAX), (0x10, 7, u32::MAX), (0x20, 1, u32::MAX)];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        acl.extend([tag.to_le_bytes(), perm.to_le_bytes()].concat());
+        acl.extend(id.to_le_bytes());
+    }
+    fs.set_acl(b, AclKind::Access, &acl, false, NOW).unwrap();
+    fs.set_acl(b, AclKind::Default, &acl, false, NOW).unwrap();
+    fs.create(b, b"inherits", new(Kind::File), NOW).unwrap();
     fs.symlink(a, b"short", b"../where", 0, 0, NOW).unwrap();
     let long = fs.symlink(a, b"long", &[b'x'; 2000], 0, 0, NOW).unwrap().ino;
     fs.setxattr(long, b"trusted.x", b"1", XattrFlags::empty(), NOW).unwrap();

@@ -72,6 +72,10 @@ pub fn check_with(
         Session::open(Arc::clone(&device), client, OpenMode::ReadWrite, BootId([1; 16]), &cell).unwrap()
     });
     let mut pool = Pool::new(device, client, session, walker);
+    if mode == Mode::Repair {
+        // So few that changes are sent in the midst of every pass.
+        pool = pool.with_bounds(7, 3);
+    }
     let mut notes = Notes::default();
     let outcome = super::run(&mut pool, mode, data, &mut notes);
     (outcome, notes)

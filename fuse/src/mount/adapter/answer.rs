@@ -58,8 +58,10 @@ pub fn attributes(inode: &Inode, blocks: u64) -> Attr {
 pub fn session_attributes(dir: &Inode, kind: Option<SessionKind>) -> Attr {
     let (node, mode) = match kind {
         None => (Node::SessionDir(dir.ino), libc::S_IFDIR | 0o555),
-        Some(SessionKind::Stats) => (Node::SessionFile(SessionKind::Stats, dir.ino), libc::S_IFREG | 0o444),
-        Some(kind) => (Node::SessionFile(kind, dir.ino), libc::S_IFREG | 0o666),
+        Some(kind) => {
+            let perm = if kind.is_writable() { 0o666 } else { 0o444 };
+            (Node::SessionFile(kind, dir.ino), libc::S_IFREG | perm)
+        }
     };
     let nlink = if kind.is_none() { 2 } else { 1 };
     Attr { ino: node.id(), size: 0, blocks: 0, mode, nlink, rdev: 0, ..attributes(dir, 0) }

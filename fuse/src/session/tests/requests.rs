@@ -247,6 +247,44 @@ fn edits_make_rows_stale_and_fresh_only_leaves_them_out() {
 }
 
 #[test]
+fn stale_names_the_files_that_changed_and_that_the_caller_may_read() {
+    let (files, dir) = collection(2, "f32", "l2");
+    let sub = make(&files, dir, "sub", Kind::Dir, ROOT, 0o755);
+    for i in 0..70 {
+        let (at, path) = if i % 2 == 0 { (dir, format!("f{i}")) } else { (sub, format!("sub/f{i}")) };
+        let ino = make(&files, at, &format!("f{i}"), Kind::File, ROOT, if i < 10 { 0o600 } else { 0o644 });
+        put_json(
+            &files,
+            dir,
+            &format!(
+                r#"{{"file":"{path}","rows":[{{"vector":[1,1],"length":1}},{{"vector":[2,2],"length":1}}]}}"#
+            ),
+        );
+        if i % 5 == 0 {
+            change(&files, |fs| fs.prepare_write(ino, 0, 1).map(drop)).expect("writes");
+        }
+    }
+    let stale = |dir, caller| -> Value {
+        let handle = files.open(SessionKind::Stale, dir, &caller).expect("opens");
+        let reply = files.read(handle, 0, 1 << 20).expect("reads");
+        assert_eq!(files.write(handle, 0, b"x").unwrap_err().errno, libc::EACCES);
+        files.release(handle);
+        serde_json::from_slice(&reply).expect("JSON")
+    };
+    let counts =
+        |reply: &Value| ["rows", "rows_stale", "files_stale"].map(|key| reply[key].as_u64().unwrap_or(0));
+    let all = stale(dir, ROOT);
+    assert_eq!(counts(&all), [140, 28, 14]);
+    assert_eq!((all["files"].as_array().map(Vec::len), &all["more"]), (Some(14), &false.into()));
+    assert_eq!((&all["files"][1]["path"], &all["files"][1]["rows_stale"]), (&"sub/f5".into(), &2.into()));
+    assert_eq!(counts(&stale(sub, ROOT)), [70, 14, 7]);
+    assert_eq!(stale(sub, ROOT)["files"][0]["path"], "f5");
+    let other = Caller { uid: 7, gid: 7, pid: 0 };
+    assert_eq!(counts(&stale(dir, other)), [120, 24, 12]);
+    assert_eq!(stale(ROOT_INO, ROOT)["errno"], libc::EINVAL);
+}
+
+#[test]
 fn a_file_moved_out_is_not_found_until_it_comes_back() {
     let (files, dir) = collection(2, "f32", "l2");
     let sub = make(&files, dir, "sub", Kind::Dir, ROOT, 0o755);

@@ -6,6 +6,7 @@ mod hostile;
 mod numbers;
 mod posix;
 mod random;
+mod scale;
 mod tree;
 
 use crate::inode::Kind;
