@@ -109,6 +109,10 @@ impl MountLife {
                 world.note("  meanwhile:");
                 work(&mut world);
             }
+            // What is on its way shows as it will be.
+            if world.once_in(3) && !world.broken {
+                world.compare();
+            }
         };
         amid::with(others, f)
     }
