@@ -125,10 +125,7 @@ fn request_seeds() -> Vec<(&'static str, Vec<u8>)> {
     search_bytes.truncate(len);
     let reply = PutReply { answer: Err(28), message: "no space" };
     let reply = [reply.header().unwrap().as_bytes(), reply.message.as_bytes()].concat();
-    let acl =
-        b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
-            .to_vec();
-    vec![("acl", acl), ("put_request", put_bytes), ("search_request", search_bytes), ("replies", reply)]
+    vec![("put_request", put_bytes), ("search_request", search_bytes), ("replies", reply)]
 }
 
 fn file_system_seeds() -> Vec<(&'static str, Vec<u8>)> {

@@ -63,7 +63,7 @@ impl MountSettings {
             cache_bytes: EngineOptions::default().cache_bytes,
             commit_interval: Duration::from_secs(5),
             threads: 16,
-            rings: true,
+            rings: false,
         }
     }
 
