@@ -10,25 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::{Bench, can_mount};
-
-const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
-
-/// The kernel's switch, on; put back in the end.
-struct Enabled(String);
-
-impl Enabled {
-    fn new() -> Option<Self> {
-        let before = fs::read_to_string(SWITCH).ok()?;
-        fs::write(SWITCH, "Y").ok()?;
-        Some(Enabled(before))
-    }
-}
-
-impl Drop for Enabled {
-    fn drop(&mut self) {
-        let _ = fs::write(SWITCH, self.0.trim());
-    }
-}
+use vexfs_harness::FuseRings;
 
 /// Threads of a process whose name begins so.
 fn threads(pid: i32, name: &str) -> usize {
@@ -72,7 +54,7 @@ fn check(dir: &Path, seed: u8) {
 
 #[test]
 fn requests_by_rings_do_what_requests_by_the_device_do() {
-    let Some(_enabled) = can_mount().then(Enabled::new).flatten() else {
+    let Some(_enabled) = can_mount().then(FuseRings::enable).and_then(Result::ok) else {
         eprintln!("skipped: this kernel has no FUSE over io_uring");
         return;
     };

@@ -23,12 +23,7 @@ impl Check<'_> {
             let end = self.windows[class - 1].end();
             let said = u64::from(self.superblock.next_window[class - 1]);
             if said < end {
-                self.find(
-                    Finding::new(Code::SbNextWindow)
-                        .page(0)
-                        .values(end, said)
-                        .detail(format!("class {class}")),
-                )?;
+                self.find(wrong_next_window(class, end, said))?;
                 self.set_next_window(class, end);
             }
         }
@@ -84,12 +79,7 @@ impl Check<'_> {
             };
             if lost > LOST_MAX && self.windows[class - 1].end() + LOST_MAX < self.next_number(class) {
                 let (end, said) = (self.windows[class - 1].end(), self.next_number(class));
-                self.find(
-                    Finding::new(Code::SbNextWindow)
-                        .page(0)
-                        .values(end, said)
-                        .detail(format!("class {class}")),
-                )?;
+                self.find(wrong_next_window(class, end, said))?;
                 rebuild = true;
             } else if lost > LOST_MAX {
                 let detail = format!("{lost} windows of class {class}");
@@ -199,4 +189,9 @@ impl Check<'_> {
 
 fn stack_page(stack: usize) -> u64 {
     (STACK_BASE + stack as u64 * STACK_STRIDE) >> PAGE_SHIFT
+}
+
+/// The superblock counts other windows of a class as used than there are.
+fn wrong_next_window(class: usize, end: u64, said: u64) -> Finding {
+    Finding::new(Code::SbNextWindow).page(0).values(end, said).detail(format!("class {class}"))
 }

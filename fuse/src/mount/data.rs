@@ -2,7 +2,7 @@
 
 use layout::addr::PAGE;
 use layout::error::Result;
-use layout::fs::{Ino, SetAttr};
+use layout::fs::{Ino, Keep};
 
 use super::volume::{Mounted, now};
 use crate::engine::{Cost, DataBuf};
@@ -63,7 +63,7 @@ impl Mounted {
     /// # Errors
     /// As [`layout::fs::Fs::prepare_write`] and the page store.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], keep_suid: bool) -> Result<()> {
-        self.put(ino, offset, bytes, keep_suid, false)
+        self.put(ino, offset, bytes, Keep { suid: keep_suid, times: false })
     }
 
     /// As [`Mounted::write`], where the kernel may have set the times already ([`Mounted::kernel_has_times`]).
@@ -71,10 +71,10 @@ impl Mounted {
     /// # Errors
     /// As [`Mounted::write`].
     pub fn write_late(&self, ino: Ino, offset: u64, bytes: &[u8], keep_suid: bool) -> Result<()> {
-        self.put(ino, offset, bytes, keep_suid, self.kernel_has_times())
+        self.put(ino, offset, bytes, Keep { suid: keep_suid, times: self.kernel_has_times() })
     }
 
-    fn put(&self, ino: Ino, offset: u64, bytes: &[u8], keep_suid: bool, keep_times: bool) -> Result<()> {
+    fn put(&self, ino: Ino, offset: u64, bytes: &[u8], keep: Keep) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -98,19 +98,8 @@ impl Mounted {
             self.engine.write_data(run.byte, &bytes[done..done + part], unmapped_from)?;
             done += part;
         }
-        let mut fs = self.fs.write();
-        // As it is now: its mode and times may have been changed since the beginning of the write.
-        let old = fs.inode(ino)?;
-        let new = fs.finish_write(ino, offset + bytes.len() as u64, now())?;
-        let kept = SetAttr {
-            perm: Some(old.perm).filter(|perm| keep_suid && new.perm != *perm),
-            mtime: Some(old.mtime).filter(|_| keep_times),
-            ctime: Some(old.ctime).filter(|_| keep_times),
-            ..SetAttr::default()
-        };
-        if kept != SetAttr::default() {
-            fs.setattr(ino, kept, now())?;
-        }
+        let end = offset + bytes.len() as u64;
+        self.fs.write().finish_write_keeping(ino, end, now(), keep)?;
         Ok(())
     }
 }

@@ -75,11 +75,7 @@ fn mount_as_root(request: &MountRequest) -> io::Result<OwnedFd> {
 }
 
 fn kernel_flags(request: &MountRequest) -> MountFlags {
-    // As mount(8) does for file systems in user space.
-    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
-    if rustix::process::geteuid().is_root() {
-        flags = MountFlags::empty();
-    }
+    let mut flags = MountFlags::empty();
     flags.set(MountFlags::RDONLY, request.read_only);
     for flag in &request.flags {
         match flag.as_str() {

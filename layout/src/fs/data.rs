@@ -49,6 +49,15 @@ pub(super) fn drop_suid_sgid(inode: &mut Inode) {
     }
 }
 
+/// What the end of a write leaves as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keep {
+    /// suid and sgid: the writer has CAP_FSETID.
+    pub suid: bool,
+    /// mtime and ctime: the kernel tells them by itself.
+    pub times: bool,
+}
+
 impl<P: PageStore> Fs<P> {
     /// Where a file's byte stands; none if its window is not allocated: a hole.
     pub fn map(&self, inode: &Inode, offset: u64) -> Option<Run> {
@@ -146,6 +155,14 @@ impl<P: PageStore> Fs<P> {
     /// # Errors
     /// As [`Fs::prepare_write`].
     pub fn finish_write(&mut self, ino: Ino, end: u64, now: Timespec) -> Result<Inode> {
+        self.finish_write_keeping(ino, end, now, Keep::default())
+    }
+
+    /// As [`Fs::finish_write`], but for what is to stay.
+    ///
+    /// # Errors
+    /// As [`Fs::prepare_write`].
+    pub fn finish_write_keeping(&mut self, ino: Ino, end: u64, now: Timespec, keep: Keep) -> Result<Inode> {
         self.writable()?;
         let mut inode = self.file(ino)?;
         if end > MAX_FILE_BYTES {
@@ -153,9 +170,13 @@ impl<P: PageStore> Fs<P> {
         }
         self.touch_inode(ino)?;
         inode.size = inode.size.max(end);
-        inode.mtime = now;
-        inode.ctime = now;
-        drop_suid_sgid(&mut inode);
+        if !keep.times {
+            inode.mtime = now;
+            inode.ctime = now;
+        }
+        if !keep.suid {
+            drop_suid_sgid(&mut inode);
+        }
         self.apply(|fs| fs.write_inode(&inode))?;
         Ok(inode)
     }

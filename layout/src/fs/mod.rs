@@ -37,7 +37,7 @@ use crate::windows::CLASSES;
 pub use crate::inode::{Ino, Inode, InodeFlags};
 pub use crate::windows::Run;
 pub use attr::SetAttr;
-pub use data::ZeroTail;
+pub use data::{Keep, ZeroTail};
 pub use format::{FormatParams, format};
 pub use names::{DirEntry, NewInode};
 pub use rename::RenameFlags;

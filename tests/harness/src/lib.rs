@@ -53,3 +53,26 @@ pub fn fio(path: impl AsRef<OsStr>) -> Command {
     command.arg("--thread=1");
     command
 }
+
+/// The kernel's switch for FUSE over io_uring (Linux 6.14), on; put back in the end.
+pub struct FuseRings(String);
+
+impl FuseRings {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+    /// Turns it on.
+    ///
+    /// # Errors
+    /// The kernel has none, or this is not root.
+    pub fn enable() -> io::Result<Self> {
+        let before = std::fs::read_to_string(Self::SWITCH)?;
+        std::fs::write(Self::SWITCH, "Y")?;
+        Ok(FuseRings(before))
+    }
+}
+
+impl Drop for FuseRings {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::SWITCH, self.0.trim());
+    }
+}

@@ -76,7 +76,9 @@ pub fn prepare(env: &Env) -> Prepared {
     };
     let (mkfs, fuse) = (env.program("mkfs.vexfs")?, env.program("vexfs-fuse")?);
     add(OURS, Ok(Program::Vexfs { mkfs: mkfs.clone(), fuse: fuse.clone(), ring: None }));
-    add(OURS_RING, mounts::Ring::enable().map(|ring| Program::Vexfs { mkfs, fuse, ring: Some(ring) }));
+    let rings = vexfs_harness::FuseRings::enable()
+        .map_err(|error| format!("FUSE over io_uring (Linux 6.14, root): {error}"));
+    add(OURS_RING, rings.map(|ring| Program::Vexfs { mkfs, fuse, ring: Some(ring) }));
     add(LL, env.rival("passthrough_ll").map(|program| Program::PassthroughLl { program }));
     add(HP, env.rival("passthrough_hp").map(|program| Program::PassthroughHp { program }));
     add("ext4 loop", env.tool("mkfs.ext4").map(|mkfs| Program::Ext4 { mkfs }));

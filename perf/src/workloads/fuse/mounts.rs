@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use vexfs_harness::FuseRings;
 
 use super::super::files::{allocate, make_file, make_image, path_text, run};
 use super::LOOPS;
@@ -16,33 +17,9 @@ use crate::server::Server;
 /// Bytes of an image.
 const IMAGE: (&str, u64) = ("3G", 3 << 30);
 
-/// The kernel's switch for FUSE over io_uring, on; put back in the end.
-pub struct Ring(String);
-
-const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
-
-impl Ring {
-    /// Turns it on.
-    ///
-    /// # Errors
-    /// The kernel has none, or this is not root.
-    pub fn enable() -> std::result::Result<Self, String> {
-        let before =
-            fs::read_to_string(SWITCH).map_err(|_| "no FUSE over io_uring (Linux 6.14)".to_owned())?;
-        fs::write(SWITCH, "Y").map_err(|error| format!("{SWITCH}: {error}"))?;
-        Ok(Ring(before))
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        let _ = fs::write(SWITCH, self.0.trim());
-    }
-}
-
 /// What is mounted.
 pub enum Program {
-    Vexfs { mkfs: PathBuf, fuse: PathBuf, ring: Option<Ring> },
+    Vexfs { mkfs: PathBuf, fuse: PathBuf, ring: Option<FuseRings> },
     PassthroughLl { program: PathBuf },
     PassthroughHp { program: PathBuf },
     Ext4 { mkfs: PathBuf },
