@@ -8,6 +8,7 @@ pub mod check;
 pub mod dump;
 pub mod engine;
 pub mod mount;
+mod printable;
 pub mod search;
 pub mod session;
 #[cfg(test)]

@@ -36,8 +36,8 @@ fn structures_are_shown_by_path_number_and_address() {
     xattr(&bench.path("a/b"));
     mount.unmount();
 
-    assert_eq!(json(&[source])["superblock"]["clean"], "yes");
-    assert_eq!(json(&[source, "status"])["session_live"], "no");
+    assert_eq!(json(&[source])["superblock"]["clean"], true);
+    assert_eq!(json(&[source, "status"])["session_live"], false);
     let inode = json(&[source, "inode", "/a/b"]);
     assert_eq!((inode["path"].as_str(), inode["size"].as_u64()), (Some("/a/b"), Some(3 << 20)));
     let number = inode["inode"].as_u64().unwrap().to_string();

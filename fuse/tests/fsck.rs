@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use blockd::session::{GrantCell, OpenMode, Session, boot_id};
 use blockd::volume::{OpenOptions, Volume};
 use common::{Bench, can_mount, run};
 use layout::addr::{CLASS0_BASE, PAGE, PageNo};
+use layout::inode::Ino;
 
 fn fsck(args: &[&str], source: &str) -> Output {
     run(vexfs_harness::command(env!("CARGO_BIN_EXE_fsck-vexfs")).args(args).arg(source))
@@ -163,6 +165,10 @@ fn a_served_volume_is_checked_and_repaired_unless_it_is_mounted() {
     assert_eq!(code(&fsck(&[], &source)), 4);
     assert_eq!(code(&fsck(&["-y"], &source)), 1);
     assert_eq!(code(&fsck(&["--data"], &source)), 0);
+    // A mount that fails leaves no session behind.
+    let said = bench.refused(&source, &bench.mountpoint(), &format!("fsname={}", "x".repeat(5000)));
+    assert!(said.contains("cannot mount"), "{said}");
+    assert_eq!(code(&fsck(&["-n"], &source)), 0);
     let mount = bench.mount_source(&source, "");
     let refused = fsck(&["-y"], &source);
     assert_eq!(code(&refused), 8);
@@ -175,6 +181,51 @@ fn a_served_volume_is_checked_and_repaired_unless_it_is_mounted() {
     stopper.stop();
     thread.join().unwrap();
     volume.shutdown().unwrap();
+}
+
+#[test]
+fn a_repair_goes_on_when_nobody_reads_what_it_says() {
+    let bench = Bench::new(64 << 20);
+    let image = bench.image();
+    change(&image, root_page(), |page| page.fill(0xee));
+    let mut child = vexfs_harness::command(env!("CARGO_BIN_EXE_fsck-vexfs"))
+        .args(["-y", image.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(code(&ended), 1, "{}", text(&ended.stderr));
+    assert_eq!(code(&fsck(&[], image.to_str().unwrap())), 0);
+}
+
+#[test]
+fn a_damaged_inode_hides_no_other_name() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(64 << 20);
+    let mount = bench.mount("");
+    // More than one reply holds: the kernel asks for attributes with the second, too, when those of the first were used.
+    for number in 0..600 {
+        fs::write(bench.path(&format!("file {number}")), "x").unwrap();
+    }
+    let names = || fs::read_dir(bench.mountpoint()).unwrap().map(|entry| entry.unwrap().file_name());
+    let damaged = bench.mountpoint().join(names().nth(400).unwrap());
+    let ino = fs::metadata(&damaged).unwrap().ino();
+    mount.unmount();
+    let page = Ino(ino).page().unwrap();
+    change(&bench.image(), page, |bytes| bytes[ino as usize % 8 * 512 + 5] = 0xff);
+    let mount = bench.mount("");
+    let bad: Vec<_> = names()
+        .map(|name| bench.mountpoint().join(name))
+        .enumerate()
+        .filter(|(_, path)| fs::metadata(path).is_err())
+        .collect();
+    assert_eq!(bad, [(400, damaged)]);
+    assert_eq!(names().count(), 600);
+    mount.unmount();
 }
 
 #[test]

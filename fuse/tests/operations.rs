@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -440,6 +440,124 @@ fn a_full_volume_says_so_at_write_and_deletes_still_work() {
     let mount = bench.mount("");
     assert_eq!(fs::read(bench.path("keep")).unwrap(), vec![1; 1 << 20]);
     assert_eq!(fs::read(bench.path("again")).unwrap(), vec![3; 16 << 20]);
+    mount.unmount();
+}
+
+/// struct file_handle of open_by_handle_at(2), with room for any.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    data: [u8; libc::MAX_HANDLE_SZ as usize],
+}
+
+impl Handle {
+    fn of(path: &Path) -> Handle {
+        let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+        let mut handle = Handle { bytes: libc::MAX_HANDLE_SZ as u32, kind: 0, data: [0; 128] };
+        let mut mount = 0;
+        // SAFETY: a NUL-terminated path, a handle with as much room as it says, and an int, alive during the call.
+        let done = unsafe {
+            libc::name_to_handle_at(
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                (&raw mut handle).cast(),
+                &raw mut mount,
+                0,
+            )
+        };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        handle
+    }
+
+    fn open(&mut self, mount: &File) -> std::io::Result<File> {
+        // SAFETY: a handle that the kernel made, alive during the call; the descriptor is new, and nobody else's.
+        unsafe {
+            let fd = libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut *self).cast(), libc::O_RDONLY);
+            if fd < 0 { Err(std::io::Error::last_os_error()) } else { Ok(File::from_raw_fd(fd)) }
+        }
+    }
+}
+
+#[test]
+fn file_handles_outlive_a_mount_and_end_with_their_file() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("");
+    fs::create_dir(bench.path("dir")).unwrap();
+    fs::write(bench.path("dir/kept"), "content").unwrap();
+    fs::write(bench.path("dir/gone"), "").unwrap();
+    let [mut dir, mut kept, mut gone] =
+        ["dir", "dir/kept", "dir/gone"].map(|name| Handle::of(&bench.path(name)));
+    fs::remove_file(bench.path("dir/gone")).unwrap();
+    mount.unmount();
+    let mount = bench.mount("");
+    let root = File::open(bench.mountpoint()).unwrap();
+    let mut content = String::new();
+    kept.open(&root).unwrap().read_to_string(&mut content).unwrap();
+    assert_eq!(content, "content");
+    assert!(dir.open(&root).unwrap().metadata().unwrap().is_dir());
+    assert_eq!(gone.open(&root).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    drop(root);
+    mount.unmount();
+}
+
+#[test]
+fn a_change_of_a_file_shows_in_its_times_also_where_little_space_is_left() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(64 << 20);
+    let mount = bench.mount("");
+    let path = bench.path("f");
+    fs::write(&path, "before").unwrap();
+    let space = || rustix::fs::statvfs(bench.mountpoint()).unwrap();
+    for number in 0.. {
+        let space = space();
+        if space.f_bavail < space.f_blocks / 16 {
+            break;
+        }
+        let mut file = File::create(bench.path(&format!("filling {number}"))).unwrap();
+        file.write_all(&vec![number as u8 | 1; 1 << 20]).unwrap();
+        file.sync_all().unwrap();
+    }
+    let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    // The kernel's clock for times of files has steps of up to 10 ms.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    file.write_all(b" and after").unwrap();
+    assert!(fs::metadata(&path).unwrap().modified().unwrap() > before);
+    file.sync_all().unwrap();
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn holes_of_more_files_than_there_are_threads_are_told_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("threads=2");
+    let files: Vec<File> = (0..6)
+        .map(|i| {
+            let path = bench.path(&format!("f{i}"));
+            let mut file = OpenOptions::new().create_new(true).write(true).read(true).open(path).unwrap();
+            file.write_all(&vec![i | 1; 2 << 20]).unwrap();
+            file
+        })
+        .collect();
+    // The kernel holds back what was written, and each of these waits for it.
+    let threads: Vec<_> = files
+        .into_iter()
+        .map(|file| std::thread::spawn(move || seek(&file, 0, libc::SEEK_HOLE).unwrap()))
+        .collect();
+    common::wait_for("all are told", || threads.iter().all(|thread| thread.is_finished()));
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), 2 << 20);
+    }
     mount.unmount();
 }
 

@@ -195,14 +195,9 @@ def other():
     fcntl.lockf(mine, fcntl.LOCK_EX, 10, 0)
 pid = child(other)
 os.read(r, 1)
-deadlocks = 0
 import time
-for attempt in range(2000):
-    # It may not wait yet; then this is refused for being held, not for the cycle.
-    try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 50)
-    except OSError: pass
-    if open('/proc/locks').read().count('->'): break
-    time.sleep(0.005)
+def waits(pid): return any(line.split()[1] == '->' and line.split()[5] == str(pid) for line in open('/proc/locks'))
+while not waits(pid): time.sleep(0.005)
 try: fcntl.lockf(f, fcntl.LOCK_EX, 10, 50)
 except OSError as e: assert e.errno == errno.EDEADLK, e
 else: raise AssertionError('a deadlock was let happen')

@@ -1,19 +1,22 @@
 //! Pass 9: everything that is mapped, in the order of addresses, against what owns it. Asked for, pass 10 reads all of it.
 
 use layout::addr::{
-    CLASS0_BASE, CLASS1_BASE, CLASS2_BASE, CLASS3_BASE, INDEX_BASE, PAGE, PAGE_SHIFT, PageNo, PageRange,
-    STACK_BASE, XATTR_BASE,
+    CLASS0_BASE, CLASS1_BASE, CLASS2_BASE, CLASS3_BASE, INDEX_BASE, INODE_BASE, PAGE, PAGE_SHIFT, PageNo,
+    PageRange, STACK_BASE, STACK_STRIDE, XATTR_BASE,
 };
 use layout::inode::{Inode, Kind};
-use layout::windows::class_range;
+use layout::windows::{CLASSES, class_range};
 
 use super::context::Check;
 use super::finding::{Code, Finding};
 use super::mapped::Mapped;
 use super::pool::Run;
 
-/// Pages looked at for being all zeros before a run is called a leak of data.
+/// A longer run that nobody owns is called a leak of data without looking whether all of it is zeros.
 const LOOK_PAGES: u64 = 4096;
+
+/// Free stacks: two a class.
+const STACKS: u64 = 2 * CLASSES as u64;
 
 /// A part of the address space that is cut into equal pieces, each of which belongs to one inode at most.
 struct Region {
@@ -36,6 +39,7 @@ impl Check<'_> {
     pub(super) fn pass_allocation(&mut self) -> Run<()> {
         let page = |byte: u64| byte >> PAGE_SHIFT;
         self.nobodys(3, page(STACK_BASE), true)?;
+        self.nobodys(page(STACK_BASE + STACKS * STACK_STRIDE), page(INODE_BASE), false)?;
         let tail = self.table_tail();
         self.nobodys(tail.first.0, tail.first.0 + tail.count, false)?;
         self.xattr_region()?;
@@ -62,14 +66,11 @@ impl Check<'_> {
 
     /// Pages without an owner, or behind the end of their owner.
     fn leak(&mut self, from: u64, to: u64, owner: Option<u64>) -> Run<()> {
-        let mut zeros = true;
-        let looked_at = to.min(from + LOOK_PAGES);
-        for page in from..looked_at {
-            zeros &=
-                self.pool.read_on(PageNo(page), PageNo(looked_at))?.is_ok_and(|b| b.iter().all(|b| *b == 0));
-            if !zeros {
-                break;
-            }
+        let mut zeros = to - from <= LOOK_PAGES;
+        let mut page = from;
+        while zeros && page < to {
+            zeros = self.pool.read_on(PageNo(page), PageNo(to))?.is_ok_and(|b| b.iter().all(|b| *b == 0));
+            page += 1;
         }
         let code = match owner {
             _ if zeros => Code::LeakZero,
@@ -87,6 +88,7 @@ impl Check<'_> {
         while let Some((from, to)) = self.pool.next_mapped(&mut cursor)? {
             let mut at = from;
             while at < to {
+                self.progress(at - first, 1 << 40)?;
                 let ino = (at - first) / 16;
                 let piece_end = to.min(first + (ino + 1) * 16);
                 let used = match self.census.kind(ino) {
@@ -151,8 +153,8 @@ impl Check<'_> {
             let first = region.base >> PAGE_SHIFT;
             let mut cursor = Mapped::new(first, region.end >> PAGE_SHIFT);
             while let Some((from, to)) = self.pool.next_mapped(&mut cursor)? {
-                self.progress(from - first, (region.end >> PAGE_SHIFT) - first)?;
                 for part in (from..to).step_by(LOOK_PAGES as usize) {
+                    self.progress(part - first, (region.end >> PAGE_SHIFT) - first)?;
                     self.data_part(region, part, to.min(part + LOOK_PAGES))?;
                 }
             }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::printable::Printable;
+
 /// How much a repair may cost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -57,9 +59,9 @@ codes! {
     SbNextIno, "sb-next-ino", Safe, "the first never-used inode number is wrong", "set to the one behind the last inode";
     SbNextWindow, "sb-next-window", Safe, "the first never-used window number is wrong", "set behind the last window in use";
     SbInodesUsed, "sb-inodes-used", Safe, "the count of inodes in use is wrong", "set to what was counted";
-    InodeUnreadable, "inode-unreadable", Loss, "a page of the inode table cannot be read", "its 8 inodes are freed";
+    InodeUnreadable, "inode-unreadable", Loss, "a page of the inode table cannot be read", "its 8 inodes are made anew from their first MiB of bytes, for root alone, or freed";
     InodeDamaged, "inode-damaged", Loss, "an inode is damaged", "its bad fields are mended";
-    InodeLost, "inode-lost", Loss, "an inode is damaged beyond use", "freed, with its names";
+    InodeLost, "inode-lost", Loss, "an inode is damaged beyond use", "made anew from its first MiB of bytes, for root alone, or freed with its names";
     InodeReserved, "inode-reserved", Safe, "a slot that is never used is not zero", "zeroed";
     InodeHole, "inode-hole", Safe, "an inode number was passed over", "made free";
     InodeField, "inode-field", Safe, "an inode has a field set that its kind or state does not have", "cleared";
@@ -71,8 +73,8 @@ codes! {
     InodeNameless, "inode-nameless", Safe, "an empty inode has no name", "freed";
     RootMissing, "root-missing", Loss, "there is no root directory", "made new";
     Symlink, "symlink-target", Loss, "a symbolic link's target is damaged", "cut where the damage begins, or the link removed";
-    XattrArea, "xattr-area", Loss, "the extended attributes cannot be read", "removed";
-    XattrEntry, "xattr-entry", Loss, "extended attributes are damaged", "those from the damaged one on are removed";
+    XattrArea, "xattr-area", Loss, "the extended attributes cannot be read", "removed; where there are ACLs the group loses its permissions";
+    XattrEntry, "xattr-entry", Loss, "extended attributes are damaged", "those from the damaged one on are removed; if an ACL may be among them, the group loses its permissions";
     XattrTwice, "xattr-twice", Loss, "an extended attribute stands twice", "the later one is removed";
     Acl, "acl", Loss, "an ACL is damaged, or stands where none may be", "removed; the group loses its permissions";
     AclMode, "acl-mode", Safe, "the mode is not what the ACL says", "set to what the ACL says";
@@ -224,7 +226,7 @@ impl std::fmt::Display for Finding {
             write!(f, ", inode {ino}")?;
         }
         if let Some(path) = &self.path {
-            write!(f, " ({path})")?;
+            write!(f, " ({})", Printable(path))?;
         }
         if let Some(page) = self.page {
             write!(f, ", page {page:#x}")?;
@@ -278,5 +280,7 @@ mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(&finding.to_json()).unwrap();
         assert_eq!((json["code"].as_str(), json["found"].as_u64()), (Some("inode-links"), Some(3)));
+        let path = Some("/two\nlines".to_owned());
+        assert_eq!(Finding { path, ..finding }.to_string().lines().count(), 1);
     }
 }

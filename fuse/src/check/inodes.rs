@@ -15,7 +15,8 @@ use super::mapped::Mapped;
 use super::mend::{Content, mend};
 use super::pool::Run;
 
-/// A longer stretch of the table that is not mapped is left alone: its numbers are not given out again.
+/// A longer stretch of numbers that were never used is left alone: they are not given out again. So are all shorter ones, where
+/// they are more than the inodes in use and so many: else a few pages far from each other would grow to many.
 pub const GAP_MAX: u64 = 1 << 14;
 
 const SLOTS: u64 = INODES_PER_PAGE as u64;
@@ -54,6 +55,9 @@ impl Check<'_> {
                 self.find(Finding::new(Code::InodeUnreadable).page(page.0).detail(why.0))?;
                 self.pool.write(page, &[0; PAGE])?;
                 self.numbers_changed = true;
+                for number in first.max(ROOT_INO.0 + 1)..first + SLOTS {
+                    self.made_from_content(number)?;
+                }
                 return Ok(());
             }
         };
@@ -96,8 +100,13 @@ impl Check<'_> {
     fn damaged_slot(&mut self, ino: u64, raw: &RawInode, finding: Finding) -> Run<()> {
         let content = self.content(ino)?;
         match mend(raw, Ino(ino), content) {
-            Some(mended) => {
+            Some(mut mended) => {
                 self.find(finding)?;
+                let drops_inline =
+                    mended.inline_kind == 0 && (raw.inline_kind != 0 || raw.inline_len.get() != 0);
+                if let Some(kind) = Kind::from_code(mended.kind).filter(|_| drops_inline) {
+                    mended.perm = (mended.perm.get() & self.perm_without_acl(kind)).into();
+                }
                 self.change_slot(ino, |slot| *slot = mended)?;
                 match mended.decode(Self::table_page(ino).unwrap_or(PageNo(0)), Ino(ino)) {
                     Ok(Slot::Used(inode)) => self.used_inode(inode),
@@ -109,13 +118,36 @@ impl Check<'_> {
             }
             None => {
                 self.find(Finding { code: Code::InodeLost, ..finding })?;
-                let generation = raw.generation.get().max(1);
-                self.change_slot(ino, |slot| *slot = RawInode::free(Ino(ino), generation))?;
-                self.census.set_state(ino, State::Free);
                 self.numbers_changed = true;
+                if ino == ROOT_INO.0 || !self.made_from_content(ino)? {
+                    let generation = raw.generation.get().max(1);
+                    self.change_slot(ino, |slot| *slot = RawInode::free(Ino(ino), generation))?;
+                    self.census.set_state(ino, State::Free);
+                }
                 Ok(())
             }
         }
+    }
+
+    /// Makes an inode whose slot is lost anew from what stands where its content is: a directory if that says so, else a file,
+    /// of the first MiB, which only root may use. False if nothing stands there.
+    fn made_from_content(&mut self, ino: u64) -> Run<bool> {
+        let content = self.content(ino)?;
+        if content.class0_end == 0 {
+            return Ok(false);
+        }
+        let (kind, perm) = if content.is_dir { (Kind::Dir, 0o700) } else { (Kind::File, 0o600) };
+        let mut inode = Inode::new(Ino(ino), 1, kind, perm, crate::mount::now());
+        inode.size = content.class0_end;
+        if kind == Kind::File {
+            inode.flags |= InodeFlags::SPARSE;
+        }
+        self.change_slot(ino, |slot| {
+            *slot = RawInode::ZERO;
+            inode.encode(slot);
+        })?;
+        self.used_inode(inode)?;
+        Ok(true)
     }
 
     fn used_inode(&mut self, mut inode: Inode) -> Run<()> {
@@ -327,29 +359,30 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Numbers below the end that were never used become free ones.
+    /// Numbers below the end that were never used become free ones, unless they are so many.
     fn holes(&mut self) -> Run<()> {
         let end = self.superblock.next_ino;
+        let mut holes = Vec::new();
         let mut at = ROOT_INO.0;
-        while at < end {
-            if self.census.state(at) != State::Never {
-                at += 1;
+        while let Some(first) = (at..end).find(|ino| self.census.state(*ino) == State::Never) {
+            let next = self.census.find(first, |_, _, state| state != State::Never).unwrap_or(end).min(end);
+            holes.push((first, next));
+            at = next;
+        }
+        let short: u64 = holes.iter().map(|(at, next)| next - at).filter(|len| *len <= GAP_MAX).sum();
+        let are_filled = short <= GAP_MAX + self.census.used();
+        for (at, next) in holes {
+            let detail = format!("inode numbers {at} to {}", next - 1);
+            if !are_filled || next - at > GAP_MAX {
+                self.find(Finding::new(Code::NumberGap).detail(detail))?;
                 continue;
             }
-            let next = self.census.find(at, |_, _, state| state != State::Never).unwrap_or(end).min(end);
-            if next - at > GAP_MAX {
-                let detail = format!("inode numbers {at} to {}", next - 1);
-                self.find(Finding::new(Code::NumberGap).detail(detail))?;
-            } else {
-                let detail = format!("inode numbers {at} to {}", next - 1);
-                self.find(Finding::new(Code::InodeHole).ino(at).values(1, next - at).detail(detail))?;
-                for ino in at..next {
-                    self.change_slot(ino, |raw| *raw = RawInode::free(Ino(ino), 1))?;
-                    self.census.set_state(ino, State::Free);
-                }
-                self.numbers_changed = true;
+            self.find(Finding::new(Code::InodeHole).ino(at).values(1, next - at).detail(detail))?;
+            for ino in at..next {
+                self.change_slot(ino, |raw| *raw = RawInode::free(Ino(ino), 1))?;
+                self.census.set_state(ino, State::Free);
             }
-            at = next;
+            self.numbers_changed = true;
         }
         Ok(())
     }

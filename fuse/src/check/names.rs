@@ -58,9 +58,14 @@ impl Check<'_> {
                 self.settled(&dir, entries)?
             }
             Err(broken) => {
+                let is_order = broken.code == Code::DirTree;
                 self.find(*broken)?;
-                let entries = self.salvage_entries(&dir)?;
-                self.settled(&dir, entries)?
+                let salvaged = self.salvage_entries(&dir)?;
+                if is_order && salvaged.pages_lost > 0 {
+                    let detail = format!("{} pages more", salvaged.pages_lost);
+                    self.find(Finding::new(Code::DirPage).ino(ino).detail(detail))?;
+                }
+                self.settled(&dir, salvaged.entries)?
             }
         };
         let mut kept = Vec::with_capacity(entries.len());

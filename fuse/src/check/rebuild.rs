@@ -14,6 +14,14 @@ use super::mapped::Mapped;
 use super::pool::Run;
 use super::tree::{Kept, TreeWalk};
 
+/// What was found of a damaged directory.
+pub struct Salvaged {
+    /// In the order of keys.
+    pub entries: Vec<Kept>,
+    /// Pages of the tree that are not there, or of which not every entry could be read.
+    pub pages_lost: u64,
+}
+
 impl Check<'_> {
     /// The entries of a tree that is in order.
     pub(super) fn entries_of(&mut self, dir: &Inode) -> Run<Vec<Kept>> {
@@ -26,10 +34,12 @@ impl Check<'_> {
         Ok(entries)
     }
 
-    /// What entries can be found in the pages of a directory whose tree is damaged, in the order of keys. A page with a
-    /// good header is believed; in any other an entry must stand under the key of its name.
-    pub(super) fn salvage_entries(&mut self, dir: &Inode) -> Run<Vec<Kept>> {
+    /// What can be found in the pages of a directory whose tree is damaged. A page with a good header is believed; in any
+    /// other an entry must stand under the key of its name.
+    pub(super) fn salvage_entries(&mut self, dir: &Inode) -> Run<Salvaged> {
         let mut entries = Vec::new();
+        let mut pages_good = 0;
+        let mut pages = dir.size / PAGE as u64;
         for class in 0..CLASSES {
             if class > 0 && !self.owns(dir, class) {
                 continue;
@@ -40,32 +50,48 @@ impl Check<'_> {
             while let Some((from, to)) = self.pool.next_mapped(&mut cursor)? {
                 for page_no in from..to {
                     let index = first_index + (page_no - range.first.0);
-                    if let Ok(bytes) = self.pool.read_on(PageNo(page_no), PageNo(to))? {
-                        self.salvage_page(dir, PageNo(page_no), index, &bytes, &mut entries);
+                    let Ok(bytes) = self.pool.read_on(PageNo(page_no), PageNo(to))? else { continue };
+                    let is_good = self.salvage_page(dir, PageNo(page_no), index, &bytes, &mut entries);
+                    if is_good && index == 0 {
+                        pages = pages.min(page::raw(&bytes).used.get().into());
                     }
+                    pages_good += u64::from(is_good && index < pages);
                 }
             }
         }
         entries.sort_by(|a, b| a.key.cmp(&b.key).then(a.name.cmp(&b.name)));
         entries.dedup_by(|a, b| a.name == b.name && a.key == b.key);
-        Ok(entries)
+        Ok(Salvaged { entries, pages_lost: pages.saturating_sub(pages_good) })
     }
 
-    fn salvage_page(&self, dir: &Inode, page_no: PageNo, index: u64, bytes: &PageBytes, out: &mut Vec<Kept>) {
-        let Ok(index) = u32::try_from(index) else { return };
+    /// Takes the entries of a page; whether all of it is good.
+    fn salvage_page(
+        &self,
+        dir: &Inode,
+        page_no: PageNo,
+        index: u64,
+        bytes: &PageBytes,
+        out: &mut Vec<Kept>,
+    ) -> bool {
+        let Ok(index) = u32::try_from(index) else { return false };
         let header = page::check(bytes, DirPlace { page: page_no, dir: dir.ino, index });
         if header.is_ok_and(|header| header.level != 0) {
-            return;
+            return true;
         }
+        let mut is_good = header.is_ok();
         let said = usize::from(page::raw(bytes).count.get());
         let count = if said <= MAX_ENTRIES { said } else { MAX_ENTRIES };
         let leaf = Leaf::new(bytes, page_no, count);
         for i in 0..count {
-            let Ok(entry) = leaf.entry(i) else { continue };
+            let Ok(entry) = leaf.entry(i) else {
+                is_good = false;
+                continue;
+            };
             if header.is_ok() || self.key_fits(entry.key, entry.name) {
                 out.push(kept(&entry));
             }
         }
+        is_good
     }
 
     /// Gives entries keys that fit their names, where they have others or share one: sorted by key, without two of one

@@ -53,7 +53,11 @@ impl Check<'_> {
 
     fn lost_directory(&mut self, ino: u64, lost: &mut Vec<Kept>) -> Run<()> {
         let Some(dir) = self.inode(ino)? else { return Ok(()) };
-        if dir.entries == 0 && !Self::is_collection(&dir) && self.salvage_entries(&dir)?.is_empty() {
+        if dir.entries == 0
+            && !Self::is_collection(&dir)
+            && !dir.has_xattrs()
+            && self.salvage_entries(&dir)?.entries.is_empty()
+        {
             self.find_in(Code::InodeNameless, ino, "an empty directory")?;
             return self.free_inode(ino);
         }
@@ -86,7 +90,8 @@ impl Check<'_> {
 
     fn lost_file(&mut self, ino: u64, lost: &mut Vec<Kept>) -> Run<()> {
         let Some(inode) = self.inode(ino)? else { return Ok(()) };
-        let mut empty = inode.kind == Kind::File && inode.row_count == 0 && inode.size == 0;
+        let mut empty =
+            inode.kind == Kind::File && inode.row_count == 0 && inode.size == 0 && !inode.has_xattrs();
         for class in 0..CLASSES {
             if empty
                 && (class == 0 || self.owns(&inode, class))

@@ -14,6 +14,9 @@ use super::context::{Check, xattr_range};
 use super::finding::{Code, Finding};
 use super::pool::Run;
 
+/// What is left of permission bits when an access ACL is lost: the group's were its mask, and would admit more than it did.
+const WITHOUT_ACL: u16 = !0o070;
+
 /// Where entries are and what is wrong with them.
 struct Walked {
     /// Entries to keep, one after the other.
@@ -59,12 +62,14 @@ impl Check<'_> {
     pub(super) fn xattrs(&mut self, ino: u64) -> Run<()> {
         let Some(inode) = self.inode(ino)? else { return Ok(()) };
         let overflow = inode.flags.contains(InodeFlags::XATTR_OVERFLOW);
+        let mut lost = false;
         let entries = if overflow {
             match self.overflow_entries(&inode)? {
                 Ok(entries) => entries,
                 Err(finding) => {
                     self.find(finding)?;
-                    return self.put_xattrs(inode, &[]);
+                    lost = true;
+                    Vec::new()
                 }
             }
         } else {
@@ -73,20 +78,32 @@ impl Check<'_> {
         let walked = walk(&entries);
         if let Some(at) = walked.damaged {
             self.find(Finding::new(Code::XattrEntry).ino(ino).values(entries.len() as u64, at as u64))?;
+            lost = true;
         }
         if let Some(name) = walked.twice.clone() {
             self.find_in(Code::XattrTwice, ino, &name)?;
         }
-        let (inode, kept) = self.acls(inode, &walked.kept)?;
-        if kept != entries {
+        let (mut inode, kept, has_acl) = self.acls(inode, &walked.kept)?;
+        if lost && !has_acl {
+            inode.perm &= self.perm_without_acl(inode.kind);
+        }
+        if lost || kept != entries {
             self.put_xattrs(inode, &kept)?;
         }
         Ok(())
     }
 
-    /// Checks the ACLs among the entries; gives the inode with the mode that they say, and the entries to keep.
-    fn acls(&mut self, mut inode: Inode, entries: &[u8]) -> Run<(Inode, Vec<u8>)> {
+    /// What is left of permission bits where extended attributes were lost that may have had an access ACL among them.
+    pub(super) fn perm_without_acl(&self, kind: Kind) -> u16 {
+        let may_have = kind != Kind::Symlink && self.superblock.incompat & INCOMPAT_ACL != 0;
+        if may_have { WITHOUT_ACL } else { !0 }
+    }
+
+    /// Checks the ACLs among the entries; gives the inode with the mode that they say, the entries to keep, and whether an
+    /// access ACL was among them.
+    fn acls(&mut self, mut inode: Inode, entries: &[u8]) -> Run<(Inode, Vec<u8>, bool)> {
         let ino = inode.ino.0;
+        let mut has_acl = false;
         let mut kept = Vec::with_capacity(entries.len());
         let mut rest = entries;
         while let Ok((head, _)) = RawXattr::ref_from_prefix(rest) {
@@ -98,6 +115,7 @@ impl Check<'_> {
                 break;
             };
             rest = &rest[end..];
+            has_acl |= AclKind::of_name(name) == Some(AclKind::Access);
             if match AclKind::of_name(name) {
                 Some(kind) => self.acl(&mut inode, kind, value)?,
                 None => true,
@@ -108,7 +126,7 @@ impl Check<'_> {
         if inode.perm != self.raw_slot(ino)?.perm.get() {
             self.put_inode(&inode)?;
         }
-        Ok((inode, kept))
+        Ok((inode, kept, has_acl))
     }
 
     /// Whether an ACL is to be kept.
@@ -119,8 +137,7 @@ impl Check<'_> {
         let Some(acl) = Acl::parse(value).ok().flatten().filter(|_| may_have) else {
             self.find_in(Code::Acl, ino, &name)?;
             if kind == AclKind::Access {
-                // Without the list the group's bits, which are its mask, would admit more than it did.
-                inode.perm &= !0o070;
+                inode.perm &= WITHOUT_ACL;
             }
             return Ok(false);
         };

@@ -4,6 +4,8 @@ use std::fmt::{Display, Formatter};
 
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
+use crate::printable::Printable;
+
 /// Something to show.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Node {
@@ -13,6 +15,8 @@ pub enum Node {
     Number(u64),
     /// An address: hexadecimal for people.
     Address(u64),
+    /// Whether something is so: yes or no for people.
+    Flag(bool),
     /// Several of one sort.
     List(Vec<Node>),
     /// Named parts.
@@ -45,7 +49,7 @@ impl From<usize> for Node {
 
 impl From<bool> for Node {
     fn from(value: bool) -> Self {
-        Node::Text(if value { "yes" } else { "no" }.into())
+        Node::Flag(value)
     }
 }
 
@@ -95,6 +99,7 @@ impl Serialize for Node {
         match self {
             Node::Text(text) => to.serialize_str(text),
             Node::Number(number) | Node::Address(number) => to.serialize_u64(*number),
+            Node::Flag(flag) => to.serialize_bool(*flag),
             Node::List(items) => {
                 let mut seq = to.serialize_seq(Some(items.len()))?;
                 items.iter().try_for_each(|item| seq.serialize_element(item))?;
@@ -112,9 +117,10 @@ impl Serialize for Node {
 impl Node {
     fn write(&self, f: &mut Formatter<'_>, indent: usize) -> std::fmt::Result {
         match self {
-            Node::Text(text) => writeln!(f, "{text}"),
-            Node::Number(number) => writeln!(f, "{number}"),
-            Node::Address(address) => writeln!(f, "{address:#x}"),
+            Node::Text(_) | Node::Number(_) | Node::Address(_) | Node::Flag(_) => {
+                self.write_simple(f)?;
+                writeln!(f)
+            }
             Node::List(items) => items.iter().try_for_each(|item| {
                 write!(f, "{:indent$}", "")?;
                 item.write_in_line(f, indent)
@@ -136,6 +142,16 @@ impl Node {
         }
     }
 
+    fn write_simple(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Node::Text(text) => write!(f, "{}", Printable(text)),
+            Node::Number(number) => write!(f, "{number}"),
+            Node::Address(address) => write!(f, "{address:#x}"),
+            Node::Flag(flag) => f.write_str(if *flag { "yes" } else { "no" }),
+            Node::List(_) | Node::Fields(_) => Ok(()),
+        }
+    }
+
     /// Fields of simple values stand in one line, so that lists read as tables.
     fn write_in_line(&self, f: &mut Formatter<'_>, indent: usize) -> std::fmt::Result {
         let Node::Fields(fields) = self else { return self.write(f, indent) };
@@ -143,12 +159,7 @@ impl Node {
         let mut between = "";
         for (name, value) in fields.iter().filter(|(_, value)| is_simple(value)) {
             write!(f, "{between}{name} ")?;
-            match value {
-                Node::Number(number) => write!(f, "{number}")?,
-                Node::Address(address) => write!(f, "{address:#x}")?,
-                Node::Text(text) => write!(f, "{text}")?,
-                Node::List(_) | Node::Fields(_) => {}
-            }
+            value.write_simple(f)?;
             between = "  ";
         }
         writeln!(f)?;
@@ -174,6 +185,9 @@ mod tests {
         assert_eq!(node.to_string(), "name: x\nrows:\n  z 1  a 0x1\n  z 17  a 0x11\n");
         let json = serde_json::to_string(&node).unwrap();
         assert_eq!(json, r#"{"name":"x","rows":[{"z":1,"a":1},{"z":17,"a":17}]}"#);
+        let node = Node::Fields(vec![("clean", true.into()), ("name", "a\nb".into())]);
+        assert_eq!(node.to_string(), "clean: yes\nname: a\\nb\n");
+        assert_eq!(serde_json::to_string(&node).unwrap(), r#"{"clean":true,"name":"a\nb"}"#);
     }
 
     #[test]

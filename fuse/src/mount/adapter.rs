@@ -15,6 +15,7 @@ mod open;
 mod xattrs;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -76,8 +77,6 @@ impl Adapter {
     /// # Errors
     /// What mount(2) or /dev/fuse say.
     pub fn start(mounted: Arc<Mounted>, settings: &MountSettings, fsname: &str) -> io::Result<Connection> {
-        let sessions = Sessions::new(Arc::clone(&mounted), SessionSettings::default());
-        mounted.known.track();
         let request = MountRequest {
             mountpoint: settings.mountpoint.clone(),
             fsname: fsname.to_owned(),
@@ -87,6 +86,15 @@ impl Adapter {
             flags: settings.kernel_flags.clone(),
         };
         let device = crate::wire::mount::mount(&request)?;
+        Self::connect(mounted, settings, device).inspect_err(|_| {
+            // A mount that nobody serves is in everybody's way.
+            let _ = crate::wire::mount::unmount(&request.mountpoint, true);
+        })
+    }
+
+    fn connect(mounted: Arc<Mounted>, settings: &MountSettings, device: OwnedFd) -> io::Result<Connection> {
+        let sessions = Sessions::new(Arc::clone(&mounted), SessionSettings::default());
+        mounted.known.track();
         let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
             mounted: Arc::clone(&mounted),
@@ -163,7 +171,9 @@ impl Handler for Adapter {
             | op::SYNCFS
             | op::FALLOCATE
             | op::COPY_FILE_RANGE
-            | op::COPY_FILE_RANGE_64 => true,
+            | op::COPY_FILE_RANGE_64
+            // The kernel's WRITEs, which other threads carry out meanwhile.
+            | op::LSEEK => true,
             // A search, a put.
             op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
             _ => false,

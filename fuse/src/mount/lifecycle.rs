@@ -91,13 +91,29 @@ pub fn mount(
         ..EngineOptions::default()
     };
     let engine = Engine::new(device, client, session, options)?;
-    let mounted = Mounted::new(Arc::clone(&engine), number, settings.read_only);
+    let running = start(&engine, number, fsname, settings);
+    if running.is_err()
+        && let Err(error) = engine.close_session()
+    {
+        tracing::warn!("the session could not be closed; the next mount does it: {error}");
+    }
+    running
+}
+
+/// Mounts what the engine has the session of.
+fn start(
+    engine: &Arc<Engine>,
+    session: u64,
+    fsname: &str,
+    settings: MountSettings,
+) -> Result<Running, MountError> {
+    let mounted = Mounted::new(Arc::clone(engine), session, settings.read_only);
     let mounted = mounted.map_err(MountError::FileSystem)?;
     let flusher = if settings.read_only {
         None
     } else {
         let source: Arc<dyn EpochSource + Send + Sync> = Arc::clone(&mounted) as _;
-        Some(Flusher::start(engine, source, settings.commit_interval)?)
+        Some(Flusher::start(Arc::clone(engine), source, settings.commit_interval)?)
     };
     let fsname = settings.fsname.as_deref().unwrap_or(fsname);
     let connection = Adapter::start(Arc::clone(&mounted), &settings, fsname)

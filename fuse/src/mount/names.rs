@@ -15,11 +15,16 @@ fn ordinary(name: &[u8]) -> Result<()> {
 }
 
 impl Mounted {
+    /// `.` is an inode of any kind itself: the kernel finds what a file handle means so (FUSE_EXPORT_SUPPORT).
+    ///
     /// # Errors
     /// [`Error::NotFound`].
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Inode> {
         let fs = self.reading()?;
-        let inode = fs.lookup(dir, name)?;
+        let inode = match name {
+            b"." => Some(fs.inode(dir)?).filter(|inode| inode.nlink > 0).ok_or(Error::NotFound)?,
+            _ => fs.lookup(dir, name)?,
+        };
         self.known.given(inode.ino);
         Ok(inode)
     }
@@ -124,10 +129,10 @@ impl Mounted {
     }
 
     /// Gives the entries after a cookie until `each` returns false, with the attributes of each if
-    /// `with_inodes` (but for `.` and `..`).
+    /// `with_inodes` (but for `.` and `..`, and for a damaged inode, which hides no other name).
     ///
     /// # Errors
-    /// As [`layout::fs::Fs::readdir`]; an unreadable inode ends the listing with its error.
+    /// As [`layout::fs::Fs::readdir`].
     pub fn readdir(
         &self,
         dir: Ino,
@@ -142,6 +147,7 @@ impl Mounted {
             let inode = match with_inodes && !dots {
                 true => match fs.inode(entry.ino) {
                     Ok(inode) => Some(inode),
+                    Err(Error::Corrupt(_) | Error::Io(_)) => None,
                     Err(error) => {
                         failed = Err(error);
                         return false;

@@ -71,7 +71,7 @@ impl Console {
     }
 
     fn say(&self, line: &str) {
-        let print = || println!("{line}");
+        let print = || print_line(line);
         match &self.meter {
             Meter::Bar(bar) => bar.suspend(print),
             Meter::Lines(_) | Meter::Nothing => print(),
@@ -92,12 +92,12 @@ impl Console {
                 "rounds": outcome.rounds,
                 "codes": codes,
             });
-            println!("{}", json!({ "summary": summary }));
+            print_line(&json!({ "summary": summary }).to_string());
             return;
         }
         if !self.verbose {
             for (code, count) in self.told.iter().filter(|(_, count)| **count > EACH_MAX) {
-                println!("{}: {} more (-v tells of each)", code.name(), count - EACH_MAX);
+                print_line(&format!("{}: {} more (-v tells of each)", code.name(), count - EACH_MAX));
             }
         }
         let (findings, left) = (outcome.findings, outcome.unrepairable);
@@ -114,8 +114,13 @@ impl Console {
             notes if mode == Mode::Look => format!(", {notes} notes (-v tells of each)"),
             notes => format!(", {notes} notes"),
         };
-        println!("{}: {} inodes, {what}{notes}", self.source, outcome.inodes);
+        print_line(&format!("{}: {} inodes, {what}{notes}", self.source, outcome.inodes));
     }
+}
+
+/// Writes a line to standard output. Whoever reads it may have seen enough (head): a repair goes on.
+pub fn print_line(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn bar() -> ProgressBar {

@@ -84,7 +84,7 @@ fn check(args: &Args) -> Result<u8, Failure> {
         checked.close()?;
         if clean? {
             if !args.json {
-                println!("{}: clean", args.source);
+                console::print_line(&format!("{}: clean", args.source));
             }
             return Ok(0);
         }

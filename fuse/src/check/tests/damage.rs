@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use layout::addr::{CLASS0_BASE, INODE_BASE, PAGE, PageNo, STACK_BASE, STACK_STRIDE};
+use layout::fs::XattrFlags;
 use layout::inode::{Ino, Kind, ROOT_INO, RawInode, slot_mut};
 use layout::testing::mount;
 
@@ -119,14 +120,30 @@ fn a_directory_with_two_names_keeps_one_and_a_loop_of_directories_ends_in_lost_f
 #[test]
 fn dangling_entries_are_dropped_and_their_inodes_freed() {
     let device = good();
-    let file = ino(&device, &["a", "file 1"]);
-    spoil_inode(&device, file, |raw| *raw = zerocopy::FromBytes::read_from_bytes(&[0x5a; 512]).unwrap());
-    let (_, notes) = check(&device, Mode::Look);
-    assert_eq!(notes.codes(), ["entry-dangling", "inode-lost", "leak"], "{}", notes.text());
-    let (_, _) = check(&device, Mode::Repair);
+    let fifo = ino(&device, &["a", "b", "c", "fifo"]);
+    spoil_inode(&device, fifo, |raw| *raw = zerocopy::FromBytes::read_from_bytes(&[0x5a; 512]).unwrap());
+    let fs = repairs(&device, &["entry-dangling", "inode-lost"]);
+    assert!(fs.lookup(Ino(ino(&device, &["a", "b", "c"])), b"fifo").is_err());
+}
+
+#[test]
+fn an_inode_that_is_lost_is_made_anew_from_its_bytes() {
+    let device = good();
+    let (file, dir) = (ino(&device, &["a", "file 1"]), ino(&device, &["a", "b"]));
+    for lost in [file, dir] {
+        spoil_inode(&device, lost, |raw| *raw = zerocopy::FromBytes::read_from_bytes(&[0x5a; 512]).unwrap());
+    }
+    let (looked, notes) = check(&device, Mode::Look);
+    assert_eq!(looked.unwrap().exit_code(), 4);
+    assert!(!notes.codes().iter().any(|code| ["leak", "entry-dangling", "inode-unreachable"].contains(code)));
+    assert_eq!(check(&device, Mode::Repair).0.unwrap().exit_code(), 1);
+    assert_eq!(check(&device, Mode::Look).0.unwrap().exit_code(), 0);
     let fs = mount(&image::store(&device)).unwrap();
     assert_eq!(layout::testing::check(&fs), Ok(()));
-    assert!(fs.lookup(Ino(ino(&device, &["a"])), b"file 1").is_err());
+    assert_eq!((ino(&device, &["a", "file 1"]), ino(&device, &["a", "b", "link 1"])), (file, file));
+    let (file, dir) = (fs.inode(Ino(file)).unwrap(), fs.inode(Ino(dir)).unwrap());
+    assert_eq!((file.size, file.perm, file.uid, file.nlink), (6 << 12, 0o600, 0, 2));
+    assert_eq!((dir.kind, dir.perm), (Kind::Dir, 0o700));
 }
 
 #[test]
@@ -205,6 +222,85 @@ fn preening_repairs_what_is_safe_and_stops_at_the_rest() {
     let (outcome, _) = check(&device, Mode::Preen);
     assert!(matches!(outcome, Err(super::super::Stop::Unsafe)));
     assert_eq!(device.commits(), before);
+}
+
+#[test]
+fn a_lost_acl_lets_nobody_in_whom_it_kept_out() {
+    let device = good();
+    let b = ino(&device, &["a", "b"]);
+    let inode = mount(&image::store(&device)).unwrap().inode(Ino(b)).unwrap();
+    assert_eq!((inode.perm & 0o070, inode.inline), (0o070, layout::inode::Inline::Xattr));
+    // The first entry's name has no length any more: what follows cannot be read, its ACLs among it.
+    spoil_inode(&device, b, |raw| raw.inline[0] = 0);
+    let fs = repairs(&device, &["xattr-entry"]);
+    assert_eq!(fs.inode(Ino(b)).unwrap().perm & 0o070, 0);
+    // The same where the inline area as a whole is given up.
+    let device = good();
+    spoil_inode(&device, b, |raw| raw.inline_kind = 7);
+    let fs = repairs(&device, &["inode-damaged"]);
+    assert_eq!(fs.inode(Ino(b)).unwrap().perm & 0o070, 0);
+}
+
+#[test]
+fn an_empty_file_with_attributes_is_not_thrown_away() {
+    let mut fs = image::rich(60);
+    let dir = fs.create(ROOT_INO, b"lost", image::new(Kind::Dir), image::NOW).unwrap().ino;
+    let plain = fs.create(dir, b"plain", image::new(Kind::File), image::NOW).unwrap().ino;
+    let told = fs.create(dir, b"told", image::new(Kind::File), image::NOW).unwrap().ino;
+    fs.setxattr(told, b"user.tag", b"work of an evening", XattrFlags::empty(), image::NOW).unwrap();
+    layout::testing::commit(&mut fs, image::NOW);
+    let device = image::device(fs.store());
+    device.put((CLASS0_BASE + (dir.0 << 20)) / PAGE as u64, &[0xee; PAGE]);
+    let fs = repairs(&device, &["dir-page", "inode-nameless", "inode-unreachable"]);
+    let lost = fs.lookup(ROOT_INO, b"lost+found").unwrap().ino;
+    assert_eq!(fs.lookup(lost, format!("#{}", told.0).as_bytes()).unwrap().ino, told);
+    assert!(fs.inode(plain).is_err());
+}
+
+#[test]
+fn preening_does_not_take_a_lost_page_for_a_tree_out_of_order() {
+    let device = good();
+    let big = ino(&device, &["big"]);
+    let first = (CLASS0_BASE + (big << 20)) / PAGE as u64;
+    // The root says that there are more pages, and one of those that are there is not one of a directory.
+    let mut bytes = device.page(first);
+    bytes[24] += 5;
+    device.put(first, &bytes);
+    let pages = mount(&image::store(&device)).unwrap().inode(Ino(big)).unwrap().size / PAGE as u64;
+    device.put(first + pages - 1, &[0xee; PAGE]);
+    let (_, notes) = check(&device, Mode::Look);
+    assert!(notes.codes().contains(&"dir-tree") && notes.codes().contains(&"dir-page"), "{}", notes.text());
+    assert!(matches!(check(&device, Mode::Preen).0, Err(super::super::Stop::Unsafe)));
+}
+
+#[test]
+fn data_behind_zeros_is_no_leak_of_zeros_and_nothing_stands_behind_the_stacks() {
+    let device = good();
+    let window = layout::addr::CLASS1_BASE / PAGE as u64 + (100 << 18);
+    for page in 0..5000 {
+        device.put(window + page, &[u8::from(page > 4500); PAGE]);
+    }
+    device.put((STACK_BASE + 8 * STACK_STRIDE) / PAGE as u64 + 3, &[1; PAGE]);
+    repairs(&device, &["leak"]);
+}
+
+#[test]
+fn pages_of_the_table_far_from_each_other_do_not_fill_it() {
+    let device = good();
+    let apart = super::super::inodes::GAP_MAX;
+    for i in 1..200 {
+        let number = i * apart;
+        let inode = layout::inode::Inode::new(Ino(number), 1, Kind::File, 0o644, image::NOW);
+        let mut page = [0; PAGE];
+        inode.encode(slot_mut(&mut page, Ino(number)));
+        device.put(Ino(number).page().unwrap().0, &page);
+    }
+    let before = device.mapped().len();
+    let (outcome, notes) = check(&device, Mode::Repair);
+    assert_eq!(outcome.unwrap().exit_code(), 1, "{:?}", notes.codes());
+    assert!(notes.codes().contains(&"number-gap"), "{:?}", notes.codes());
+    assert!(device.mapped().len() < before + 2 * apart as usize / 8, "{before} pages before");
+    assert_eq!(check(&device, Mode::Look).0.unwrap().exit_code(), 0);
 }
 
 #[test]

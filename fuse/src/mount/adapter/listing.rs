@@ -59,7 +59,7 @@ impl Adapter {
                 return listing.add(None, dirent, found.name);
             }
             let told = match inode.map(|inode| Ok(entry(self.attributes(&inode)?, inode.generation))) {
-                // The kernel takes no node for `.` and `..`.
+                // The kernel takes no node for `.` and `..`, and asks by itself for what is not told.
                 None => EntryOut::new_zeroed(),
                 Some(Ok(told)) => told,
                 Some(Err(error)) => {

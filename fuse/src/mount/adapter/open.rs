@@ -12,8 +12,10 @@ use crate::wire::abi::{CreateIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReleaseIn, 
 use crate::wire::reply::Reply;
 use crate::wire::request::Request;
 
-/// Where a volume has less space left, in pages, its files are written through, so that a full volume is told at write(2) and
-/// not at close(2), which few programs look at: a sixteenth of it, or this much (1 GiB).
+/// Where a volume has less space left, in pages, files that are made or emptied are written through, so that a full volume is
+/// told at write(2) and not at close(2), which few programs look at: a sixteenth of it, or this much (1 GiB). Not so others:
+/// with a write-back cache the kernel believes nobody else about a file's times, and does not set them when it writes through, so
+/// that a change would not show.
 const NARROW_PAGES_MAX: u64 = 1 << 18;
 
 /// The kernel's pages of a file stay valid over opens: nobody else writes.
@@ -36,11 +38,12 @@ impl Adapter {
         match node(rq)? {
             Node::Real(ino) => {
                 self.mounted.open(ino).map_err(stale)?;
-                if args.flags.cast_signed() & libc::O_TRUNC != 0 {
+                let empties = args.flags.cast_signed() & libc::O_TRUNC != 0;
+                if empties {
                     let keep_suid = args.open_flags & OPEN_KILL_SUIDGID == 0;
                     self.truncate(ino, keep_suid).inspect_err(|_| self.mounted.release(ino))?;
                 }
-                self.opened_file(ino, args.flags, out);
+                self.opened_file(ino, args.flags, empties, out);
             }
             Node::SessionFile(kind, dir) => {
                 opened(out, self.sessions.open(kind, dir, &caller(rq))?, SESSION_FLAGS);
@@ -77,23 +80,20 @@ impl Adapter {
 
     fn created(&self, inode: &Inode, flags: u32, out: &mut Reply) -> Done {
         out.push(&self.given(inode).inspect_err(|_| self.mounted.release(inode.ino))?);
-        self.opened_file(inode.ino, flags, out);
+        self.opened_file(inode.ino, flags, true, out);
         Ok(())
     }
 
-    fn opened_file(&self, ino: Ino, flags: u32, out: &mut Reply) {
+    /// Answers the open of a file; `anew`: it was made or emptied by it.
+    fn opened_file(&self, ino: Ino, flags: u32, anew: bool, out: &mut Reply) {
+        let mut file_flags = FILE_FLAGS;
         if writes(flags) {
             self.writers.opened(ino);
+            if anew && self.mounted.is_narrow(NARROW_PAGES_MAX) {
+                file_flags |= fopen::DIRECT_IO;
+            }
         }
-        opened(out, 0, self.file_flags(flags));
-    }
-
-    fn file_flags(&self, flags: u32) -> u32 {
-        if writes(flags) && self.mounted.is_narrow(NARROW_PAGES_MAX) {
-            FILE_FLAGS | fopen::DIRECT_IO
-        } else {
-            FILE_FLAGS
-        }
+        opened(out, 0, file_flags);
     }
 
     pub(super) fn release(&self, rq: &mut Request<'_>) -> Done {
