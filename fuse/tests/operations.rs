@@ -466,3 +466,34 @@ fn appends_and_offsets_of_one_handle_work() {
     drop(file);
     mount.unmount();
 }
+
+#[test]
+fn what_a_mapping_changes_is_no_request_of_somebody_else() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("");
+    fs::create_dir(bench.path("d")).unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(bench.path("d/.vexfs/put")).unwrap();
+    let mine = open();
+    mine.write_all_at(&[b' '; 4096], 0).unwrap();
+    // The kernel writes back by the handle that was opened last.
+    let other = open();
+    let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping of an open file, which overlaps nothing.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, both, shared, mine.as_raw_fd(), 0) };
+    if mapped != libc::MAP_FAILED {
+        // SAFETY: the page is mapped for writing, the file has 4096 bytes for the kernel, and nobody else uses the page.
+        let synced = unsafe {
+            mapped.cast::<u8>().write(b'x');
+            libc::msync(mapped, 4096, libc::MS_SYNC)
+        };
+        assert_eq!(synced, -1, "there is nobody to whom it could go");
+        // SAFETY: it was mapped above, and nothing points there any more.
+        unsafe { libc::munmap(mapped, 4096) };
+    }
+    other.write_all_at(br#"{"file":"f","rows":[]}"#, 0).unwrap();
+    drop((mine, other));
+    mount.unmount();
+}

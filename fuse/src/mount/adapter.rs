@@ -164,6 +164,8 @@ impl Handler for Adapter {
             | op::FALLOCATE
             | op::COPY_FILE_RANGE
             | op::COPY_FILE_RANGE_64 => true,
+            // The kernel hands over what it holds back first, on other threads.
+            op::LSEEK => true,
             // A search, a put.
             op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
             _ => false,

@@ -61,6 +61,8 @@ impl Adapter {
                 };
                 done.map_err(stale)?;
             }
+            // What a mapping changed comes by a handle that the kernel guesses: it may be somebody else's.
+            Node::SessionFile(..) if args.write_flags & WRITE_CACHE != 0 => return Err(Failure(libc::EIO)),
             Node::SessionFile(kind, _) => {
                 self.sessions.write(kind, args.fh, args.offset, data)?;
             }
