@@ -37,6 +37,10 @@ impl Mounted {
         };
         let _op = self.begin(cost)?;
         let _bytes = set.size.is_some().then(|| self.locks.exclusive(ino));
+        if let Some(size) = set.size {
+            let before = self.reading()?.inode(ino)?;
+            self.load_edge(&before, size)?;
+        }
         let (inode, tail) = {
             let mut fs = self.fs.write();
             if set.size.is_some() {

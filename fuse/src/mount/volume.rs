@@ -14,7 +14,7 @@ use super::filling::Filling;
 use super::known::Known;
 use super::open_files::OpenFiles;
 use super::row_sets::RowSets;
-use crate::engine::{Cost, Engine, EpochSource, Pages};
+use crate::engine::{Cost, Engine, EpochSource, Operation, Pages, Reservation};
 use crate::session::{FsAccess, Published};
 
 /// A volume with its file system logic; every operation of a mount is a method of it.
@@ -32,6 +32,9 @@ pub struct Mounted {
     /// See [`Mounted::kernel_has_times`].
     kernel_has_times: AtomicBool,
 }
+
+/// Orphans freed in one epoch at mount: about what [`Cost::Freeing`] may change.
+const ORPHANS_AT_ONCE: u64 = 32;
 
 /// Tells the kernel what a put renamed.
 pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
@@ -66,15 +69,36 @@ impl Mounted {
             kernel_has_times: AtomicBool::new(false),
         };
         if !read_only {
-            let freed = {
-                let _op = mounted.engine.begin(Cost::Freeing)?;
-                mounted.fs.write().reap_all_orphans()?
-            };
-            if freed > 0 {
-                tracing::info!(freed, "freed files that were open but unlinked at the last unmount or crash");
+            match mounted.reap_orphans() {
+                Ok(0) => {}
+                Ok(freed) => {
+                    tracing::info!(
+                        freed,
+                        "freed files that were open but unlinked at the last unmount or crash"
+                    );
+                }
+                Err(Error::NoSpace) => {
+                    tracing::warn!(
+                        "files that nobody can open any more keep their space until a later mount: the volume is full"
+                    );
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(Arc::new(mounted))
+    }
+
+    /// Frees all orphans, some in an epoch: what that changes stays in RAM until its commit.
+    fn reap_orphans(&self) -> Result<u64> {
+        let mut freed = 0;
+        loop {
+            let some = self.change(Cost::Freeing, |fs| fs.reap_orphans(ORPHANS_AT_ONCE))?;
+            freed += some;
+            if some < ORPHANS_AT_ONCE {
+                return Ok(freed);
+            }
+            self.engine.commit(self)?;
+        }
     }
 
     /// The engine below.
@@ -112,11 +136,22 @@ impl Mounted {
 
     /// Begins an operation; a full volume gets one commit, which may give space back, before it
     /// is refused.
-    pub(super) fn begin(&self, cost: Cost) -> Result<crate::engine::Operation<'_>> {
+    pub(super) fn begin(&self, cost: Cost) -> Result<Operation<'_>> {
         match self.engine.begin(cost) {
             Err(Error::NoSpace) => {
                 self.engine.commit(self)?;
                 self.engine.begin(cost)
+            }
+            other => other,
+        }
+    }
+
+    /// Promises space to a change that comes later, as [`Mounted::begin`] does to one that begins.
+    pub(super) fn reserve(&self, cost: Cost) -> Result<Reservation<'_>> {
+        match self.engine.reserve(cost) {
+            Err(Error::NoSpace) => {
+                self.engine.commit(self)?;
+                self.engine.reserve(cost)
             }
             other => other,
         }
