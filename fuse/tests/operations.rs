@@ -9,6 +9,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -495,5 +496,39 @@ fn what_a_mapping_changes_is_no_request_of_somebody_else() {
     }
     other.write_all_at(br#"{"file":"f","rows":[]}"#, 0).unwrap();
     drop((mine, other));
+    mount.unmount();
+}
+
+#[test]
+fn whoever_changes_the_bytes_of_a_program_does_not_keep_its_privileges() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("");
+    for dir in [bench.beside(""), bench.path("")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let file = bench.path("f");
+    fs::write(bench.path("source"), [7; 9000]).unwrap();
+    let changes = [
+        "printf x >> f",
+        "printf x | dd of=f conv=notrunc bs=1 status=none",
+        "fallocate -l 20000 f",
+        "fallocate -z -o 10 -l 10 f",
+        "fallocate -p -o 10 -l 10 f",
+        "truncate -s 30000 f",
+        "cp source f",
+        ": > f",
+    ];
+    for change in changes {
+        fs::write(&file, [1; 9000]).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o6777);
+        let script = format!("cd '{}' && {change}", bench.path("").display());
+        let done = vexfs_harness::command("sh").args(["-c", &script]).uid(65534).gid(65534).status();
+        assert!(done.unwrap().success(), "{change}");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o777, "after {change}");
+    }
     mount.unmount();
 }

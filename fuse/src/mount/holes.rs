@@ -78,7 +78,9 @@ impl Mounted {
             if keep.times {
                 (set.mtime, set.ctime) = (Some(before.mtime), Some(before.ctime));
             }
-            fs.setattr(ino, set, now())?;
+            let (after, _) = fs.setattr(ino, set, now())?;
+            drop(fs);
+            self.tell_mode(&before, &after);
         }
         Ok(())
     }
@@ -122,12 +124,13 @@ impl Mounted {
         for edge in [offset, offset.saturating_add(len)] {
             self.load_edge(&before, edge)?;
         }
-        let parts = {
+        let (after, parts) = {
             let mut fs = self.fs.write();
             let before = fs.inode(ino)?;
             self.drop_capabilities(&mut fs, &before)?;
-            fs.zero_range(ino, offset, len, keep_size, self.keep(keep_suid), now())?.1
+            fs.zero_range(ino, offset, len, keep_size, self.keep(keep_suid), now())?
         };
+        self.tell_mode(&before, &after);
         for part in parts.into_iter().flatten() {
             self.engine.zero(part.page.byte() + part.from as u64, part.to - part.from)?;
         }

@@ -28,6 +28,8 @@ pub struct Mounted {
     pub(super) row_sets: RowSets,
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
     pub(super) on_published: OnceLock<OnPublished>,
+    /// Tells the kernel that a file's mode is not what it was; set as `on_published`.
+    pub(super) on_mode_changed: OnceLock<OnModeChanged>,
     read_only: bool,
     /// See [`Mounted::kernel_has_times`].
     kernel_has_times: AtomicBool,
@@ -38,6 +40,9 @@ const ORPHANS_AT_ONCE: u64 = 32;
 
 /// Tells the kernel what a put renamed.
 pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
+
+/// Tells the kernel whose mode changed without it.
+pub(super) type OnModeChanged = Box<dyn Fn(Ino) + Send + Sync>;
 
 /// The present, as stored in inodes.
 pub fn now() -> Timespec {
@@ -65,6 +70,7 @@ impl Mounted {
             filling: Filling::default(),
             row_sets: RowSets::default(),
             on_published: OnceLock::new(),
+            on_mode_changed: OnceLock::new(),
             read_only,
             kernel_has_times: AtomicBool::new(false),
         };
@@ -122,6 +128,16 @@ impl Mounted {
         self.kernel_has_times.store(true, Ordering::Release);
     }
 
+    /// After a change of bytes: if it took suid or sgid, the kernel must not go by the mode that it knows. Called before the
+    /// answer, so that whoever made the change finds it so.
+    pub(super) fn tell_mode(&self, before: &Inode, after: &Inode) {
+        if before.perm != after.perm
+            && let Some(tell) = self.on_mode_changed.get()
+        {
+            tell(after.ino);
+        }
+    }
+
     /// The file system logic for an operation that changes nothing.
     pub(super) fn reading(&self) -> Result<RwLockReadGuard<'_, Fs<Pages>>> {
         self.engine.health().check_read()?;
@@ -134,24 +150,22 @@ impl Mounted {
         f(&mut self.fs.write())
     }
 
-    /// Begins an operation; a full volume gets one commit, which may give space back, before it
-    /// is refused.
+    /// Begins an operation.
     pub(super) fn begin(&self, cost: Cost) -> Result<Operation<'_>> {
-        match self.engine.begin(cost) {
-            Err(Error::NoSpace) => {
-                self.engine.commit(self)?;
-                self.engine.begin(cost)
-            }
-            other => other,
-        }
+        self.with_room(|| self.engine.begin(cost))
     }
 
-    /// Promises space to a change that comes later, as [`Mounted::begin`] does to one that begins.
+    /// Promises space to a change that comes later.
     pub(super) fn reserve(&self, cost: Cost) -> Result<Reservation<'_>> {
-        match self.engine.reserve(cost) {
+        self.with_room(|| self.engine.reserve(cost))
+    }
+
+    /// Asks for space; a full volume gets one commit, which may give space back, before it is refused.
+    fn with_room<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
+        match ask() {
             Err(Error::NoSpace) => {
                 self.engine.commit(self)?;
-                self.engine.reserve(cost)
+                ask()
             }
             other => other,
         }
