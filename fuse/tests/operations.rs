@@ -532,3 +532,29 @@ fn whoever_changes_the_bytes_of_a_program_does_not_keep_its_privileges() {
     }
     mount.unmount();
 }
+
+#[test]
+fn whoever_looks_for_holes_does_not_wait_for_the_others() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("threads=2");
+    // More at once than there are threads, each with bytes that the kernel hands over only now.
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let path = bench.path(&format!("f{n}"));
+            scope.spawn(move || {
+                let file = File::create(path).unwrap();
+                for round in 0..30u64 {
+                    file.write_all_at(&[1; 10_000], round << 20).unwrap();
+                    assert_eq!(
+                        seek(&file, (round << 20) as i64, libc::SEEK_DATA).unwrap(),
+                        (round << 20) as i64
+                    );
+                }
+            });
+        }
+    });
+    mount.unmount();
+}

@@ -166,6 +166,7 @@ impl Handler for Adapter {
             | op::COPY_FILE_RANGE_64 => true,
             // The kernel hands over what it holds back first, on other threads.
             op::LSEEK => true,
+            op::WRITE if bytes::write_commits(*rq) => true,
             // A search, a put.
             op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
             _ => false,

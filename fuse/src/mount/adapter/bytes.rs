@@ -22,6 +22,16 @@ fn has_fsetid(rq: &Request<'_>) -> bool {
     rq.header.uid == 0
 }
 
+/// O_SYNC or O_DSYNC: by a handle that goes past its cache the kernel asks for no fsync after a write.
+fn is_synchronous(write: &WriteIn) -> bool {
+    write.write_flags & WRITE_CACHE == 0 && write.flags.cast_signed() & libc::O_DSYNC != 0
+}
+
+/// Whether a WRITE waits for a commit.
+pub(super) fn write_commits(mut rq: Request<'_>) -> bool {
+    rq.take().is_ok_and(|write| is_synchronous(&write))
+}
+
 impl Adapter {
     /// Has the kernel hand over what it holds back of a file: it asks for holes without doing so by itself. The WRITEs come on
     /// other threads while this one waits.
@@ -65,6 +75,9 @@ impl Adapter {
                     self.mounted.write(ino, args.offset, data, keep_suid)
                 };
                 done.map_err(stale)?;
+                if is_synchronous(&args) {
+                    self.mounted.sync()?;
+                }
             }
             // What a mapping changed comes by a handle that the kernel guesses: it may be somebody else's.
             Node::SessionFile(..) if args.write_flags & WRITE_CACHE != 0 => return Err(Failure(libc::EIO)),

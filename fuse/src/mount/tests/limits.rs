@@ -1,5 +1,7 @@
 //! What is refused, bounded or left undone: space, RAM, pages that can't be read, names that are not for everyone.
 
+use std::os::unix::fs::OpenOptionsExt;
+
 use layout::error::Error;
 use layout::fs::XattrFlags;
 use layout::schema::{Element, Metric, Schema};
@@ -112,21 +114,23 @@ fn rows_that_find_no_room_as_attributes_take_no_rows_away() {
 }
 
 #[test]
-fn whoever_looks_for_holes_does_not_wait_for_the_others() {
-    let Some(m) = TestMount::new(&formatted(), "threads=2") else { return };
-    // More at once than there are threads, each with bytes that the kernel hands over only now.
-    std::thread::scope(|scope| {
-        for n in 0..8 {
-            let path = m.path(&format!("f{n}"));
-            scope.spawn(move || {
-                let file = fs::File::create(path).unwrap();
-                for round in 0..30u64 {
-                    file.write_all_at(&[1; 10_000], round << 20).unwrap();
-                    let found = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(round << 20)).unwrap();
-                    assert_eq!(found, round << 20);
-                }
-            });
+fn synchronous_writes_are_committed_on_a_volume_that_is_nearly_full() {
+    let device = formatted_with(8192);
+    let Some(m) = TestMount::new(&device, "commit=1000") else { return };
+    let fill = fs::File::create(m.path("fill")).unwrap();
+    for at in 0..37 {
+        fill.write_all_at(&vec![1; 200 * 4096], at * 200 * 4096).unwrap();
+        fill.sync_all().unwrap();
+    }
+    assert!(m.running.as_ref().unwrap().mounted().is_narrow(1 << 18), "files are written through now");
+    for flags in [libc::O_SYNC, libc::O_DSYNC] {
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).custom_flags(flags).open(m.path("f")).unwrap();
+        for at in 0..3 {
+            let before = device.commits();
+            file.write_all_at(b"x", at).unwrap();
+            assert_eq!(device.commits(), before + 1);
         }
-    });
+    }
     m.unmount();
 }
