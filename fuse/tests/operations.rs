@@ -9,6 +9,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -582,5 +583,96 @@ fn appends_and_offsets_of_one_handle_work() {
     assert!(space.f_bavail <= space.f_bfree && space.f_bfree < space.f_blocks);
     assert!(space.f_blocks * 4096 <= SIZE);
     drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn what_a_mapping_changes_is_no_request_of_somebody_else() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("");
+    fs::create_dir(bench.path("d")).unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(bench.path("d/.vexfs/put")).unwrap();
+    let mine = open();
+    mine.write_all_at(&[b' '; 4096], 0).unwrap();
+    // The kernel writes back by the handle that was opened last.
+    let other = open();
+    let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping of an open file, which overlaps nothing.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, both, shared, mine.as_raw_fd(), 0) };
+    if mapped != libc::MAP_FAILED {
+        // SAFETY: the page is mapped for writing, the file has 4096 bytes for the kernel, and nobody else uses the page.
+        let synced = unsafe {
+            mapped.cast::<u8>().write(b'x');
+            libc::msync(mapped, 4096, libc::MS_SYNC)
+        };
+        assert_eq!(synced, -1, "there is nobody to whom it could go");
+        // SAFETY: it was mapped above, and nothing points there any more.
+        unsafe { libc::munmap(mapped, 4096) };
+    }
+    other.write_all_at(br#"{"file":"f","rows":[]}"#, 0).unwrap();
+    drop((mine, other));
+    mount.unmount();
+}
+
+#[test]
+fn whoever_changes_the_bytes_of_a_program_does_not_keep_its_privileges() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("");
+    for dir in [bench.beside(""), bench.path("")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let file = bench.path("f");
+    fs::write(bench.path("source"), [7; 9000]).unwrap();
+    let changes = [
+        "printf x >> f",
+        "printf x | dd of=f conv=notrunc bs=1 status=none",
+        "fallocate -l 20000 f",
+        "fallocate -z -o 10 -l 10 f",
+        "fallocate -p -o 10 -l 10 f",
+        "truncate -s 30000 f",
+        "cp source f",
+        ": > f",
+    ];
+    for change in changes {
+        fs::write(&file, [1; 9000]).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o6777);
+        let script = format!("cd '{}' && {change}", bench.path("").display());
+        let done = vexfs_harness::command("sh").args(["-c", &script]).uid(65534).gid(65534).status();
+        assert!(done.unwrap().success(), "{change}");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o777, "after {change}");
+    }
+    mount.unmount();
+}
+
+#[test]
+fn whoever_looks_for_holes_does_not_wait_for_the_others() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new(SIZE);
+    let mount = bench.mount("threads=2");
+    // More at once than there are threads, each with bytes that the kernel hands over only now.
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let path = bench.path(&format!("f{n}"));
+            scope.spawn(move || {
+                let file = File::create(path).unwrap();
+                for round in 0..30u64 {
+                    file.write_all_at(&[1; 10_000], round << 20).unwrap();
+                    assert_eq!(
+                        seek(&file, (round << 20) as i64, libc::SEEK_DATA).unwrap(),
+                        (round << 20) as i64
+                    );
+                }
+            });
+        }
+    });
     mount.unmount();
 }

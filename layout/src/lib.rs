@@ -17,6 +17,7 @@ pub mod access;
 pub mod acl;
 pub mod addr;
 pub mod command;
+mod cycle;
 pub mod dir;
 pub mod distance;
 pub mod error;

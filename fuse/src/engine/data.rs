@@ -143,6 +143,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Reads a page into the cache, so that a part of it can be zeroed soon after without fail.
+    ///
+    /// # Errors
+    /// As [`layout::page_store::PageStore::read`].
+    pub fn load(&self, address: u64) -> Result<()> {
+        self.page(PageNo::containing(address)).map(drop)
+    }
+
     /// Zeroes bytes from `address` to the end of its page, if the page has any content.
     ///
     /// # Errors

@@ -174,6 +174,7 @@ impl Handler for Adapter {
             | op::COPY_FILE_RANGE_64
             // The kernel's WRITEs, which other threads carry out meanwhile.
             | op::LSEEK => true,
+            op::WRITE if bytes::write_commits(*rq) => true,
             // A search, a put.
             op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
             _ => false,

@@ -37,6 +37,12 @@ impl Mounted {
         };
         let _op = self.begin(cost)?;
         let _bytes = set.size.is_some().then(|| self.locks.exclusive(ino));
+        let mut cut = None;
+        if let Some(size) = set.size {
+            let before = self.reading()?.inode(ino)?;
+            self.load_edge(&before, size)?;
+            cut = Some(before);
+        }
         let (inode, tail) = {
             let mut fs = self.fs.write();
             if set.size.is_some() {
@@ -48,6 +54,9 @@ impl Mounted {
             }
             fs.setattr(ino, set, now())?
         };
+        if let Some(before) = cut {
+            self.tell_mode(&before, &inode);
+        }
         if let Some(tail) = tail {
             self.engine.zero_tail(tail.page.byte() + tail.from as u64)?;
         }

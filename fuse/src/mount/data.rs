@@ -99,7 +99,8 @@ impl Mounted {
             done += part;
         }
         let end = offset + bytes.len() as u64;
-        self.fs.write().finish_write_keeping(ino, end, now(), keep)?;
+        let after = self.fs.write().finish_write_keeping(ino, end, now(), keep)?;
+        self.tell_mode(&before, &after);
         Ok(())
     }
 }

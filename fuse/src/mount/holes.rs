@@ -2,7 +2,7 @@
 
 use layout::addr::{PAGE, PAGE_SHIFT};
 use layout::error::{Error, Result};
-use layout::fs::{Ino, Inode, InodeFlags, SetAttr};
+use layout::fs::{Ino, Inode, InodeFlags, Keep, SetAttr};
 use layout::inode::MAX_FILE_BYTES;
 use layout::windows::{class_of, class_range, map};
 
@@ -16,11 +16,6 @@ pub enum Seek {
     Data,
     /// SEEK_HOLE
     Hole,
-}
-
-/// Sets the times as they were: the kernel tells them by itself.
-fn with_times(set: SetAttr, before: &Inode) -> SetAttr {
-    SetAttr { mtime: Some(before.mtime), ctime: Some(before.ctime), ..set }
 }
 
 impl Mounted {
@@ -63,11 +58,11 @@ impl Mounted {
     }
 
     /// fallocate(2) without FALLOC_FL_KEEP_SIZE or any other flag, or with KEEP_SIZE alone: grows
-    /// the file if asked. Space is checked, not set aside: in a log every write takes a new place.
+    /// the file if asked. Space is checked, not set aside: in a log every write takes a new place. `keep_suid` as in [`Mounted::write`].
     ///
     /// # Errors
     /// [`Error::NoSpace`] when so much is not free now.
-    pub fn allocate(&self, ino: Ino, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+    pub fn allocate(&self, ino: Ino, offset: u64, len: u64, keep_size: bool, keep_suid: bool) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES).ok_or(Error::TooBig)?;
         let _op = self.begin(Cost::Pages(len.div_ceil(PAGE as u64)))?;
         let _bytes = self.locks.exclusive(ino);
@@ -75,8 +70,17 @@ impl Mounted {
         let before = fs.inode(ino)?;
         // Looked at and set under one lock: bytes that the kernel held back may come meanwhile, and go farther.
         if !keep_size && end > before.size {
-            let size = SetAttr { size: Some(end), perm: Some(before.perm), ..SetAttr::default() };
-            fs.setattr(ino, if self.kernel_has_times() { with_times(size, &before) } else { size }, now())?;
+            let mut set = SetAttr { size: Some(end), ..SetAttr::default() };
+            let keep = self.keep(keep_suid);
+            if keep.suid {
+                set.perm = Some(before.perm);
+            }
+            if keep.times {
+                (set.mtime, set.ctime) = (Some(before.mtime), Some(before.ctime));
+            }
+            let (after, _) = fs.setattr(ino, set, now())?;
+            drop(fs);
+            self.tell_mode(&before, &after);
         }
         Ok(())
     }
@@ -85,9 +89,9 @@ impl Mounted {
     ///
     /// # Errors
     /// As [`layout::fs::Fs::zero_range`].
-    pub fn punch_hole(&self, ino: Ino, offset: u64, len: u64) -> Result<()> {
+    pub fn punch_hole(&self, ino: Ino, offset: u64, len: u64, keep_suid: bool) -> Result<()> {
         // Its two edges are less than what any change may take.
-        self.zero(ino, offset, len, true, Cost::Freeing)
+        self.zero(ino, (offset, len), true, keep_suid, Cost::Freeing)
     }
 
     /// fallocate(2) with FALLOC_FL_ZERO_RANGE: the range reads as zeros, and the file grows to its end unless
@@ -95,26 +99,54 @@ impl Mounted {
     ///
     /// # Errors
     /// As [`Mounted::allocate`].
-    pub fn zero_range(&self, ino: Ino, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        self.zero(ino, offset, len, keep_size, Cost::Pages(len.div_ceil(PAGE as u64)))
+    pub fn zero_range(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        keep_size: bool,
+        keep_suid: bool,
+    ) -> Result<()> {
+        self.zero(ino, (offset, len), keep_size, keep_suid, Cost::Pages(len.div_ceil(PAGE as u64)))
     }
 
-    fn zero(&self, ino: Ino, offset: u64, len: u64, keep_size: bool, cost: Cost) -> Result<()> {
+    fn zero(
+        &self,
+        ino: Ino,
+        (offset, len): (u64, u64),
+        keep_size: bool,
+        keep_suid: bool,
+        cost: Cost,
+    ) -> Result<()> {
         let _op = self.begin(cost)?;
         let _bytes = self.locks.exclusive(ino);
-        let parts = {
+        let before = self.reading()?.inode(ino)?;
+        for edge in [offset, offset.saturating_add(len)] {
+            self.load_edge(&before, edge)?;
+        }
+        let (after, parts) = {
             let mut fs = self.fs.write();
             let before = fs.inode(ino)?;
             self.drop_capabilities(&mut fs, &before)?;
-            let parts = fs.zero_range(ino, offset, len, keep_size, now())?.1;
-            if self.kernel_has_times() {
-                fs.setattr(ino, with_times(SetAttr::default(), &before), now())?;
-            }
-            parts
+            fs.zero_range(ino, offset, len, keep_size, self.keep(keep_suid), now())?
         };
+        self.tell_mode(&before, &after);
         for part in parts.into_iter().flatten() {
             self.engine.zero(part.page.byte() + part.from as u64, part.to - part.from)?;
         }
         Ok(())
+    }
+
+    /// Reads the page that a change cuts at byte `at` of a file: what can't be read fails before anything is changed.
+    pub(super) fn load_edge(&self, inode: &Inode, at: u64) -> Result<()> {
+        match map(inode, at) {
+            Some(run) if at < inode.size && !at.is_multiple_of(PAGE as u64) => self.engine.load(run.byte),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a change of bytes leaves as it is, as its caller and the kernel have it.
+    fn keep(&self, suid: bool) -> Keep {
+        Keep { suid, times: self.kernel_has_times() }
     }
 }

@@ -21,10 +21,8 @@ impl Mounted {
     /// [`Error::NotFound`].
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Inode> {
         let fs = self.reading()?;
-        let inode = match name {
-            b"." => Some(fs.inode(dir)?).filter(|inode| inode.nlink > 0).ok_or(Error::NotFound)?,
-            _ => fs.lookup(dir, name)?,
-        };
+        // An inode without links has no handle that still means it.
+        let inode = Some(fs.lookup(dir, name)?).filter(|inode| inode.nlink > 0).ok_or(Error::NotFound)?;
         self.known.given(inode.ino);
         Ok(inode)
     }

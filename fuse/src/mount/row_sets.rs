@@ -24,6 +24,7 @@ struct Held {
     stream_crc: u32,
     parts: Vec<Option<Box<[u8]>>>,
     missing: usize,
+    /// RAM that it takes.
     bytes: usize,
     /// Grows with each set that begins.
     age: u64,
@@ -63,9 +64,10 @@ impl HeldSets {
                 stream_crc: part.stream_crc,
                 parts: (0..parts).map(|_| None).collect(),
                 missing: parts,
-                bytes: 0,
+                bytes: size_of::<Held>() + parts * size_of::<Option<Box<[u8]>>>(),
                 age: self.ages,
             };
+            self.bytes += held.bytes;
             self.sets.insert(ino, held);
         }
         let held = self.sets.get_mut(&ino)?;
@@ -159,11 +161,10 @@ impl Mounted {
                 _ => {}
             }
             let Some(collection) = Self::takes_rows(fs, ino, &part.shape)? else {
-                if fs.inode(ino)?.row_count > 0 {
-                    fs.kill_rows(ino)?;
-                }
+                // First what may find no room.
+                let file = fs.setxattr(ino, name, value, XattrFlags::empty(), now())?;
                 self.row_sets.held.lock().remove(ino);
-                return fs.setxattr(ino, name, value, XattrFlags::empty(), now()).map(drop);
+                return if file.row_count > 0 { fs.kill_rows(ino).map(drop) } else { Ok(()) };
             };
             let Some(stream) = self.row_sets.held.lock().add(ino, &part) else { return Ok(()) };
             if CRC32C.checksum(&stream) != part.stream_crc {
@@ -243,4 +244,45 @@ fn put_stream(fs: &mut Fs<Pages>, collection: Ino, ino: Ino, shape: &SetShape, s
     }
     let is_stale = |row: usize| stale.get(row).copied().unwrap_or(false);
     fs.put_marked_rows(collection, ino, &rows, &vectors, &is_stale, false, now()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use layout::schema::{Element, Metric, Schema};
+
+    use super::*;
+
+    /// A value that says that it is one byte of 2000.
+    fn tiny_part() -> Vec<u8> {
+        let schema = Schema::new(492, Element::F32, Metric::L2).unwrap();
+        let shape = SetShape::new(schema, 1).unwrap();
+        let whole = Part { shape, stream_crc: 0, part: 0, bytes: &[0; 2000] };
+        let mut value = [&whole.header()[..], &[7]].concat();
+        value[16..20].copy_from_slice(&2000u32.to_le_bytes());
+        value[24..28].copy_from_slice(&1u32.to_le_bytes());
+        value[32..36].fill(0);
+        let crc = CRC32C.checksum(&value);
+        value[32..36].copy_from_slice(&crc.to_le_bytes());
+        value
+    }
+
+    #[test]
+    fn sets_with_many_small_parts_count_for_what_they_take() {
+        let value = tiny_part();
+        let part = Part::parse(&value).unwrap();
+        assert_eq!((part.shape.parts(), part.bytes), (2000, &[7][..]));
+        let mut held = HeldSets::default();
+        for ino in 0..9_000 {
+            assert_eq!(held.add(Ino(ino), &part), None);
+        }
+        assert!(
+            held.sets.len() * 2000 * size_of::<Option<Box<[u8]>>>() <= HELD_BYTES_MAX,
+            "{} sets",
+            held.sets.len()
+        );
+        for ino in 0..9_000 {
+            held.remove(Ino(ino));
+        }
+        assert_eq!(held.bytes, 0);
+    }
 }

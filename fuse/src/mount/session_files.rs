@@ -1,30 +1,26 @@
 //! The session directory `DIR/.vexfs/` as files of the mount: present in every directory, listed in
 //! none. What is read and written there is the session part's ([`crate::session`]).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use layout::addr::PAGE;
 use layout::fs::Ino;
-use parking_lot::Mutex;
 
 use super::volume::Mounted;
-use crate::engine::Cost;
+use crate::engine::{Cost, Reservation};
 use crate::session::{Caller, SessionFiles, SessionKind, SessionResult, SessionSettings};
 
 /// Open session files of a mount, with the space that each request may take.
 pub struct Sessions {
     mounted: Arc<Mounted>,
     files: SessionFiles<Arc<Mounted>>,
-    /// Bytes written to each open handle.
-    requested: Mutex<HashMap<u64, u64>>,
 }
 
 impl Sessions {
     /// The session files of a mount.
     pub fn new(mounted: Arc<Mounted>, settings: SessionSettings) -> Self {
         let files = SessionFiles::new(Arc::clone(&mounted), settings);
-        Sessions { mounted, files, requested: Mutex::default() }
+        Sessions { mounted, files }
     }
 
     /// The session part, for `user.vexfs.vector`.
@@ -47,12 +43,10 @@ impl Sessions {
     pub fn write(&self, kind: SessionKind, handle: u64, offset: u64, bytes: &[u8]) -> SessionResult<usize> {
         // Only a schema is carried out by a write.
         let _space = match kind {
-            SessionKind::Schema => Some(self.mounted.engine().reserve(Cost::Pages(16))?),
+            SessionKind::Schema => Some(self.mounted.reserve(Cost::Pages(16))?),
             _ => None,
         };
-        let written = self.files.write(handle, offset, bytes)?;
-        *self.requested.lock().entry(handle).or_insert(0) += written as u64;
-        Ok(written)
+        self.files.write(handle, offset, bytes)
     }
 
     /// Gives a part of the reply; a put takes place at the first read.
@@ -61,7 +55,7 @@ impl Sessions {
     /// As [`SessionFiles::read`]; ENOSPC.
     pub fn read(&self, kind: SessionKind, handle: u64, offset: u64, len: usize) -> SessionResult<Vec<u8>> {
         let _space = match kind {
-            SessionKind::Put => Some(self.reserve(handle)?),
+            SessionKind::Put => self.reserve_put(handle, offset)?,
             _ => None,
         };
         self.files.read(handle, offset, len)
@@ -69,21 +63,16 @@ impl Sessions {
 
     /// Closes a handle.
     pub fn release(&self, handle: u64) {
-        self.requested.lock().remove(&handle);
         self.files.release(handle);
     }
 
-    /// Room for the rows of a put: vectors are smaller than their request (JSON) or about as large
-    /// (binary); one row touches at most two pages of its own beside them.
-    fn reserve(&self, handle: u64) -> SessionResult<crate::engine::Reservation<'_>> {
-        let bytes = self.requested.lock().get(&handle).copied().unwrap_or(0);
-        let cost = Cost::Pages(bytes.div_ceil(PAGE as u64) * 2 + 8);
-        match self.mounted.engine().reserve(cost) {
-            Err(layout::error::Error::NoSpace) => {
-                self.mounted.sync()?;
-                Ok(self.mounted.engine().reserve(cost)?)
-            }
-            other => Ok(other?),
+    /// Room for the rows of the put that a read carries out, if it does: vectors are smaller than their request (JSON) or
+    /// about as large (binary); one row touches at most two pages of its own beside them.
+    fn reserve_put(&self, handle: u64, offset: u64) -> SessionResult<Option<Reservation<'_>>> {
+        let bytes = self.files.pending_bytes(handle, offset)? as u64;
+        if bytes == 0 {
+            return Ok(None);
         }
+        Ok(Some(self.mounted.reserve(Cost::Pages(bytes.div_ceil(PAGE as u64) * 2 + 8))?))
     }
 }

@@ -1,6 +1,7 @@
 //! A real mount over a device in RAM.
 
 mod holes;
+mod limits;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -24,7 +25,12 @@ const FILE: NewInode = NewInode { kind: Kind::File, perm: 0o644, umask: 0, uid: 
 
 /// An empty file system in RAM.
 pub(super) fn formatted() -> Arc<RamDevice> {
-    let device = RamDevice::new(1 << 20);
+    formatted_with(1 << 20)
+}
+
+/// An empty file system with room for so many pages.
+fn formatted_with(pages_max: u64) -> Arc<RamDevice> {
+    let device = RamDevice::new(pages_max);
     let client = device.connect();
     let params = FormatParams {
         uuid: [7; 16],

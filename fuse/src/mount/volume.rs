@@ -14,7 +14,7 @@ use super::filling::Filling;
 use super::known::Known;
 use super::open_files::OpenFiles;
 use super::row_sets::RowSets;
-use crate::engine::{Cost, Engine, EpochSource, Pages};
+use crate::engine::{Cost, Engine, EpochSource, Operation, Pages, Reservation};
 use crate::session::{FsAccess, Published};
 
 /// A volume with its file system logic; every operation of a mount is a method of it.
@@ -28,13 +28,21 @@ pub struct Mounted {
     pub(super) row_sets: RowSets,
     /// Tells the kernel that a put renamed a file; set once the kernel is connected.
     pub(super) on_published: OnceLock<OnPublished>,
+    /// Tells the kernel that a file's mode is not what it was; set as `on_published`.
+    pub(super) on_mode_changed: OnceLock<OnModeChanged>,
     read_only: bool,
     /// See [`Mounted::kernel_has_times`].
     kernel_has_times: AtomicBool,
 }
 
+/// Orphans freed in one epoch at mount: about what [`Cost::Freeing`] may change.
+const ORPHANS_AT_ONCE: u64 = 32;
+
 /// Tells the kernel what a put renamed.
 pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
+
+/// Tells the kernel whose mode changed without it.
+pub(super) type OnModeChanged = Box<dyn Fn(Ino) + Send + Sync>;
 
 /// The present, as stored in inodes.
 pub fn now() -> Timespec {
@@ -62,19 +70,41 @@ impl Mounted {
             filling: Filling::default(),
             row_sets: RowSets::default(),
             on_published: OnceLock::new(),
+            on_mode_changed: OnceLock::new(),
             read_only,
             kernel_has_times: AtomicBool::new(false),
         };
         if !read_only {
-            let freed = {
-                let _op = mounted.engine.begin(Cost::Freeing)?;
-                mounted.fs.write().reap_all_orphans()?
-            };
-            if freed > 0 {
-                tracing::info!(freed, "freed files that were open but unlinked at the last unmount or crash");
+            match mounted.reap_orphans() {
+                Ok(0) => {}
+                Ok(freed) => {
+                    tracing::info!(
+                        freed,
+                        "freed files that were open but unlinked at the last unmount or crash"
+                    );
+                }
+                Err(Error::NoSpace) => {
+                    tracing::warn!(
+                        "files that nobody can open any more keep their space until a later mount: the volume is full"
+                    );
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(Arc::new(mounted))
+    }
+
+    /// Frees all orphans, some in an epoch: what that changes stays in RAM until its commit.
+    fn reap_orphans(&self) -> Result<u64> {
+        let mut freed = 0;
+        loop {
+            let some = self.change(Cost::Freeing, |fs| fs.reap_orphans(ORPHANS_AT_ONCE))?;
+            freed += some;
+            if some < ORPHANS_AT_ONCE {
+                return Ok(freed);
+            }
+            self.engine.commit(self)?;
+        }
     }
 
     /// The engine below.
@@ -98,6 +128,16 @@ impl Mounted {
         self.kernel_has_times.store(true, Ordering::Release);
     }
 
+    /// After a change of bytes: if it took suid or sgid, the kernel must not go by the mode that it knows. Called before the
+    /// answer, so that whoever made the change finds it so.
+    pub(super) fn tell_mode(&self, before: &Inode, after: &Inode) {
+        if before.perm != after.perm
+            && let Some(tell) = self.on_mode_changed.get()
+        {
+            tell(after.ino);
+        }
+    }
+
     /// The file system logic for an operation that changes nothing.
     pub(super) fn reading(&self) -> Result<RwLockReadGuard<'_, Fs<Pages>>> {
         self.engine.health().check_read()?;
@@ -110,13 +150,22 @@ impl Mounted {
         f(&mut self.fs.write())
     }
 
-    /// Begins an operation; a full volume gets one commit, which may give space back, before it
-    /// is refused.
-    pub(super) fn begin(&self, cost: Cost) -> Result<crate::engine::Operation<'_>> {
-        match self.engine.begin(cost) {
+    /// Begins an operation.
+    pub(super) fn begin(&self, cost: Cost) -> Result<Operation<'_>> {
+        self.with_room(|| self.engine.begin(cost))
+    }
+
+    /// Promises space to a change that comes later.
+    pub(super) fn reserve(&self, cost: Cost) -> Result<Reservation<'_>> {
+        self.with_room(|| self.engine.reserve(cost))
+    }
+
+    /// Asks for space; a full volume gets one commit, which may give space back, before it is refused.
+    fn with_room<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
+        match ask() {
             Err(Error::NoSpace) => {
                 self.engine.commit(self)?;
-                self.engine.begin(cost)
+                ask()
             }
             other => other,
         }

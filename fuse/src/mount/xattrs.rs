@@ -13,10 +13,11 @@ use crate::engine::{Cost, Pages};
 /// Most bytes of a value, and of a list of names (Linux limits.h, XATTR_SIZE_MAX).
 pub const VALUE_BYTES_MAX: usize = 64 << 10;
 const CAPABILITY_XATTR: &[u8] = b"security.capability";
+const TRUSTED_PREFIX: &[u8] = b"trusted.";
 
 /// Of `system.*` only POSIX ACLs are kept.
 fn supported(name: &[u8]) -> Result<()> {
-    let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    let known: [&[u8]; 3] = [b"user.", TRUSTED_PREFIX, b"security."];
     let is_known = AclKind::of_name(name).is_some() || known.iter().any(|prefix| name.starts_with(prefix));
     if is_known { Ok(()) } else { Err(Error::Unsupported) }
 }
@@ -43,15 +44,17 @@ impl Mounted {
         Ok(value)
     }
 
-    /// The names, each ended by NUL.
+    /// The names, each ended by NUL; those of `trusted.*` only for the administrator (xattr(7)).
     ///
     /// # Errors
     /// As [`Fs::listxattr`].
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub fn listxattr(&self, ino: Ino, is_admin: bool) -> Result<Vec<u8>> {
         let mut names = Vec::new();
         let mut add = |name: &[u8]| {
-            names.extend_from_slice(name);
-            names.push(0);
+            if is_admin || !name.starts_with(TRUSTED_PREFIX) {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
         };
         let fs = self.reading()?;
         let live = Self::rows_names(&fs, ino, &mut add)?;

@@ -62,11 +62,6 @@ impl ChunkCache {
     pub fn bytes(&self) -> usize {
         self.inner.lock().bytes
     }
-
-    /// Forgets everything.
-    pub fn clear(&self) {
-        *self.inner.lock() = Inner::default();
-    }
 }
 
 impl Inner {

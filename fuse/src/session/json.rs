@@ -111,7 +111,7 @@ impl PutForm {
         if self.rows.len() > VEXFS_PUT_ROWS_MAX as usize {
             return Err(SessionError::invalid("too many rows in one put; split it (with append)"));
         }
-        let mut vectors = Vec::with_capacity(self.rows.len() * schema.dim() as usize * 4);
+        let mut vectors = Vec::new();
         for row in &self.rows {
             vectors.extend_from_slice(&f32_bytes(schema, &row.vector)?);
         }

@@ -185,12 +185,23 @@ where
         let mut handle = handle.lock();
         if handle.wants_answer(offset) {
             let reply = self.answer(handle.kind, handle.dir, handle.request(), &handle.opener);
-            if !self.budget.fits(reply.len()) {
+            // What was put is there: its reply, which is short, must say so.
+            if handle.kind != SessionKind::Put && !self.budget.fits(reply.len()) {
                 return Err(handle::out_of_budget());
             }
             handle.reply(reply, Some(offset));
         }
         Ok(handle.part(offset, len).to_vec())
+    }
+
+    /// Bytes of the request that a read at this offset would carry out.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn pending_bytes(&self, handle: u64, offset: u64) -> SessionResult<usize> {
+        let handle = self.handle(handle)?;
+        let handle = handle.lock();
+        Ok(if handle.wants_answer(offset) { handle.request().len() } else { 0 })
     }
 
     /// Closes a handle. A request that was never read is not carried out.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use layout::error::Error;
 use layout::fs::{Fs, Put, RenameFlags};
 use layout::inode::{Ino, Inode, Kind};
+use layout::name::Name;
 use layout::page_store::PageStore;
 use layout::schema::{Element, Schema};
 use layout::search::{Access, Credentials};
@@ -194,6 +195,9 @@ fn may_publish<P: PageStore>(
     name: &[u8],
     who: &Credentials<'_>,
 ) -> SessionResult<()> {
+    if Name::new(name)?.is_session_dir() {
+        return Err(SessionError::about(Error::NotPermitted, "the name to publish the file under"));
+    }
     if !fs.permits(who, parent, Access::Write)? || !fs.permits(who, parent, Access::Search)? {
         return Err(SessionError::denied("no permission to rename in the file's directory (w and x)"));
     }

@@ -105,7 +105,7 @@ impl World {
     pub(super) fn punch_at(&mut self, ino: Ino, offset: u64, len: u64) {
         let now = clock::tick();
         self.note(format!("  punch {} at {offset}, {len} bytes", ino.0));
-        let real = self.mounted.punch_hole(ino, offset, len);
+        let real = self.mounted.punch_hole(ino, offset, len, false);
         self.spoils(&real);
         self.agree("punch", real, |m| zero(m, ino, (offset, len), true, now));
     }
@@ -114,7 +114,7 @@ impl World {
         let (offset, now) = (self.some_offset(ino), clock::tick());
         let (len, keep_size) = (self.rng.random_range(1..100_000), self.rng.random());
         self.note(format!("  zero {} at {offset}, {len} bytes, {keep_size}", ino.0));
-        let real = self.mounted.zero_range(ino, offset, len, keep_size);
+        let real = self.mounted.zero_range(ino, offset, len, keep_size, false);
         self.spoils(&real);
         self.agree("zero", real, |m| zero(m, ino, (offset, len), keep_size, now));
     }
@@ -128,7 +128,7 @@ impl World {
     pub(super) fn allocate_at(&mut self, ino: Ino, offset: u64, len: u64, keep_size: bool) {
         let now = clock::tick();
         self.note(format!("  allocate {} at {offset}, {len} bytes, {keep_size}", ino.0));
-        let real = self.mounted.allocate(ino, offset, len, keep_size);
+        let real = self.mounted.allocate(ino, offset, len, keep_size, true);
         self.spoils(&real);
         self.agree("allocate", real, |m| {
             let (node, end) = (m.get(ino), offset + len);

@@ -46,7 +46,7 @@ impl World {
             ino.0
         );
         let mut xattrs = BTreeMap::new();
-        for name in self.mounted.listxattr(ino)?.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        for name in self.mounted.listxattr(ino, true)?.split(|b| *b == 0).filter(|name| !name.is_empty()) {
             // Rows, as they travel with copies: compared elsewhere.
             if name.starts_with(b"user.vexfs.") {
                 continue;

@@ -49,13 +49,26 @@ pub(super) fn drop_suid_sgid(inode: &mut Inode) {
     }
 }
 
-/// What the end of a write leaves as it is.
+/// What a change of bytes leaves as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Keep {
     /// suid and sgid: the writer has CAP_FSETID.
     pub suid: bool,
     /// mtime and ctime: the kernel tells them by itself.
     pub times: bool,
+}
+
+impl Keep {
+    /// What a change of bytes does to the inode beside its size.
+    pub(super) fn after_change(self, inode: &mut Inode, now: Timespec) {
+        if !self.times {
+            inode.mtime = now;
+            inode.ctime = now;
+        }
+        if !self.suid {
+            drop_suid_sgid(inode);
+        }
+    }
 }
 
 impl<P: PageStore> Fs<P> {
@@ -170,13 +183,7 @@ impl<P: PageStore> Fs<P> {
         }
         self.touch_inode(ino)?;
         inode.size = inode.size.max(end);
-        if !keep.times {
-            inode.mtime = now;
-            inode.ctime = now;
-        }
-        if !keep.suid {
-            drop_suid_sgid(&mut inode);
-        }
+        keep.after_change(&mut inode, now);
         self.apply(|fs| fs.write_inode(&inode))?;
         Ok(inode)
     }

@@ -5,11 +5,9 @@
 //! or wrap the rest in [`Fs::apply`] after the first.
 
 use super::Fs;
-use crate::addr::{PAGE, PageNo};
 use crate::error::{Error, Result};
 use crate::inode::{Ino, Inode, Kind, MAX_FILE_BYTES};
 use crate::page_store::{PageStore, Timespec};
-use crate::windows::{CLASSES, class_pages, map_page};
 
 impl<P: PageStore> Fs<P> {
     /// Allocates a hidden inode of kind rows: link count 1, in no directory, size 0.
@@ -61,13 +59,8 @@ impl<P: PageStore> Fs<P> {
         Ok(inode)
     }
 
-    /// The device page of a file's page; none in a window that is not allocated.
-    pub fn map_page(&self, inode: &Inode, index: u64) -> Option<PageNo> {
-        map_page(inode, index)
-    }
-
     /// Allocates the windows that bytes [offset, offset + len) lack. Neither size, times nor flags
-    /// change. Gives the inode with its windows: [`Fs::map_page`] then gives each page of the range.
+    /// change. Gives the inode with its windows: [`crate::windows::map_page`] then gives each page of the range.
     ///
     /// # Errors
     /// [`Error::TooBig`] past 256 TiB, [`Error::NoSpace`] without a window.
@@ -84,31 +77,6 @@ impl<P: PageStore> Fs<P> {
             fs.take_windows(&mut inode, &picks)?;
             fs.write_inode(&inode)?;
             Ok(inode)
-        })
-    }
-
-    /// As [`Fs::map_page`] for the page that holds byte `offset`, its window allocated if need be.
-    ///
-    /// # Errors
-    /// As [`Fs::ensure_windows`].
-    pub fn map_page_alloc(&mut self, ino: Ino, offset: u64) -> Result<PageNo> {
-        let inode = self.ensure_windows(ino, offset, 1)?;
-        map_page(&inode, offset / PAGE as u64).ok_or(Error::TooBig)
-    }
-
-    /// Unmaps the whole pages inside bytes [from, to): they read as zeros. Windows stay allocated.
-    ///
-    /// # Errors
-    /// What the store gives; the mount is poisoned then.
-    pub fn discard_bytes(&mut self, inode: &Inode, from: u64, to: u64) -> Result<()> {
-        self.writable()?;
-        self.apply(|fs| {
-            for class in 0..CLASSES {
-                if let Some(range) = class_pages(inode, class, from, to) {
-                    fs.store.discard(range)?;
-                }
-            }
-            Ok(())
         })
     }
 }

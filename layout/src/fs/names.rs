@@ -78,17 +78,17 @@ struct CreatePlan {
 }
 
 impl<P: PageStore> Fs<P> {
-    /// The inode of a name; `.` and `..` too.
+    /// The inode of a name; `.` and `..` too, and `.` of what is no directory.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotDir`], [`Error::NameTooLong`].
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Inode> {
-        let dir = self.directory(dir)?;
         match name {
-            b"." => return Ok(dir),
-            b".." => return self.inode(self.parent(dir.ino)?),
+            b"." => return self.inode(dir),
+            b".." => return self.inode(self.parent(dir)?),
             _ => {}
         }
+        let dir = self.directory(dir)?;
         let found = self.search(&dir, Name::new(name)?)?.found.ok_or(Error::NotFound)?;
         self.entry_inode(&dir, found)
     }

@@ -158,13 +158,13 @@ impl<P: PageStore> Fs<P> {
         Ok(Some(found))
     }
 
-    /// Frees every orphan: at a writable mount, before anything is open. Gives how many.
+    /// Frees orphans, `most` at once: at a writable mount, before anything is open. Gives how many.
     ///
     /// # Errors
     /// The first one met; the orphans freed before stay freed.
-    pub fn reap_all_orphans(&mut self) -> Result<u64> {
+    pub fn reap_orphans(&mut self, most: u64) -> Result<u64> {
         let mut count = 0;
-        while self.superblock.orphan_head != 0 {
+        while count < most && self.superblock.orphan_head != 0 {
             let head = Ino(self.superblock.orphan_head);
             self.reap(head)?;
             count += 1;

@@ -1,6 +1,7 @@
 //! Places: the parent of a directory, and the path of an inode (FORMAT.md section 5.5).
 
 use super::Fs;
+use crate::cycle::Cycle;
 use crate::error::{Error, Result};
 use crate::inode::{Ino, Inode, Kind};
 use crate::name::Name;
@@ -31,20 +32,15 @@ impl<P: PageStore> Fs<P> {
     /// As [`Fs::parent`]; [`Error::Corrupt`] if the directories form a loop.
     pub fn ancestors(&self, start: Ino, each: &mut dyn FnMut(&Inode) -> Result<bool>) -> Result<()> {
         let mut ino = start;
-        // Brent's cycle detection: the mark moves up at each power of two.
-        let (mut mark, mut steps, mut limit) = (Ino(0), 0u64, 1u64);
+        let mut cycle = Cycle::new();
         loop {
             let dir = self.directory(ino)?;
             if !each(&dir)? || dir.ino == self.superblock.root {
                 return Ok(());
             }
             ino = self.parent(dir.ino)?;
-            if ino == mark {
+            if cycle.closes(ino.0) {
                 return Err(self.corrupt_inode(ino, "directories without a loop", 0, start.0));
-            }
-            steps += 1;
-            if steps == limit {
-                (mark, steps, limit) = (ino, 0, limit.saturating_mul(2));
             }
         }
     }

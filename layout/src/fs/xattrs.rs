@@ -406,7 +406,7 @@ impl<P: PageStore> Fs<P> {
             return self.touch_inode(area.ino);
         }
         let at = XATTR_HEADER_BYTES + span.value_at();
-        for page in at / PAGE..=(at + span.value_len) / PAGE {
+        for page in at / PAGE..(at + span.value_len).div_ceil(PAGE) {
             drop(self.store.write(xattr_pages(area.ino).first.add(page as u64))?);
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Zeroing a range of a file: fallocate(2) with FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE.
 
 use super::Fs;
-use super::data::drop_suid_sgid;
+use super::data::Keep;
 use crate::addr::{PAGE, PageNo};
 use crate::error::{Error, Result};
 use crate::inode::{Ino, Inode, InodeFlags, MAX_FILE_BYTES};
@@ -35,7 +35,7 @@ impl ZeroPart {
 impl<P: PageStore> Fs<P> {
     /// Makes bytes [offset, offset + len) of a file zeros: its whole pages become holes, and the mounter must
     /// zero the parts of pages that are given, at both ends. A range beyond the end lets the file
-    /// grow to the range's end, unless `keep_size`. Rows become stale; suid and sgid are cleared.
+    /// grow to the range's end, unless `keep_size`. Rows become stale; suid, sgid and times as after a write.
     ///
     /// # Errors
     /// [`Error::TooBig`] past 256 TiB, [`Error::IsDir`], [`Error::Invalid`] for what has no data.
@@ -45,6 +45,7 @@ impl<P: PageStore> Fs<P> {
         offset: u64,
         len: u64,
         keep_size: bool,
+        keep: Keep,
         now: Timespec,
     ) -> Result<(Inode, [Option<ZeroPart>; 2])> {
         self.writable()?;
@@ -57,8 +58,7 @@ impl<P: PageStore> Fs<P> {
         }
         self.touch_inode(ino)?;
         self.content_changes(&mut inode);
-        drop_suid_sgid(&mut inode);
-        (inode.mtime, inode.ctime) = (now, now);
+        keep.after_change(&mut inode, now);
         let page = PAGE as u64;
         if size.div_ceil(page) > inode.size.div_ceil(page) {
             inode.flags |= InodeFlags::SPARSE;

@@ -5,6 +5,7 @@
 //! found at the cost of looking at the few files that matter.
 
 use crate::access::{Access, Credentials};
+use crate::cycle::Cycle;
 use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::inode::{Ino, Kind, ROOT_INO};
@@ -124,8 +125,7 @@ impl<'a, P: PageStore> Gate<'a, P> {
     fn judge_dir(&mut self, dir: Ino) -> Result<Verdict> {
         let mut verdict = Verdict { ino: dir, allowed: true, ..Verdict::EMPTY };
         let mut at = dir;
-        // Brent's cycle detection: the mark moves up at each power of two.
-        let (mut mark, mut steps, mut limit) = (Ino(0), 0u64, 1u64);
+        let mut cycle = Cycle::new();
         loop {
             if let Some(known) = recall(self.dirs, at) {
                 verdict.allowed &= known.allowed;
@@ -146,12 +146,8 @@ impl<'a, P: PageStore> Gate<'a, P> {
                 return Ok(verdict);
             }
             at = inode.place_dir;
-            if at.0 == 0 || at == mark {
+            if at.0 == 0 || cycle.closes(at.0) {
                 break;
-            }
-            steps += 1;
-            if steps == limit {
-                (mark, steps, limit) = (at, 0, limit.saturating_mul(2));
             }
         }
         // No way to the root: not decided, so denied.

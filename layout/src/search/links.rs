@@ -70,8 +70,9 @@ impl<P: PageStore> Fs<P> {
     /// # Errors
     /// [`Error::NotFound`] without such a link, [`Error::Range`] if it does not fit.
     pub fn search_path(&self, ino: Ino, scope: Ino, stop_at: Ino, out: &mut [u8]) -> Result<usize> {
-        match self.path(ino, stop_at, out) {
+        match self.path(ino, scope, out) {
             Err(Error::NotFound) => {}
+            Ok(_) if scope != stop_at => return self.path(ino, stop_at, out),
             done => return done,
         }
         let (dir, key) = self.find_link(ino, scope)?.ok_or(Error::NotFound)?;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::distance::distance;
+use crate::error::Error;
 use crate::fs::{Fs, NewInode, RenameFlags};
 use crate::inode::{Ino, Kind, ROOT_INO};
 use crate::page_store::Timespec;
@@ -185,8 +186,24 @@ fn a_file_is_found_by_any_of_its_names_below_the_scope() {
     assert_eq!(&path[..len], b"sub/in");
     fs.unlink(sub, b"in", NOW).expect("unlinks");
     assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [0, 0]);
+    assert_eq!(fs.search_path(file, dir, dir, &mut path), Err(Error::NotFound));
     fs.rename(outside, b"out", dir, b"back", RenameFlags::empty(), NOW).expect("renames");
     assert_eq!([dir, sub].map(|scope| count(&fs, scope)), [1, 0]);
+}
+
+#[test]
+fn a_path_is_by_the_name_that_the_search_went_by() {
+    let (mut fs, dir) = volume(1, 1);
+    let new = |kind| NewInode { kind, perm: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0 };
+    let secret = fs.create(dir, b"secret", new(Kind::Dir), NOW).expect("creates").ino;
+    let sub = fs.create(dir, b"sub", new(Kind::Dir), NOW).expect("creates").ino;
+    let file = fs.create(secret, b"place", new(Kind::File), NOW).expect("creates").ino;
+    fs.link(file, sub, b"in", NOW).expect("links");
+    let mut path = [0; 100];
+    let len = fs.search_path(file, sub, dir, &mut path).expect("a path");
+    assert_eq!(&path[..len], b"sub/in", "its place lies below another directory than the one searched");
+    let len = fs.search_path(file, secret, dir, &mut path).expect("a path");
+    assert_eq!(&path[..len], b"secret/place");
 }
 
 #[test]

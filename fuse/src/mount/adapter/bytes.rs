@@ -17,6 +17,21 @@ use crate::wire::abi::{
 use crate::wire::reply::Reply;
 use crate::wire::request::Request;
 
+/// CAP_FSETID, as far as a request tells.
+fn has_fsetid(rq: &Request<'_>) -> bool {
+    rq.header.uid == 0
+}
+
+/// O_SYNC or O_DSYNC: by a handle that goes past its cache the kernel asks for no fsync after a write.
+fn is_synchronous(write: &WriteIn) -> bool {
+    write.write_flags & WRITE_CACHE == 0 && write.flags.cast_signed() & libc::O_DSYNC != 0
+}
+
+/// Whether a WRITE waits for a commit.
+pub(super) fn write_commits(mut rq: Request<'_>) -> bool {
+    rq.take().is_ok_and(|write| is_synchronous(&write))
+}
+
 impl Adapter {
     /// Has the kernel hand over what it holds back of a file: it asks for holes without doing so by itself. The WRITEs come on
     /// other threads while this one waits.
@@ -60,7 +75,12 @@ impl Adapter {
                     self.mounted.write(ino, args.offset, data, keep_suid)
                 };
                 done.map_err(stale)?;
+                if is_synchronous(&args) {
+                    self.mounted.sync()?;
+                }
             }
+            // What a mapping changed comes by a handle that the kernel guesses: it may be somebody else's.
+            Node::SessionFile(..) if args.write_flags & WRITE_CACHE != 0 => return Err(Failure(libc::EIO)),
             Node::SessionFile(kind, _) => {
                 self.sessions.write(kind, args.fh, args.offset, data)?;
             }
@@ -89,12 +109,14 @@ impl Adapter {
         let ino = real(rq.header.nodeid)?;
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let FallocateIn { offset, length: len, .. } = args;
+        let keep_suid = has_fsetid(rq);
         let done = match args.mode.cast_signed() {
-            0 => self.mounted.allocate(ino, args.offset, args.length, false),
-            libc::FALLOC_FL_KEEP_SIZE => self.mounted.allocate(ino, args.offset, args.length, true),
-            libc::FALLOC_FL_ZERO_RANGE => self.mounted.zero_range(ino, args.offset, args.length, false),
-            ZERO_KEEP => self.mounted.zero_range(ino, args.offset, args.length, true),
-            PUNCH => self.mounted.punch_hole(ino, args.offset, args.length),
+            0 => self.mounted.allocate(ino, offset, len, false, keep_suid),
+            libc::FALLOC_FL_KEEP_SIZE => self.mounted.allocate(ino, offset, len, true, keep_suid),
+            libc::FALLOC_FL_ZERO_RANGE => self.mounted.zero_range(ino, offset, len, false, keep_suid),
+            ZERO_KEEP => self.mounted.zero_range(ino, offset, len, true, keep_suid),
+            PUNCH => self.mounted.punch_hole(ino, offset, len, keep_suid),
             _ => Err(Error::Unsupported),
         };
         done.map_err(stale)
@@ -107,10 +129,10 @@ impl Adapter {
         if args.flags != 0 {
             return Err(Failure(libc::EINVAL));
         }
-        // CAP_FSETID, as far as a request tells.
-        let keep_suid = rq.header.uid == 0;
-        let copied =
-            self.mounted.copy((from, args.off_in), (to, args.off_out), args.len, keep_suid).map_err(stale)?;
+        let copied = self
+            .mounted
+            .copy((from, args.off_in), (to, args.off_out), args.len, has_fsetid(rq))
+            .map_err(stale)?;
         if wide {
             out.push(&CopyFileRangeOut { bytes_copied: copied });
         } else {

@@ -1,6 +1,7 @@
-//! Tells the kernel about names that changed without it: a put that publishes a file renames it here.
+//! Tells the kernel about what changed without it: names, where a put that publishes a file renames it here, and modes, where a
+//! change of bytes took suid or sgid.
 //!
-//! The kernel takes the directory's lock for this, which a request that waits for one of our threads
+//! For names the kernel takes the directory's lock for this, which a request that waits for one of our threads
 //! may hold. So a thread of its own does it, and the put waits for it only for a bounded time.
 
 use std::io;
@@ -60,6 +61,13 @@ fn ignore_unknown(result: io::Result<()>) -> io::Result<()> {
 
 /// Starts the thread and connects it with the mount; it ends with the mount.
 pub fn install(mounted: &Arc<Mounted>, kernel: Channel) -> io::Result<()> {
+    let direct = kernel.another()?;
+    let _ = mounted.on_mode_changed.set(Box::new(move |ino| {
+        // Attributes alone (a negative offset): that takes no lock that a request may hold.
+        if let Err(error) = ignore_unknown(inval_inode(&direct, Node::Real(ino).id(), -1)) {
+            tracing::warn!("the kernel keeps the mode of inode {}: {error}", ino.0);
+        }
+    }));
     let (sender, receiver) = channel::<Change>();
     std::thread::Builder::new().name("vexfs-notify".to_owned()).spawn(move || {
         for change in receiver {

@@ -38,7 +38,8 @@ impl Adapter {
     pub(super) fn listxattr(&self, rq: &mut Request<'_>, out: &mut Reply) -> Done {
         let size = rq.take::<GetxattrIn>()?.size;
         match node(rq)? {
-            Node::Real(ino) => sized(&self.mounted.listxattr(ino)?, size, out),
+            // CAP_SYS_ADMIN, as far as a request tells.
+            Node::Real(ino) => sized(&self.mounted.listxattr(ino, rq.header.uid == 0)?, size, out),
             _ => sized(&[], size, out),
         }
     }
@@ -59,7 +60,7 @@ impl Adapter {
                 libc::XATTR_REPLACE => Some(true),
                 _ => None,
             };
-            let _space = self.mounted.engine().reserve(Cost::Pages(8))?;
+            let _space = self.mounted.reserve(Cost::Pages(8))?;
             return Ok(self.sessions.files().set_vector(ino, value, exists, &caller(rq))?);
         }
         let kill_sgid = args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0;
@@ -72,6 +73,7 @@ impl Adapter {
         let ino = real(rq.header.nodeid)?;
         let name = rq.name()?;
         if name == VECTOR_XATTR.as_bytes() {
+            let _space = self.mounted.reserve(Cost::Freeing)?;
             return Ok(self.sessions.files().remove_vector(ino, &caller(rq))?);
         }
         Ok(self.mounted.removexattr(ino, name)?)

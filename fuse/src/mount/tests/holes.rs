@@ -149,23 +149,23 @@ proptest! {
                     model.truncate(size);
                 }
                 Op::Punch(span) => {
-                    m.punch_hole(ino, span.at, span.len).unwrap();
+                    m.punch_hole(ino, span.at, span.len, false).unwrap();
                     model.zero(span.at, span.at + span.len);
                 }
                 // So much is not free: it is refused, and nothing changes.
                 Op::Zero(Span { at, len }, keep) if len > 1 << 31 => {
-                    prop_assert_eq!(m.zero_range(ino, at, len, keep), Err(layout::error::Error::NoSpace));
+                    prop_assert_eq!(m.zero_range(ino, at, len, keep, false), Err(layout::error::Error::NoSpace));
                 }
                 Op::Allocate(Span { at, len }, keep) if len > 1 << 31 => {
-                    prop_assert_eq!(m.allocate(ino, at, len, keep), Err(layout::error::Error::NoSpace));
+                    prop_assert_eq!(m.allocate(ino, at, len, keep, true), Err(layout::error::Error::NoSpace));
                 }
                 Op::Zero(span, keep) => {
-                    m.zero_range(ino, span.at, span.len, keep).unwrap();
+                    m.zero_range(ino, span.at, span.len, keep, false).unwrap();
                     model.zero(span.at, span.at + span.len);
                     model.size = if keep { model.size } else { model.size.max(span.at + span.len) };
                 }
                 Op::Allocate(span, keep) => {
-                    m.allocate(ino, span.at, span.len, keep).unwrap();
+                    m.allocate(ino, span.at, span.len, keep, true).unwrap();
                     model.size = if keep { model.size } else { model.size.max(span.at + span.len) };
                 }
                 Op::Sync => m.sync().unwrap(),
@@ -180,15 +180,15 @@ fn a_hole_punched_where_nothing_is_takes_no_window() {
     let m = mounted(formatted());
     let ino = m.create(Ino(2), b"f", FILE, true).unwrap().ino;
     m.setattr(ino, SetAttr { size: Some(1 << 45), ..SetAttr::default() }, true).unwrap();
-    m.punch_hole(ino, 5, 1 << 44).unwrap();
-    m.zero_range(ino, (1 << 45) - 7, 1 << 20, false).unwrap();
+    m.punch_hole(ino, 5, 1 << 44, false).unwrap();
+    m.zero_range(ino, (1 << 45) - 7, 1 << 20, false, false).unwrap();
     let inode = m.inode(ino).unwrap();
     assert_eq!((inode.windows, inode.size), ([0; 3], (1 << 45) - 7 + (1 << 20)));
     assert_eq!(m.blocks(&inode), Ok(0));
     for refused in [
-        m.punch_hole(ino, 1 << 48, 1),
-        m.zero_range(ino, u64::MAX, 2, true),
-        m.allocate(ino, 1 << 48, 1, true),
+        m.punch_hole(ino, 1 << 48, 1, false),
+        m.zero_range(ino, u64::MAX, 2, true, false),
+        m.allocate(ino, 1 << 48, 1, true, true),
     ] {
         assert_eq!(refused, Err(layout::error::Error::TooBig));
     }
@@ -200,8 +200,8 @@ fn zeroed_bytes_make_rows_stale_and_take_privileges() {
     let ino = m.create(Ino(2), b"f", NewInode { perm: 0o6755, ..FILE }, true).unwrap().ino;
     m.write(ino, 0, &[1; 9000], true).unwrap();
     let changes: [&dyn Fn() -> layout::error::Result<()>; 3] =
-        [&|| m.punch_hole(ino, 10, 10), &|| m.zero_range(ino, 8999, 1, true), &|| {
-            m.zero_range(ino, 9000, 5000, false)
+        [&|| m.punch_hole(ino, 10, 10, false), &|| m.zero_range(ino, 8999, 1, true, false), &|| {
+            m.zero_range(ino, 9000, 5000, false, false)
         }];
     for change in changes {
         let set = SetAttr { perm: Some(0o6755), ..SetAttr::default() };
@@ -214,8 +214,16 @@ fn zeroed_bytes_make_rows_stale_and_take_privileges() {
         assert!(!after.flags.contains(InodeFlags::ROWS_FRESH));
         assert_eq!(after.perm, 0o755);
     }
+    let set = SetAttr { perm: Some(0o6755), ..SetAttr::default() };
+    m.setattr(ino, set, true).unwrap();
+    m.punch_hole(ino, 10, 10, true).unwrap();
+    m.zero_range(ino, 14_000, 100, false, true).unwrap();
+    m.allocate(ino, 15_000, 100, false, true).unwrap();
+    assert_eq!(m.inode(ino).unwrap().perm, 0o6755, "they stay for whom may set them");
+    m.allocate(ino, 16_000, 100, false, false).unwrap();
+    assert_eq!(m.inode(ino).unwrap().perm, 0o755);
     let before = m.inode(ino).unwrap();
-    m.punch_hole(ino, 14_000, 100).unwrap();
-    m.zero_range(ino, 14_000, 100, true).unwrap();
+    m.punch_hole(ino, 17_000, 100, false).unwrap();
+    m.zero_range(ino, 17_000, 100, true, false).unwrap();
     assert_eq!(m.inode(ino).unwrap(), before, "beyond the end nothing changes");
 }

@@ -387,6 +387,36 @@ fn requests_are_bounded_each_and_together() {
     assert_eq!(fill(three, 4), Ok(()), "released handles give their memory back");
 }
 
+#[test]
+fn a_put_is_done_once_though_no_room_is_left_for_its_reply() {
+    let fs = mount(&MemStore::formatted(format_params())).expect("mounts");
+    let request = br#"{"file":"f","append":true,"rows":[{"vector":[1],"length":1}]}"#;
+    let settings = SessionSettings { threads: 1, cache_bytes: 0, buffer_bytes: request.len() };
+    let files = SessionFiles::new(RwLock::new(fs), settings);
+    let dir = make(&files, ROOT_INO, "c", Kind::Dir, ROOT, 0o755);
+    let schema = files.open(SessionKind::Schema, dir, &ROOT).expect("opens");
+    files.write(schema, 0, br#"{"dim":1,"element":"f32","metric":"l2"}"#).expect("makes a collection");
+    files.release(schema);
+    let f = file(&files, dir, "f");
+    let handle = files.open(SessionKind::Put, dir, &ROOT).expect("opens");
+    files.write(handle, 0, request).expect("fits");
+    for _ in 0..2 {
+        let reply = files.read(handle, 0, 1000).expect("a reply");
+        assert!(reply.starts_with(b"{\"ino\""), "{}", reply.escape_ascii());
+    }
+    assert_eq!(files.access.read().inode(f).expect("there").row_count, 1);
+}
+
+#[test]
+fn a_put_that_cannot_publish_takes_no_rows_away() {
+    let (files, dir) = collection(1, "f32", "l2");
+    let f = file(&files, dir, "f");
+    put_json(&files, dir, r#"{"file":"f","rows":[{"vector":[1],"length":1}]}"#);
+    let refused = put_json(&files, dir, r#"{"file":"f","publish_as":".vexfs","rows":[]}"#);
+    assert_eq!(refused["errno"], libc::EPERM);
+    assert_eq!(files.access.read().inode(f).expect("there").row_count, 1);
+}
+
 proptest! {
     #[test]
     fn any_request_gets_a_reply(

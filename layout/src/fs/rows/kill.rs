@@ -1,6 +1,7 @@
 //! The death of rows: with a new put, with an attribute removed, with their file.
 
 use super::{RowsFile, split};
+use crate::cycle::Cycle;
 use crate::error::Result;
 use crate::fs::Fs;
 use crate::inode::{Ino, Inode, InodeFlags, Kind};
@@ -14,7 +15,7 @@ pub(super) struct Chain {
     /// Where the rows stand; none if the file has no rows any more.
     rows: Option<RowsFile>,
     first: Option<u64>,
-    /// Rows of the chain at most: against loops.
+    /// Rows of the chain at most.
     most: u32,
 }
 
@@ -54,15 +55,18 @@ impl<P: PageStore> Fs<P> {
     /// Prepare: follows the chain, touches every page that [`Fs::kill_chain`] will change.
     ///
     /// The chain ends at the first row that is not this file's: the rows file that the file knew may
-    /// be gone, and its number in use again.
+    /// be gone, and its number in use again. One that leads back to itself ends there.
     pub(super) fn touch_chain(&self, file: &Inode) -> Result<Chain> {
         let rows = self.rows_file_at(file.rows_ino)?;
         let chain = Chain { rows, first: file.first_row.checked_sub(1), most: file.row_count };
         let Some(rows) = rows else { return Ok(chain) };
         drop(self.store().write(rows.header_page()?)?);
         let mut next = chain.first;
+        let mut cycle = Cycle::new();
         for _ in 0..chain.most {
-            let Some(row) = next.filter(|row| *row < rows.header.next_row) else { break };
+            let Some(row) = next.filter(|row| *row < rows.header.next_row && !cycle.closes(*row)) else {
+                break;
+            };
             let (chunk, slot) = split(row);
             let page = rows.row_page(chunk)?;
             let guard = self.store().write(page)?;

@@ -1,6 +1,7 @@
 //! The rows of a file as a set that travels, and back (FORMAT.md section 6.6).
 
 use super::{RowsFile, split};
+use crate::cycle::Cycle;
 use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::inode::{Ino, Inode, InodeFlags, Kind};
@@ -57,8 +58,12 @@ impl<P: PageStore> Fs<P> {
         each: &mut dyn FnMut(u64, &Row) -> Result<bool>,
     ) -> Result<()> {
         let mut next = file.first_row.checked_sub(1);
+        let mut cycle = Cycle::new();
         for _ in 0..file.row_count {
             let Some(id) = next.filter(|id| *id < rows_file.header.next_row) else { break };
+            if cycle.closes(id) {
+                return Err(rows_file.corrupt("chain of a file's rows without a loop", 0, id));
+            }
             let (chunk, slot) = split(id);
             let page = rows_file.row_page(chunk)?;
             let row = match headers(&*self.store().read(page)?).get(slot) {

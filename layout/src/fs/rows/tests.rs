@@ -194,6 +194,25 @@ fn rows_die_with_their_file_and_a_reused_number_does_not_revive_them() {
 }
 
 #[test]
+fn a_chain_that_leads_back_to_itself_ends() {
+    let (mut fs, dir) = collection(2);
+    let f = file(&mut fs, dir, "f");
+    put(&mut fs, dir, f, 0, 3, false).expect("puts");
+    let rows = fs.rows_file(dir).expect("reads");
+    let page = rows.row_page(0).expect("mapped");
+    let mut bytes = fs.store().get(page);
+    // The third row is followed by the second one.
+    bytes[2 * 64 + 48..][..8].copy_from_slice(&2u64.to_le_bytes());
+    fs.store().put(page, &bytes);
+    fs.inode_update(f, |inode| inode.row_count = u32::MAX).expect("updates");
+    assert!(matches!(fs.row_set(f), Err(Error::Corrupt(_))));
+    // The file must go all the same.
+    fs.unlink(dir, b"f", NOW).expect("unlinks");
+    assert_eq!(fs.reap(f), Ok(()));
+    assert_eq!(fs.rows_file(dir).expect("reads").header.live_rows, 0);
+}
+
+#[test]
 fn full_dead_chunks_are_unmapped() {
     let (mut fs, dir) = collection(100);
     let f = file(&mut fs, dir, "f");

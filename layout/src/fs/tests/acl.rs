@@ -7,10 +7,12 @@ use super::{NOW, at, new};
 use crate::access::{Access, Credentials};
 use crate::acl::tests::value;
 use crate::acl::{ACCESS_XATTR, ACL_ENTRIES_MAX, AclKind, DEFAULT_XATTR};
+use crate::addr::{PageNo, XATTR_BASE, XATTR_BYTES};
 use crate::error::Error;
 use crate::fs::{Fs, NewInode, SetAttr, XattrFlags};
 use crate::inode::{Ino, InodeFlags, Kind, ROOT_INO};
 use crate::testing::{MemStore, check, commit, format_params, mount};
+use crate::xattr::{XATTR_ENTRIES_MAX, XATTR_ENTRY_BYTES};
 
 const NOBODY: u32 = u32::MAX;
 /// Owner rwx, user 5 rwx, group r-x, mask rwx, others nothing.
@@ -88,6 +90,23 @@ fn chmod_changes_the_mask_or_else_the_group() {
     assert!(fs.inode(ino).expect("inode").flags.contains(InodeFlags::XATTR_OVERFLOW));
     chmod(&mut fs, 0o641);
     assert_eq!(acl(&fs, ino, ACCESS_XATTR), Some(value(&expected)));
+    assert_eq!(check(&fs), Ok(()));
+}
+
+#[test]
+fn a_chmod_touches_no_area_of_another_inode() {
+    let mut fs = empty();
+    let ino = fs.create(ROOT_INO, b"f", new(Kind::File, 0o644), NOW).expect("create").ino;
+    // The ACL's value ends where the area does.
+    let entry = |name: &[u8], value: usize| XATTR_ENTRY_BYTES + name.len() + value;
+    let acl_bytes = entry(ACCESS_XATTR, value(&SHARED).len());
+    let rest = XATTR_ENTRIES_MAX - acl_bytes - entry(b"user.fill", 0);
+    fs.setxattr(ino, b"user.fill", &vec![7; rest], XattrFlags::empty(), NOW).expect("fits");
+    set(&mut fs, ino, AclKind::Access, &SHARED).expect("fits");
+    let chmod = SetAttr { perm: Some(0o600), ..SetAttr::default() };
+    fs.setattr(ino, chmod, NOW).expect("chmod");
+    let end = XATTR_BASE + (ino.0 + 1) * XATTR_BYTES;
+    assert!(!fs.store().mapped().contains(&PageNo::containing(end)));
     assert_eq!(check(&fs), Ok(()));
 }
 

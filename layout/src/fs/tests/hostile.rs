@@ -49,7 +49,7 @@ fn image() -> MemStore {
         }
         if i == 60 {
             commit(&mut fs, NOW);
-            fs.reap_all_orphans().expect("reap");
+            fs.reap_orphans(u64::MAX).expect("reap");
             commit(&mut fs, NOW);
         }
     }
@@ -123,7 +123,7 @@ fn change_at_random(fs: &mut Fs<MemStore>, rng: &mut StdRng, inodes: &[Ino], nam
             _ => fs.prepare_write(ino, 1u64 << rng.random_range(0..48), 9000).map(drop),
         };
     }
-    let _ = fs.reap_all_orphans();
+    let _ = fs.reap_orphans(u64::MAX);
 }
 
 /// Spoils a page in one of several ways.
@@ -252,10 +252,10 @@ fn loops_of_directories_orphans_and_free_pages_end() {
     let head = Ino(fs.superblock().orphan_head);
     assert_ne!(head.0, 0);
     let mut fs = spoil(head, &|raw| raw.orphan_next = head.0.into());
-    assert!(matches!(fs.reap_all_orphans(), Err(Error::Corrupt(_))));
+    assert!(matches!(fs.reap_orphans(u64::MAX), Err(Error::Corrupt(_))));
     assert!(!fs.is_poisoned());
     let mut fs = spoil(head, &|raw| raw.flags = (raw.flags.get() & !InodeFlags::ORPHAN.bits()).into());
-    assert!(matches!(fs.reap_all_orphans(), Err(Error::Corrupt(_))));
+    assert!(matches!(fs.reap_orphans(u64::MAX), Err(Error::Corrupt(_))));
 }
 
 /// Each call of each change fails in turn: either nothing changed, or the mount is poisoned and the last
@@ -300,7 +300,7 @@ fn failing_calls_change_nothing_or_poison_the_mount() {
             let ino = ino.ok_or(Error::NotFound)??.ino;
             fs.setattr(ino, SetAttr { size: Some(1), ..SetAttr::default() }, NOW).map(drop)
         },
-        &|fs, _, _| fs.reap_all_orphans().map(drop),
+        &|fs, _, _| fs.reap_orphans(u64::MAX).map(drop),
     ];
     let digest = |fs: &Fs<MemStore>| {
         let (inodes, names) = read_all(fs);
