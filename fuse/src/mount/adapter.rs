@@ -15,8 +15,8 @@ mod open;
 mod xattrs;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use layout::fs::Ino;
 
@@ -32,14 +32,14 @@ use crate::wire::channel::Channel;
 use crate::wire::mount::MountRequest;
 use crate::wire::reply::{Outcome, Reply};
 use crate::wire::request::Request;
-use crate::wire::server::{Connection, Handler, Threads};
+use crate::wire::server::{Connection, Handler, Threads, WaitsFor};
 
 /// Serves the requests of one mount.
 pub struct Adapter {
     mounted: Arc<Mounted>,
     sessions: Sessions,
-    /// For notifications; set once the kernel is connected.
-    kernel: Arc<OnceLock<Channel>>,
+    /// For notifications.
+    kernel: Channel,
     /// Files with handles to write by.
     writers: OpenFiles,
     /// Requests may come by rings.
@@ -86,21 +86,31 @@ impl Adapter {
             read_only: settings.read_only,
             flags: settings.kernel_flags.clone(),
         };
-        let device = crate::wire::mount::mount(&request)?;
-        let kernel = Arc::new(OnceLock::new());
+        let channel = Channel::new(crate::wire::mount::mount(&request)?);
+        Self::serve(mounted, sessions, settings, channel).inspect_err(|_| {
+            // Nobody would answer there.
+            let _ = crate::wire::mount::unmount(&settings.mountpoint, true);
+        })
+    }
+
+    /// What notifies the kernel is there before the first request.
+    fn serve(
+        mounted: Arc<Mounted>,
+        sessions: Sessions,
+        settings: &MountSettings,
+        channel: Channel,
+    ) -> io::Result<Connection> {
+        invalidate::install(&mounted, channel.another()?)?;
         let adapter = Adapter {
-            mounted: Arc::clone(&mounted),
+            mounted,
             sessions,
-            kernel: Arc::clone(&kernel),
+            kernel: channel.another()?,
             writers: OpenFiles::default(),
             rings: settings.rings,
             negotiated: AtomicU64::new(0),
         };
         let threads = Threads { idle_max: IDLE_THREADS_MAX, max: settings.threads.max(2) };
-        let connection = Connection::start(device, Arc::new(adapter), threads)?;
-        let _ = kernel.set(connection.channel()?);
-        invalidate::install(&mounted, connection.channel()?)?;
-        Ok(connection)
+        Connection::start(channel, Arc::new(adapter), threads)
     }
 
     fn has(&self, flag: u64) -> bool {
@@ -156,17 +166,20 @@ impl Handler for Adapter {
         if self.rings { FLAGS | init::OVER_IO_URING } else { FLAGS }
     }
 
-    fn may_wait(&self, rq: &Request<'_>) -> bool {
+    fn waits_for(&self, rq: &Request<'_>) -> WaitsFor {
         match rq.header.opcode {
+            // The kernel has to write back first.
+            op::LSEEK => WaitsFor::Kernel,
             op::FSYNC
             | op::FSYNCDIR
             | op::SYNCFS
             | op::FALLOCATE
             | op::COPY_FILE_RANGE
-            | op::COPY_FILE_RANGE_64 => true,
+            | op::COPY_FILE_RANGE_64 => WaitsFor::Volume,
             // A search, a put.
-            op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
-            _ => false,
+            op::READ | op::WRITE | op::SETXATTR if !matches!(node(rq), Ok(Node::Real(_))) => WaitsFor::Volume,
+            _ if self.mounted.engine().is_crowded() => WaitsFor::Volume,
+            _ => WaitsFor::Nothing,
         }
     }
 
