@@ -9,6 +9,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
 use common::{Bench, can_mount};
 use vexfs_harness::FuseRings;
 
@@ -49,6 +52,45 @@ fn check(dir: &Path, seed: u8) {
         assert_eq!(bytes.len() as u32, i * i * 4000 + i);
         assert!(bytes.iter().zip(0_u32..).all(|(byte, at)| *byte == (at / 7) as u8 ^ seed), "{path:?}");
         assert_eq!(xattr::get(&path, "user.size").unwrap().unwrap(), bytes.len().to_string().as_bytes());
+    }
+}
+
+/// A file whose only page with bytes is found by lseek(2) while the kernel still holds it back, again and again.
+fn seek(path: &Path) {
+    let file = File::create(path).unwrap();
+    for page in (1..40_u64).rev() {
+        file.write_all_at(&[7; 4096], page * 4096).unwrap();
+        let found =
+            [SeekFrom::Data(0), SeekFrom::Hole(page * 4096)].map(|from| rustix::fs::seek(&file, from));
+        // More of them at once than a ring takes.
+        if !found.contains(&Err(Errno::OPNOTSUPP)) {
+            assert_eq!(found, [Ok(page * 4096), Ok((page + 1) * 4096)]);
+        }
+        file.set_len(0).unwrap();
+    }
+}
+
+#[test]
+fn seeks_for_which_the_kernel_must_write_back_never_wait_for_each_other() {
+    if !can_mount() {
+        return;
+    }
+    let enabled = FuseRings::enable();
+    for options in ["nouring,threads=2", "uring"] {
+        if options == "uring" && enabled.is_err() {
+            eprintln!("skipped: this kernel has no FUSE over io_uring");
+            return;
+        }
+        let bench = Bench::new(512 << 20);
+        let mount = bench.mount(options);
+        let processors = thread::available_parallelism().unwrap().get();
+        thread::scope(|scope| {
+            for i in 0..40 * processors {
+                let path = bench.path(&format!("file{i}"));
+                scope.spawn(move || seek(&path));
+            }
+        });
+        mount.unmount();
     }
 }
 

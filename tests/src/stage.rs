@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 use crate::process::{self, Background};
 use crate::{programs, wait};
 
@@ -135,6 +137,9 @@ impl Stage {
     pub fn mount_command(&self, source: &str, point: &Path) -> Command {
         let mut command = programs::ours("vexfs-fuse");
         command.arg(source).arg(point).arg("-f");
+        if let Some(options) = vexfs_harness::mount_options() {
+            command.arg("-o").arg(options);
+        }
         command
     }
 }
@@ -236,9 +241,18 @@ impl Mount {
 
     /// kill -9, then detaches what is left of the mount.
     pub fn kill(mut self) {
+        self.die();
+        // Dropping detaches.
+    }
+
+    /// kill -9; what is left of the mount gives errors.
+    pub fn die(&mut self) {
         self.process.assert_no_panic();
         self.process.kill();
-        // Dropping detaches.
+        // The system gives back io_uring's part of a process behind its end, and only then is nobody there.
+        wait::until("the mount to be dead", || {
+            statx(CWD, &self.point, AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE).is_err().then_some(())
+        });
     }
 
     /// What it logged.

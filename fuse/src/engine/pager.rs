@@ -176,6 +176,11 @@ impl Engine {
         Operation { engine: self, promised: 0, _gate: self.gate.read() }
     }
 
+    /// Whether changes wait until some of what is dirty was written.
+    pub fn is_crowded(&self) -> bool {
+        self.cache.lock().unlanded_pages() >= self.dirty_pages_hard
+    }
+
     fn wait_for_room(&self) {
         let mut cache = self.cache.lock();
         while cache.unlanded_pages() >= self.dirty_pages_hard && !self.health.is_read_only() {

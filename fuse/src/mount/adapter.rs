@@ -15,9 +15,8 @@ mod open;
 mod xattrs;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use layout::fs::Ino;
 
@@ -33,14 +32,14 @@ use crate::wire::channel::Channel;
 use crate::wire::mount::MountRequest;
 use crate::wire::reply::{Outcome, Reply};
 use crate::wire::request::Request;
-use crate::wire::server::{Connection, Handler, Threads};
+use crate::wire::server::{Connection, Handler, Threads, WaitsFor};
 
 /// Serves the requests of one mount.
 pub struct Adapter {
     mounted: Arc<Mounted>,
     sessions: Sessions,
-    /// For notifications; set once the kernel is connected.
-    kernel: Arc<OnceLock<Channel>>,
+    /// For notifications.
+    kernel: Channel,
     /// Files with handles to write by.
     writers: OpenFiles,
     /// Requests may come by rings.
@@ -85,30 +84,28 @@ impl Adapter {
             read_only: settings.read_only,
             flags: settings.kernel_flags.clone(),
         };
-        let device = crate::wire::mount::mount(&request)?;
-        Self::connect(mounted, settings, device).inspect_err(|_| {
-            // A mount that nobody serves is in everybody's way.
-            let _ = crate::wire::mount::unmount(&request.mountpoint, true);
+        let channel = Channel::new(crate::wire::mount::mount(&request)?);
+        Self::serve(mounted, settings, channel).inspect_err(|_| {
+            // Nobody would answer there.
+            let _ = crate::wire::mount::unmount(&settings.mountpoint, true);
         })
     }
 
-    fn connect(mounted: Arc<Mounted>, settings: &MountSettings, device: OwnedFd) -> io::Result<Connection> {
+    /// What notifies the kernel is there before the first request.
+    fn serve(mounted: Arc<Mounted>, settings: &MountSettings, channel: Channel) -> io::Result<Connection> {
         let sessions = Sessions::new(Arc::clone(&mounted), SessionSettings::default());
         mounted.known.track();
-        let kernel = Arc::new(OnceLock::new());
+        invalidate::install(&mounted, channel.another()?)?;
         let adapter = Adapter {
-            mounted: Arc::clone(&mounted),
+            mounted,
             sessions,
-            kernel: Arc::clone(&kernel),
+            kernel: channel.another()?,
             writers: OpenFiles::default(),
             rings: settings.rings,
             negotiated: AtomicU64::new(0),
         };
         let threads = Threads { idle_max: IDLE_THREADS_MAX, max: settings.threads.max(2) };
-        let connection = Connection::start(device, Arc::new(adapter), threads)?;
-        let _ = kernel.set(connection.channel()?);
-        invalidate::install(&mounted, connection.channel()?)?;
-        Ok(connection)
+        Connection::start(channel, Arc::new(adapter), threads)
     }
 
     fn has(&self, flag: u64) -> bool {
@@ -164,20 +161,21 @@ impl Handler for Adapter {
         if self.rings { FLAGS | init::OVER_IO_URING } else { FLAGS }
     }
 
-    fn may_wait(&self, rq: &Request<'_>) -> bool {
+    fn waits_for(&self, rq: &Request<'_>) -> WaitsFor {
         match rq.header.opcode {
+            // The kernel has to write back first.
+            op::LSEEK => WaitsFor::Kernel,
             op::FSYNC
             | op::FSYNCDIR
             | op::SYNCFS
             | op::FALLOCATE
             | op::COPY_FILE_RANGE
-            | op::COPY_FILE_RANGE_64
-            // The kernel's WRITEs, which other threads carry out meanwhile.
-            | op::LSEEK => true,
-            op::WRITE if bytes::write_commits(*rq) => true,
+            | op::COPY_FILE_RANGE_64 => WaitsFor::Volume,
+            op::WRITE if bytes::write_commits(*rq) => WaitsFor::Volume,
             // A search, a put.
-            op::READ | op::WRITE | op::SETXATTR => !matches!(node(rq), Ok(Node::Real(_))),
-            _ => false,
+            op::READ | op::WRITE | op::SETXATTR if !matches!(node(rq), Ok(Node::Real(_))) => WaitsFor::Volume,
+            _ if self.mounted.engine().is_crowded() => WaitsFor::Volume,
+            _ => WaitsFor::Nothing,
         }
     }
 

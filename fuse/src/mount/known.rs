@@ -3,24 +3,35 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use layout::fs::Ino;
 use parking_lot::Mutex;
 
 const SHARDS: usize = 64;
 
-/// Counts of how often each inode was given to the kernel, once [`Known::track`] was called. Changed under the file system
+/// What the kernel knows of an inode.
+#[derive(Default)]
+struct Given {
+    /// How often it was given to the kernel.
+    count: u64,
+    /// It may have no link.
+    unlinked: bool,
+}
+
+/// The inodes that were given to the kernel, once [`Known::track`] was called. Changed under the file system
 /// lock, so that an unlink and a lookup of the same inode see each other.
 pub struct Known {
-    shards: Box<[Mutex<HashMap<Ino, u64>>]>,
+    shards: Box<[Mutex<HashMap<Ino, Given>>]>,
     tracks: AtomicBool,
+    /// Inodes that are `unlinked`.
+    unlinked: AtomicUsize,
 }
 
 impl Default for Known {
     fn default() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Known { shards, tracks: AtomicBool::new(false) }
+        Known { shards, tracks: AtomicBool::new(false), unlinked: AtomicUsize::new(0) }
     }
 }
 
@@ -33,20 +44,37 @@ impl Known {
     /// The inode goes to the kernel.
     pub fn given(&self, ino: Ino) {
         if self.tracks.load(Ordering::Acquire) {
-            *self.shard(ino).lock().entry(ino).or_insert(0) += 1;
+            self.shard(ino).lock().entry(ino).or_default().count += 1;
         }
     }
 
-    /// The kernel forgets `count` of the times that it was given the inode; true if it does not know it any more.
+    /// The inode has no link; true if the kernel knows it, so that it can't be freed before it is forgotten.
+    pub fn unlinked(&self, ino: Ino) -> bool {
+        let mut shard = self.shard(ino).lock();
+        let Some(given) = shard.get_mut(&ino) else { return false };
+        if !std::mem::replace(&mut given.unlinked, true) {
+            self.unlinked.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Whether inodes without links are still to be forgotten.
+    pub fn has_unlinked(&self) -> bool {
+        self.unlinked.load(Ordering::Relaxed) > 0
+    }
+
+    /// The kernel forgets `count` of the times that it was given the inode; true if it does not know it any more, and it
+    /// may have no link.
     pub fn forgotten(&self, ino: Ino, count: u64) -> bool {
         match self.shard(ino).lock().entry(ino) {
-            Entry::Occupied(mut entry) if *entry.get() > count => {
-                *entry.get_mut() -= count;
+            Entry::Occupied(mut entry) if entry.get().count > count => {
+                entry.get_mut().count -= count;
                 false
             }
             Entry::Occupied(entry) => {
-                entry.remove();
-                true
+                let unlinked = entry.remove().unlinked;
+                self.unlinked.fetch_sub(usize::from(unlinked), Ordering::Relaxed);
+                unlinked
             }
             Entry::Vacant(_) => false,
         }
@@ -57,7 +85,7 @@ impl Known {
         self.shard(ino).lock().contains_key(&ino)
     }
 
-    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, u64>> {
+    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Given>> {
         &self.shards[ino.0 as usize % SHARDS]
     }
 }
@@ -73,13 +101,18 @@ mod tests {
         known.given(ino);
         assert!(!known.has(ino), "no kernel yet");
         known.track();
-        assert!(!known.forgotten(ino, 1), "never given");
+        assert!(!known.unlinked(ino) && !known.forgotten(ino, 1), "never given");
         for _ in 0..3 {
             known.given(ino);
         }
         assert!(!known.forgotten(ino, 2) && known.has(ino));
-        assert!(known.forgotten(ino, 1) && !known.has(ino));
+        assert!(!known.forgotten(ino, 1) && !known.has(ino), "it has its links");
         known.given(ino);
-        assert!(known.forgotten(ino, 9), "more than was given");
+        assert!(!known.has_unlinked() && known.unlinked(ino) && known.unlinked(ino));
+        known.given(ino);
+        assert!(!known.forgotten(ino, 1) && known.has(ino) && known.has_unlinked());
+        assert!(known.forgotten(ino, 9) && !known.has_unlinked(), "more than was given");
+        known.given(ino);
+        assert!(!known.forgotten(ino, 1), "another inode of the same number");
     }
 }

@@ -201,6 +201,9 @@ impl Running {
                 settings.mountpoint.display()
             );
         }
+        if !in_use && !settings.read_only {
+            mounted.forget_all();
+        }
         drop(flusher);
         if settings.read_only {
             return Ok(());

@@ -53,6 +53,7 @@ impl Mounted {
             let inode = fs.tmpfile(dir, new, now())?;
             self.files.opened(inode.ino);
             self.known.given(inode.ino);
+            self.known.unlinked(inode.ino);
             Ok(inode)
         })
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use layout::error::{Error, Result};
 use layout::fs::{FreshRows, Fs, Ino, Inode, InodeFlags, MountOptions};
@@ -37,6 +37,9 @@ pub struct Mounted {
 
 /// Orphans freed in one epoch at mount: about what [`Cost::Freeing`] may change.
 const ORPHANS_AT_ONCE: u64 = 32;
+
+/// How long a full volume waits for the kernel to forget what was just removed: it tells so soon after, but not at once.
+const FORGET_WAIT: Duration = Duration::from_millis(5);
 
 /// Tells the kernel what a put renamed.
 pub(super) type OnPublished = Box<dyn Fn(&Published<'_>) + Send + Sync>;
@@ -164,6 +167,9 @@ impl Mounted {
     fn with_room<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
         match ask() {
             Err(Error::NoSpace) => {
+                if self.known.has_unlinked() {
+                    std::thread::sleep(FORGET_WAIT);
+                }
                 self.engine.commit(self)?;
                 ask()
             }
@@ -219,7 +225,7 @@ impl Mounted {
                 );
             }
         }
-        if self.files.closed(ino) {
+        if self.files.closed(ino) && !self.known.has(ino) {
             self.reap_orphan(ino);
         }
     }
@@ -228,6 +234,16 @@ impl Mounted {
     pub fn forget(&self, ino: Ino, count: u64) {
         if self.known.forgotten(ino, count) {
             self.reap_orphan(ino);
+        }
+    }
+
+    /// The kernel has forgotten everything, as the mount has ended: FORGETs that it did not get to send are not needed.
+    pub fn forget_all(&self) {
+        if self.engine.health().is_read_only() {
+            return;
+        }
+        if let Err(error) = self.reap_orphans() {
+            tracing::warn!("unlinked files could not be freed; the next mount does it: {error}");
         }
     }
 
@@ -251,7 +267,7 @@ impl Mounted {
     /// Frees an inode without links, unless a handle is open or the kernel knows it. Called with the file system lock held
     /// for change.
     pub(super) fn reap_if_unused(&self, fs: &mut Fs<Pages>, ino: Ino) -> Result<()> {
-        if self.files.is_open(ino) || self.known.has(ino) { Ok(()) } else { fs.reap(ino) }
+        if self.known.unlinked(ino) || self.files.is_open(ino) { Ok(()) } else { fs.reap(ino) }
     }
 }
 

@@ -1,24 +1,22 @@
 //! Serving a connection: the handshake, and threads that read requests, have them handled and reply.
-//!
-//! There are as many threads as requests are being carried out, and a few that wait: a request that takes long (an
-//! fsync, a search) never keeps another one waiting.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use blockd::buf::AlignedBuf;
-use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::abi::{self, InHeader, InitIn, InitOut, WriteIn, init, op};
 use super::channel::Channel;
+use super::pool::{Crew, Pool, Work};
 use super::reply::{Outcome, Reply};
 use super::request::Request;
 use super::ring;
+
+pub use super::pool::Threads;
 
 /// Most bytes of one write request (FUSE_MAX_MAX_PAGES are 256 pages).
 pub const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -28,6 +26,20 @@ const READ_AHEAD_BYTES: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 /// A request that is no write fits into this much (FUSE_MIN_READ_BUFFER).
 const HEADROOM: usize = 4096;
+/// How long FORGETs are left to gather where nothing else comes by the device. Who sends one need not wake a thread for it so, on
+/// another processor mostly, which takes longer than the request that it follows.
+const FORGET_PAUSE: Duration = Duration::from_millis(2);
+
+/// What the end of a request may wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WaitsFor {
+    /// For nothing that takes long.
+    Nothing,
+    /// For a commit, a search, a long copy.
+    Volume,
+    /// For other requests: it asks the kernel for something.
+    Kernel,
+}
 
 /// What a file system makes of requests.
 pub trait Handler: Send + Sync + 'static {
@@ -37,8 +49,8 @@ pub trait Handler: Send + Sync + 'static {
     /// The INIT flags that both sides use, told once before the first request.
     fn negotiated(&self, flags: u64);
 
-    /// Whether a request may take long: wait for a commit, search, copy much.
-    fn may_wait(&self, request: &Request<'_>) -> bool;
+    /// What the end of a request may wait for.
+    fn waits_for(&self, request: &Request<'_>) -> WaitsFor;
 
     /// Carries out a request.
     fn handle(&self, request: Request<'_>, reply: &mut Reply) -> Outcome;
@@ -47,31 +59,9 @@ pub trait Handler: Send + Sync + 'static {
     fn broken(&self, why: &str);
 }
 
-/// How many threads serve a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Threads {
-    /// Threads that may wait for requests.
-    pub idle_max: usize,
-    /// Threads in all, beside those whose requests may take long.
-    pub max: usize,
-}
-
 /// A served connection.
 pub struct Connection {
-    shared: Arc<Shared>,
-}
-
-/// What the threads of a connection share.
-pub(super) struct Shared {
-    handler: Arc<dyn Handler>,
-    channel: Channel,
-    threads: Threads,
-    idle: AtomicUsize,
-    /// Threads with requests that may take long: others come in their place.
-    waiting: AtomicUsize,
-    ending: AtomicBool,
-    alive: Mutex<usize>,
-    ended: Condvar,
+    crew: Arc<Crew>,
 }
 
 impl Connection {
@@ -79,54 +69,35 @@ impl Connection {
     ///
     /// # Errors
     /// When the kernel's protocol is older than Linux 5.4's, or no thread can be started.
-    pub fn start(device: OwnedFd, handler: Arc<dyn Handler>, threads: Threads) -> io::Result<Self> {
-        let channel = Channel::new(device);
+    pub fn start(channel: Channel, handler: Arc<dyn Handler>, threads: Threads) -> io::Result<Self> {
+        let channel = Arc::new(channel);
         let mut wanted = handler.flags();
         if wanted & init::OVER_IO_URING != 0 && !ring::is_possible() {
             wanted &= !init::OVER_IO_URING;
         }
         let negotiated = handshake(&channel, wanted)?;
         handler.negotiated(negotiated);
-        let shared = Arc::new(Shared {
-            handler,
-            channel,
-            threads,
-            idle: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            ending: AtomicBool::new(false),
-            alive: Mutex::new(0),
-            ended: Condvar::new(),
-        });
-        start_thread(&shared)?;
-        if negotiated & init::OVER_IO_URING != 0 {
-            ring::start(&shared)?;
+        let crew = Arc::new(Crew::default());
+        let rings = negotiated & init::OVER_IO_URING != 0;
+        // What comes by the device beside rings (FORGET, INTERRUPT) keeps nobody waiting.
+        let threads = if rings { Threads { idle_max: 1, max: 1 } } else { threads };
+        let requests =
+            Requests { first: Arc::clone(&channel), handler: Arc::clone(&handler), beside_rings: rings };
+        Pool::start(&crew, "vexfs-fuse", requests, threads)?;
+        if rings {
+            ring::start(&crew, &channel, &handler)?;
         }
-        Ok(Connection { shared })
-    }
-
-    /// One more descriptor of the connection, for notifications.
-    ///
-    /// # Errors
-    /// As [`Channel::another`].
-    pub fn channel(&self) -> io::Result<Channel> {
-        self.shared.channel.another()
+        Ok(Connection { crew })
     }
 
     /// Whether the kernel has ended the connection: unmounted, or aborted.
     pub fn has_ended(&self) -> bool {
-        self.shared.ending.load(Ordering::Acquire) && *self.shared.alive.lock() == 0
+        self.crew.has_ended()
     }
 
     /// Waits until [`Connection::has_ended`], at most so long; says whether it has.
-    pub fn wait(&self, timeout: std::time::Duration) -> bool {
-        let until = std::time::Instant::now() + timeout;
-        let mut alive = self.shared.alive.lock();
-        while *alive > 0 {
-            if self.shared.ended.wait_until(&mut alive, until).timed_out() {
-                break;
-            }
-        }
-        *alive == 0
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.crew.wait(timeout)
     }
 }
 
@@ -189,11 +160,6 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::INTR | Errno::NOENT | Errno::AGAIN))
 }
 
-fn start_thread(shared: &Arc<Shared>) -> io::Result<()> {
-    let channel = shared.channel.another()?;
-    Shared::spawn(shared, "vexfs-fuse".to_owned(), move |shared| shared.serve(&channel))
-}
-
 /// Has a request handled; a panic becomes EIO.
 pub(super) fn handle(handler: &dyn Handler, request: Request<'_>, reply: &mut Reply) -> Outcome {
     let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply)));
@@ -204,72 +170,58 @@ pub(super) fn handle(handler: &dyn Handler, request: Request<'_>, reply: &mut Re
     })
 }
 
-impl Shared {
-    pub(super) fn handler(&self) -> &Arc<dyn Handler> {
-        &self.handler
-    }
+/// What comes by the device.
+struct Requests {
+    first: Arc<Channel>,
+    handler: Arc<dyn Handler>,
+    /// Most requests come by rings.
+    beside_rings: bool,
+}
 
-    /// The connection's first descriptor.
-    pub(super) fn device(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
-    }
+/// A thread's own descriptor of the device, and memory for a request and its reply.
+struct Desk {
+    channel: Channel,
+    request: AlignedBuf,
+    reply: Reply,
+}
 
-    /// Starts a thread that the connection's end waits for.
-    pub(super) fn spawn(
-        this: &Arc<Self>,
-        name: String,
-        run: impl FnOnce(&Arc<Self>) + Send + 'static,
-    ) -> io::Result<()> {
-        let mut alive = this.alive.lock();
-        let here = Arc::clone(this);
-        std::thread::Builder::new().name(name).spawn(move || {
-            run(&here);
-            let mut alive = here.alive.lock();
-            *alive -= 1;
-            here.ended.notify_all();
-        })?;
-        *alive += 1;
-        Ok(())
-    }
+impl Work for Requests {
+    type Desk = Desk;
+    /// Bytes of the request.
+    type Job = usize;
 
-    fn serve(self: &Arc<Self>, channel: &Channel) {
+    fn desk(&self) -> io::Result<Desk> {
         // Zeroed by the kernel, page by page, as far as requests reach.
-        let mut buf = AlignedBuf::zeroed(
+        let request = AlignedBuf::zeroed(
             HEADROOM + size_of::<InHeader>() + size_of::<WriteIn>() + WRITE_BYTES_MAX as usize,
         );
-        let mut reply = Reply::default();
+        Ok(Desk { channel: self.first.another()?, request, reply: Reply::default() })
+    }
+
+    fn next(&self, desk: &mut Desk) -> Option<usize> {
         loop {
-            let idle = self.idle.fetch_add(1, Ordering::AcqRel);
-            if idle >= self.threads.idle_max || self.ending.load(Ordering::Acquire) {
-                self.idle.fetch_sub(1, Ordering::AcqRel);
-                return;
-            }
-            let received = channel.receive(&mut buf);
-            let last_idle = self.idle.fetch_sub(1, Ordering::AcqRel) == 1;
-            let len = match received {
-                Ok(len) => len,
-                Err(error) if is_passing(&error) => continue,
+            match desk.channel.receive(&mut desk.request) {
+                Ok(len) => return Some(len),
+                Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     if Errno::from_io_error(&error) != Some(Errno::NODEV) {
                         tracing::error!("the connection to the kernel broke: {error}");
                     }
-                    self.ending.store(true, Ordering::Release);
-                    return;
+                    return None;
                 }
-            };
-            if last_idle
-                && *self.alive.lock() < self.threads.max + self.waiting.load(Ordering::Acquire)
-                && let Err(error) = start_thread(self)
-            {
-                tracing::warn!("cannot start one more thread: {error}");
             }
-            self.carry_out(channel, &buf[..len], &mut reply);
         }
     }
 
-    fn carry_out(&self, channel: &Channel, bytes: &[u8], reply: &mut Reply) {
+    fn may_wait(&self, desk: &Desk, len: &usize) -> bool {
+        let request = Request::parse(&desk.request[..*len]);
+        request.is_ok_and(|request| self.handler.waits_for(&request) != WaitsFor::Nothing)
+    }
+
+    fn carry_out(&self, desk: &mut Desk, len: usize) {
+        let Desk { channel, request, reply } = desk;
         reply.clear();
-        let request = match Request::parse(bytes) {
+        let request = match Request::parse(&request[..len]) {
             Ok(request) => request,
             Err(error) => {
                 tracing::error!("{error}");
@@ -277,12 +229,13 @@ impl Shared {
             }
         };
         let unique = request.header.unique;
-        let may_wait = self.handler.may_wait(&request);
-        self.waiting.fetch_add(usize::from(may_wait), Ordering::AcqRel);
-        let outcome = handle(&*self.handler, request, reply);
-        self.waiting.fetch_sub(usize::from(may_wait), Ordering::AcqRel);
-        let sent = match outcome {
-            Outcome::Silent => return,
+        let sent = match handle(&*self.handler, request, reply) {
+            Outcome::Silent => {
+                if self.beside_rings {
+                    std::thread::sleep(FORGET_PAUSE);
+                }
+                return;
+            }
             Outcome::Done => channel.reply(unique, 0, reply.parts()),
             Outcome::Failed(errno) => channel.reply(unique, errno, [&[], &[]]),
         };

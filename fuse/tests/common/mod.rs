@@ -123,10 +123,11 @@ impl Bench {
     /// Mounts a source in the foreground of a child process.
     pub fn mount_source(&self, source: &str, options: &str) -> Mount {
         let at = self.mountpoint();
+        let common = vexfs_harness::mount_options().unwrap_or_default();
         let mut child = program()
             .args(["-f", source])
             .arg(&at)
-            .args(["-o", options])
+            .args(["-o", &common, "-o", options])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

@@ -54,6 +54,11 @@ pub fn fio(path: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Options that tests mount with beside their own (`VEXFS_TEST_MOUNT_OPTIONS`): whole suites run over another transport so.
+pub fn mount_options() -> Option<String> {
+    std::env::var("VEXFS_TEST_MOUNT_OPTIONS").ok().filter(|options| !options.is_empty())
+}
+
 /// The kernel's switch for FUSE over io_uring (Linux 6.14), on; put back in the end.
 pub struct FuseRings(String);
 

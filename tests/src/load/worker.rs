@@ -16,6 +16,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::history::{History, Record, Step};
 use super::namespace::{Change, Namespace};
 use super::page::{PAGE, Stamp};
+use crate::wait;
 
 const FILES_MAX: usize = 60;
 const FILE_PAGES_MAX: u64 = 400; // beyond the first data class' megabyte
@@ -61,6 +62,17 @@ impl Load {
     /// Steps begun or ended so far, of all workers together.
     pub fn progress(&self) -> u64 {
         self.clock.load(Ordering::SeqCst)
+    }
+
+    /// Waits until each worker has met an error of a mount that died.
+    ///
+    /// # Panics
+    /// One goes on without.
+    pub fn end(self) -> Vec<Finished> {
+        wait::until("the load to meet the mount's death", || {
+            self.threads.iter().all(JoinHandle::is_finished).then_some(())
+        });
+        self.finish()
     }
 
     /// Tells the workers to stop and waits for them.

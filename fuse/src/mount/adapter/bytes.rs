@@ -36,10 +36,12 @@ impl Adapter {
     /// Has the kernel hand over what it holds back of a file: it asks for holes without doing so by itself. The WRITEs come on
     /// other threads while this one waits.
     fn have_written_back(&self, ino: Ino) -> Done {
-        let Some(kernel) = self.kernel.get().filter(|_| self.writers.is_open(ino)) else { return Ok(()) };
+        if !self.writers.is_open(ino) {
+            return Ok(());
+        }
         // From the first byte on, without end.
         let all = NotifyInvalInodeOut { ino: Node::Real(ino).id(), off: 0, len: 0 };
-        match kernel.notify(NOTIFY_INVAL_INODE, [all.as_bytes(), &[]]) {
+        match self.kernel.notify(NOTIFY_INVAL_INODE, [all.as_bytes(), &[]]) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("the kernel keeps bytes of inode {} to itself: {error}", ino.0);
                 Err(Failure(error.raw_os_error().unwrap_or(libc::EIO)))
