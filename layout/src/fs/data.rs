@@ -168,7 +168,7 @@ impl<P: PageStore> Fs<P> {
         if end > MAX_FILE_BYTES {
             return Err(Error::TooBig);
         }
-        self.touch_inode(ino)?;
+        let before = inode;
         inode.size = inode.size.max(end);
         if !keep.times {
             inode.mtime = now;
@@ -177,7 +177,10 @@ impl<P: PageStore> Fs<P> {
         if !keep.suid {
             drop_suid_sgid(&mut inode);
         }
-        self.apply(|fs| fs.write_inode(&inode))?;
+        if inode != before {
+            self.touch_inode(ino)?;
+            self.apply(|fs| fs.write_inode(&inode))?;
+        }
         Ok(inode)
     }
 
