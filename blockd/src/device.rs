@@ -6,6 +6,8 @@
 //! The primitive is asynchronous: [`Device::submit`] takes an owned request and calls its `done`
 //! exactly once, from any thread. Blocking helpers stand beside it.
 
+mod commit;
+
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
@@ -13,6 +15,8 @@ use parking_lot::{Condvar, Mutex};
 use crate::buf::AlignedBuf;
 use crate::completion;
 use crate::stats::RequestCounters;
+
+pub use commit::{Commit, PageRun};
 
 /// What kind of volume a store holds; fixed when it is created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,6 +162,13 @@ pub trait Device: Send + Sync {
     fn submit_batch(&self, client: ClientId, batch: Vec<(IoOp, Done)>) {
         completion::scope(|| batch.into_iter().for_each(|(op, done)| self.submit(client, op, done)));
     }
+    /// Writes what is left of a VexFS volume's open epoch, commits it, and waits until that is durable.
+    ///
+    /// # Errors
+    /// It is not committed, as far as is known; some of its pages may be in the open epoch. The same commit may be sent again.
+    fn commit(&self, client: ClientId, commit: Commit) -> Result<(), IoError> {
+        commit.in_parts(self, client)
+    }
     /// The client, which waits for each request before it sends another, is about to ask for a flush, going by what it
     /// did before: the device may begin with it. May block as long as a flush does.
     fn expect_flush(&self) {}
@@ -193,8 +204,34 @@ pub fn blocking(device: &dyn Device, client: ClientId, op: IoOp) -> IoResult {
     batch(device, client, [op]).pop().unwrap_or(Err(IoError::Shutdown))
 }
 
+/// Waits until the `Done` that `start` is given was called, by itself or by another thread.
+pub(crate) fn awaited(start: impl FnOnce(Done)) -> IoResult {
+    let state: Arc<(Mutex<Option<IoResult>>, Condvar)> = Arc::default();
+    let told = Arc::clone(&state);
+    start(Box::new(move |result| {
+        *told.0.lock() = Some(result);
+        told.1.notify_one();
+    }));
+    let mut result = state.0.lock();
+    loop {
+        match result.take() {
+            Some(result) => return result,
+            None => state.1.wait(&mut result),
+        }
+    }
+}
+
 /// Submits all requests at once and waits for all; results stand in the order of the requests.
 pub fn batch(device: &dyn Device, client: ClientId, ops: impl IntoIterator<Item = IoOp>) -> Vec<IoResult> {
+    batch_of(device, client, ops)
+}
+
+/// As [`batch`].
+fn batch_of<D: Device + ?Sized>(
+    device: &D,
+    client: ClientId,
+    ops: impl IntoIterator<Item = IoOp>,
+) -> Vec<IoResult> {
     struct State {
         results: Vec<Option<IoResult>>,
         pending: usize,

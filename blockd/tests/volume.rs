@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockd::buf::AlignedBuf;
-use blockd::device::{ClientId, Device, Done, Extent, IoError, IoOp, IoResult, VolumeKind, batch, blocking};
+use blockd::device::{
+    ClientId, Commit, Device, Done, Extent, IoError, IoOp, IoResult, VolumeKind, batch, blocking,
+};
 use blockd::storage::IoEngine;
 use blockd::store::StoreError;
 use blockd::volume::{CreateOptions, OpenOptions, Volume};
@@ -270,12 +272,10 @@ fn a_compaction_that_is_stopped_leaves_the_rest_as_it_is() {
     }
 }
 
-#[test]
-fn a_full_vexfs_volume_takes_overwrites_after_each_commit() {
+/// A new client of a VexFS volume, with a session.
+fn mounter(volume: &Volume) -> ClientId {
     use layout::command::{CMD_OPEN, COMMAND_MAGIC, Command};
     use zerocopy::{FromZeros, IntoBytes};
-    let image = Image::make(VolumeKind::VexFs, 0, 8 << 20);
-    let volume = image.open(IoEngine::Auto);
     let client = volume.connect();
     let mut command = Command::new_zeroed();
     command.magic = COMMAND_MAGIC;
@@ -283,7 +283,63 @@ fn a_full_vexfs_volume_takes_overwrites_after_each_commit() {
     command.id = 1.into();
     command.boot_id = blockd::volume::boot_id();
     let at = layout::addr::COMMAND_PAGE.byte();
-    write(&volume, client, at, command.as_bytes(), false).expect("a session");
+    write(volume, client, at, command.as_bytes(), false).expect("a session");
+    client
+}
+
+#[test]
+fn a_commit_brings_its_pages_along_and_is_there_after_a_restart() {
+    let image = Image::make(VolumeKind::VexFs, 0, 16 << 20);
+    let base = layout::addr::CLASS0_BASE / 4096;
+    let page = |number: u64| -> [u8; 4096] { pattern(number, 4096).try_into().expect("a page") };
+    // Two runs, longer than a record.
+    let pages: Vec<u64> = (base..base + 300).chain(base + 1000..base + 1003).collect();
+    for io in [IoEngine::Auto, IoEngine::Sync] {
+        let volume = image.open(io);
+        let client = mounter(&volume);
+        let bytes: Vec<_> = pages.iter().map(|&number| page(number)).collect();
+        let commit = Commit::new(pages.iter().copied().zip(&bytes), &page(7));
+        volume.commit(client, commit).expect("a commit");
+        assert_eq!(read(&volume, client, (base + 1002) * 4096, 4096), page(base + 1002));
+        drop(volume);
+        let volume = image.open(io);
+        // Rolls back whatever was not committed.
+        let client = mounter(&volume);
+        for &number in &pages {
+            assert_eq!(read(&volume, client, number * 4096, 4096), page(number), "page {number:#x}");
+        }
+        assert_eq!(read(&volume, client, 0, 4096), page(7));
+    }
+}
+
+#[test]
+fn a_commit_of_pages_that_are_not_the_mounters_is_refused() {
+    let image = Image::make(VolumeKind::VexFs, 0, 8 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let client = mounter(&volume);
+    let bytes = [7; 4096];
+    let commit = |client, page| volume.commit(client, Commit::new([(page, &bytes)].into_iter(), &bytes));
+    let (index, beyond) = (layout::addr::INDEX_BASE / 4096, layout::addr::DEVICE_PAGES);
+    for page in [0, 1, 2, 3, index, beyond, u64::MAX / 2] {
+        let refused = commit(client, page);
+        assert!(matches!(refused, Err(IoError::Invalid(_))), "page {page:#x}: {refused:?}");
+    }
+    let data = layout::addr::CLASS0_BASE / 4096;
+    assert!(matches!(commit(volume.connect(), data), Err(IoError::Fenced(_))), "it has no session");
+    assert!(read(&volume, client, 0, 4096).iter().all(|&byte| byte == 0), "nothing was committed");
+    commit(client, data).expect("a commit");
+
+    let raw = Image::raw(1 << 20, 8 << 20);
+    let volume = raw.open(IoEngine::Auto);
+    let refused = volume.commit(volume.connect(), Commit::new([].into_iter(), &bytes));
+    assert!(matches!(refused, Err(IoError::Invalid(_))), "{refused:?}");
+}
+
+#[test]
+fn a_full_vexfs_volume_takes_overwrites_after_each_commit() {
+    let image = Image::make(VolumeKind::VexFs, 0, 8 << 20);
+    let volume = image.open(IoEngine::Auto);
+    let client = mounter(&volume);
     let base = layout::addr::CLASS0_BASE / 4096;
     let commit = |n: u64| write(&volume, client, 0, &pattern(n, 4096), false).expect("a commit");
     let mut live = Vec::new();

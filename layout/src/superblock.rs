@@ -157,7 +157,8 @@ pub struct Superblock {
     pub commit_time: Timespec,
 }
 
-const CRC32C: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
+/// Sixteen bytes at a step: it is computed in each commit.
+static CRC32C: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
 
 /// crc32c of the page with bytes 12..16 taken as zero.
 fn page_crc(page: &PageBytes) -> u32 {

@@ -28,7 +28,7 @@ const COMMIT_RESERVE_PAGES: u64 = 4;
 const DISCARDED_LEAVES_MAX: usize = 4096;
 
 /// What a write is for; each class may dig deeper into the reserve than the one before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Class {
     /// New data.
     Data,

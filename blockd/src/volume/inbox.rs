@@ -11,7 +11,7 @@ use layout::addr::PAGE;
 
 use super::channel;
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, Done, IoError};
+use crate::device::{ClientId, Commit, Done, IoError};
 use crate::storage::Waker;
 use crate::store::log::{Job, JobDone, Log};
 
@@ -22,6 +22,8 @@ pub(super) enum Request {
     Write { client: ClientId, offset: u64, buf: Arc<AlignedBuf>, fua: bool, keep_zeros: bool, done: Done },
     /// The range reads as zeros afterwards.
     Zero { client: ClientId, offset: u64, len_bytes: u64, fua: bool, done: Done },
+    /// The last pages of an epoch, and its commit.
+    Commit { client: ClientId, commit: Commit, done: Done },
     /// All acknowledged is durable.
     Flush { done: Done },
     /// Nothing more comes from this client.
@@ -33,15 +35,17 @@ impl Request {
     pub(super) fn weight(&self) -> u64 {
         match self {
             Request::Write { buf, .. } => buf.len().div_ceil(PAGE).max(1) as u64,
+            Request::Commit { commit, .. } => (commit.buf().len() / PAGE) as u64,
             Request::Zero { .. } | Request::Flush { .. } | Request::Disconnect { .. } => 1,
         }
     }
 
     fn refuse(self, error: IoError) {
         match self {
-            Request::Write { done, .. } | Request::Zero { done, .. } | Request::Flush { done } => {
-                done(Err(error))
-            }
+            Request::Write { done, .. }
+            | Request::Zero { done, .. }
+            | Request::Commit { done, .. }
+            | Request::Flush { done } => done(Err(error)),
             Request::Disconnect { .. } => {}
         }
     }

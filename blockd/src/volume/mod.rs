@@ -43,7 +43,8 @@ use parking_lot::{Condvar, Mutex};
 use crate::buf::AlignedBuf;
 use crate::completion;
 use crate::device::{
-    ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, NO_HOLE_BYTES_MAX, VolumeKind,
+    ClientId, Commit, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, NO_HOLE_BYTES_MAX,
+    VolumeKind, awaited,
 };
 use crate::stats::RequestCounters;
 use crate::storage::Storage;
@@ -339,6 +340,25 @@ impl Volume {
         })
     }
 
+    /// Whether a mounter may write this.
+    fn check_commit(&self, commit: &Commit) -> Result<(), IoError> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(IoError::Shutdown);
+        }
+        if self.info.kind == VolumeKind::Raw {
+            return Err(IoError::Invalid("a raw volume has no commits".into()));
+        }
+        for run in commit.pages() {
+            let (offset, len_bytes) = (run.first.saturating_mul(PAGE as u64), (run.pages * PAGE) as u64);
+            self.check_range(offset, len_bytes)?;
+            self.check_owner(offset, len_bytes)?;
+            if [SUPERBLOCK_PAGE.0, COMMAND_PAGE.0].contains(&run.first) {
+                return Err(IoError::Invalid("a commit writes pages, and the superblock last".into()));
+            }
+        }
+        Ok(())
+    }
+
     fn change(&self, requests: impl IntoIterator<Item = Request>) {
         if let Some(writer) = &self.writer {
             writer.submit(requests);
@@ -451,6 +471,13 @@ impl Device for Volume {
                 reads::run(&self.core, reads);
             }
         });
+    }
+
+    fn commit(&self, client: ClientId, commit: Commit) -> Result<(), IoError> {
+        self.core.check_not_rolling_back()?;
+        self.check_commit(&commit)?;
+        let writer = self.writer.as_ref().ok_or(IoError::ReadOnly)?;
+        awaited(|done| writer.submit_alone(Request::Commit { client, commit, done })).map(drop)
     }
 
     fn expect_flush(&self) {

@@ -3,7 +3,7 @@
 //! [`script`]: lives made of random steps, run, made shorter when they fail, and told. [`raw`], [`vexfs`]: both kinds of
 //! volume, their models, what happens to them. [`machine`]: deaths and starts. [`damage`]: what rots, and backings
 //! that lie. [`past`]: their snapshots. [`full`]: lives of volumes that are nearly full. [`bad_leaves`]: what is left when a page of the map is bad;
-//! [`bad_leaves_served`]: what can still be written. [`long`]: lives of hours. [`corners`], [`faults`], [`restarts`]: cases by hand. [`driver`]: the volume without its threads.
+//! [`bad_leaves_served`]: what can still be written. [`long`]: lives of hours. [`corners`], [`commits`], [`faults`], [`restarts`]: cases by hand. [`driver`]: the volume without its threads.
 //!
 //! `VEXFS_SIM_SEED=n` runs that seed alone, `VEXFS_SIM_RUNS=n` so many (from there on, if both are given);
 //! `VEXFS_SIM_TRACE=n` prints so many events of a failure. `make sim` sets them.
@@ -11,6 +11,7 @@
 mod bad_leaves;
 mod bad_leaves_served;
 mod checkpoints;
+mod commits;
 mod corners;
 mod damage;
 mod directories;

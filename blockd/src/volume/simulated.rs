@@ -21,7 +21,9 @@ use super::reads::{self, ReadJob};
 use super::stepped::Stepped;
 use crate::buf::AlignedBuf;
 use crate::completion;
-use crate::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, VolumeKind};
+use crate::device::{
+    ClientId, Commit, Device, DeviceInfo, Done, Extent, IoError, IoOp, IoResult, VolumeKind, awaited,
+};
 use crate::session::{BootId, CommandPort, GrantCell, attach};
 use crate::storage::sim::timeline::Timeline;
 use crate::storage::sim::{Crash, SimStorage};
@@ -71,6 +73,7 @@ struct Inner {
 enum Kept {
     Write { offset: u64, buf: Arc<AlignedBuf>, fua: bool },
     Zero { offset: u64, len_bytes: u64, fua: bool },
+    Commit(Commit),
     Flush,
 }
 
@@ -96,6 +99,7 @@ impl Kept {
             Kept::Zero { offset, len_bytes, fua } => {
                 Request::Zero { client, offset: *offset, len_bytes: *len_bytes, fua: *fua, done }
             }
+            Kept::Commit(commit) => Request::Commit { client, commit: commit.clone(), done },
             Kept::Flush => Request::Flush { done },
         }
     }
@@ -211,9 +215,7 @@ impl SimDaemon {
         Ok(found)
     }
 
-    fn change(&self, client: ClientId, changes: Vec<(IoOp, Done)>) {
-        let mut left: Vec<(Kept, Done)> =
-            changes.into_iter().map(|(op, done)| (Kept::new(op), done)).collect();
+    fn change(&self, client: ClientId, mut left: Vec<(Kept, Done)>) {
         loop {
             let (returns, outcomes): (u64, Vec<Outcome>) = {
                 let mut inner = self.inner.lock();
@@ -395,7 +397,7 @@ impl Device for SimDaemon {
     fn submit(&self, client: ClientId, op: IoOp, done: Done) {
         match op {
             IoOp::Read { offset, buf } => self.read(client, offset, buf, done),
-            change => self.change(client, vec![(change, done)]),
+            change => self.change(client, vec![(Kept::new(change), done)]),
         }
     }
 
@@ -404,12 +406,16 @@ impl Device for SimDaemon {
         for (op, done) in batch {
             match op {
                 IoOp::Read { offset, buf } => self.read(client, offset, buf, done),
-                change => changes.push((change, done)),
+                change => changes.push((Kept::new(change), done)),
             }
         }
         if !changes.is_empty() {
             self.change(client, changes);
         }
+    }
+
+    fn commit(&self, client: ClientId, commit: Commit) -> Result<(), IoError> {
+        awaited(|done| self.change(client, vec![(Kept::Commit(commit), done)])).map(drop)
     }
 
     fn allocation(

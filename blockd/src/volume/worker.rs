@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use layout::addr::{CLASS0_BASE, COMMAND_PAGE, PAGE, SUPERBLOCK_PAGE};
+use layout::addr::{CLASS0_BASE, COMMAND_PAGE, PAGE, PAGE_SHIFT, SUPERBLOCK_PAGE};
 
 use super::Core;
 use super::inbox::{Inbox, Request};
@@ -12,7 +12,7 @@ pub(crate) use super::inbox::{Internal, InternalSender};
 use super::part::Parts;
 use super::session::Action;
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, Done, IoError, VolumeKind};
+use crate::device::{ClientId, Commit, Done, IoError, VolumeKind};
 use crate::store::clean::CleanerLink;
 use crate::store::log::{Job, JobDone, Log, Op, Place};
 use crate::store::space::Class;
@@ -22,6 +22,17 @@ const BACKLOG_MAX: usize = 256;
 
 fn job_done(done: Done) -> JobDone {
     Box::new(move |result| done(result.map(|()| None)))
+}
+
+/// Of a page of a VexFS volume.
+fn class_of(page: u64) -> Class {
+    if page == SUPERBLOCK_PAGE.0 {
+        Class::Commit
+    } else if page < CLASS0_BASE >> PAGE_SHIFT {
+        Class::Metadata
+    } else {
+        Class::Data
+    }
 }
 
 /// What the log's thread may do after a turn.
@@ -205,7 +216,33 @@ impl Worker {
             Request::Zero { client, offset, len_bytes, fua, done } => {
                 self.zero(client, offset, len_bytes, fua, done);
             }
+            Request::Commit { client, commit, done } => self.commit(client, &commit, done),
         }
+    }
+
+    /// One job: a record or a few, of which the last one commits, so that a crash leaves all or nothing.
+    fn commit(&mut self, client: ClientId, commit: &Commit, done: Done) {
+        if let Err(e) = self.core.sessions.lock().check(client, self.log.session().session()) {
+            return done(Err(e));
+        }
+        let mut page_in_buf = 0;
+        let ops: VecDeque<Op> = commit
+            .runs()
+            .map(|run| {
+                let op = Op::Write {
+                    first: run.first,
+                    buf: Arc::clone(commit.buf()),
+                    page_in_buf,
+                    pages: run.pages,
+                };
+                page_in_buf += run.pages;
+                op
+            })
+            .collect();
+        let class = commit.runs().map(|run| class_of(run.first)).min().unwrap_or(Class::Commit);
+        let mut job = Job::new(ops, job_done(done));
+        (job.commit, job.durable, job.class) = (true, true, class);
+        self.log.submit_user(job);
     }
 
     fn write(
@@ -242,13 +279,7 @@ impl Worker {
         job.keep_zeros = keep_zeros;
         if vexfs {
             job.commit = page == SUPERBLOCK_PAGE.0;
-            job.class = if job.commit {
-                Class::Commit
-            } else if offset < CLASS0_BASE {
-                Class::Metadata
-            } else {
-                Class::Data
-            };
+            job.class = class_of(page);
         }
         self.log.submit_user(job);
     }
@@ -282,7 +313,7 @@ impl Worker {
         match request {
             Request::Write { offset, buf, .. } => self.parts.must_wait(&self.log, *offset, buf.len() as u64),
             Request::Zero { offset, len_bytes, .. } => self.parts.must_wait(&self.log, *offset, *len_bytes),
-            Request::Flush { .. } | Request::Disconnect { .. } => false,
+            Request::Commit { .. } | Request::Flush { .. } | Request::Disconnect { .. } => false,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use blockd::device::IoError;
+use blockd::device::{Commit, IoError};
 use blockd::session::SessionError;
-use layout::addr::PageNo;
+use layout::addr::{PageNo, SUPERBLOCK_PAGE};
 use layout::error::{Error, Result};
 use layout::page_store::PageBytes;
 use parking_lot::{Condvar, Mutex};
@@ -16,6 +16,9 @@ use super::transfer::{write_pages, write_superblock};
 /// How often, and after what time, pages are sent again that found no space.
 const NO_SPACE_TRIES_MAX: u32 = 50;
 const NO_SPACE_WAIT: Duration = Duration::from_millis(100);
+
+/// Most pages that are committed in one request; with the superblock they fill a record. To write more takes longer than to wait once more.
+const TOGETHER_PAGES_MAX: usize = 255;
 
 /// Gives the page-0 image of the epoch being closed. Called with all operations excluded.
 pub trait EpochSource {
@@ -136,16 +139,10 @@ impl Engine {
             }
         };
         let Some((batch, superblock)) = frozen else { return Ok(()) };
-        self.send(&batch)?;
-        let mut wait_for_space = waits_for_space();
-        let written = loop {
-            match write_superblock(&*self.device, self.client, &superblock) {
-                Err(IoError::NoSpace) if wait_for_space() => {}
-                written => break written,
-            }
-        };
-        if let Err(error) = written {
-            return Err(self.write_failed("the commit", PageNo(0), &SessionError::Device(error)));
+        self.free(&batch)?;
+        if !self.write_together(&batch, &superblock)? {
+            self.write_pages(&batch)?;
+            self.write_superblock(&superblock)?;
         }
         let available = self.status().map(|s| s.available_pages.get());
         match available {
@@ -168,12 +165,43 @@ impl Engine {
         if batch.pages.is_empty() && batch.frees.is_empty() {
             return Ok(false);
         }
-        self.send(&batch)?;
+        self.free(&batch)?;
+        self.write_pages(&batch)?;
         self.land(&batch);
         Ok(true)
     }
 
-    fn send(&self, batch: &Batch) -> Result<()> {
+    /// Commits with one request, if the pages are few; false if they are not, or do not find space at once: then they are
+    /// to be sent one by one, and wait for it.
+    fn write_together(&self, batch: &Batch, superblock: &PageBytes) -> Result<bool> {
+        if batch.pages.len() > TOGETHER_PAGES_MAX {
+            return Ok(false);
+        }
+        let pages = batch.pages.iter().map(|(page, bytes)| (*page, &***bytes));
+        match self.device.commit(self.client, Commit::new(pages, superblock)) {
+            Ok(()) => Ok(true),
+            // What was written of it is in the open epoch, where the same pages come again.
+            Err(IoError::NoSpace) => Ok(false),
+            Err(error) => Err(self.commit_failed(error)),
+        }
+    }
+
+    fn write_superblock(&self, superblock: &PageBytes) -> Result<()> {
+        let mut wait_for_space = waits_for_space();
+        loop {
+            match write_superblock(&*self.device, self.client, superblock) {
+                Err(IoError::NoSpace) if wait_for_space() => {}
+                written => return written.map_err(|error| self.commit_failed(error)),
+            }
+        }
+    }
+
+    fn commit_failed(&self, error: IoError) -> Error {
+        self.write_failed("the commit", SUPERBLOCK_PAGE, &SessionError::Device(error))
+    }
+
+    /// Sends a batch's discards.
+    fn free(&self, batch: &Batch) -> Result<()> {
         let mut wait_for_space = waits_for_space();
         while !batch.frees.is_empty() {
             match self.free_ranges(&batch.frees) {
@@ -183,6 +211,10 @@ impl Engine {
                 Err(error) => return Err(self.write_failed("freeing space", batch.frees[0].first, &error)),
             }
         }
+        Ok(())
+    }
+
+    fn write_pages(&self, batch: &Batch) -> Result<()> {
         write_pages(&*self.device, self.client, &batch.pages, waits_for_space())
             .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }

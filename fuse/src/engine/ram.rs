@@ -109,6 +109,11 @@ impl RamDevice {
         self.0.lock().no_space_writes = writes;
     }
 
+    /// Writes that still find no space.
+    pub fn no_space_left_for(&self) -> u32 {
+        self.0.lock().no_space_writes
+    }
+
     /// The next so many commands find no space.
     pub fn no_space_for_commands(&self, commands: u32) {
         self.0.lock().no_space_commands = commands;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blockd::device::{Device, IoError};
 use blockd::session::{BootId, GrantCell, OpenMode, Session};
-use layout::addr::{CLASS0_BASE, PAGE, PageNo, PageRange};
+use layout::addr::{CLASS0_BASE, PAGE, PageNo, PageRange, SUPERBLOCK_PAGE};
 use layout::error::{Error, Result};
 use layout::page_store::{PageBytes, PageStore};
 
@@ -256,7 +256,7 @@ fn a_failed_commit_makes_the_mount_read_only() {
     engine.commit(&epochs).unwrap();
     set(&pages, META, 2);
     device.fail_writes(IoError::Io("bad backing".to_owned()));
-    assert_eq!(engine.commit(&epochs), Err(Error::Io(PageNo(META))));
+    assert_eq!(engine.commit(&epochs), Err(Error::Io(SUPERBLOCK_PAGE)));
     assert_eq!(engine.begin(Cost::Pages(0)).err(), Some(Error::ReadOnly));
     assert!(engine.commit(&epochs).is_err(), "a later fsync must not claim success");
     assert_eq!(get(&pages, META), 2, "reads go on and agree with what was written");
@@ -297,16 +297,40 @@ fn a_session_lost_at_a_read_lets_waiting_writers_go() {
 #[test]
 fn what_found_space_is_not_written_again_for_what_did_not() {
     let device = RamDevice::new(10_000);
-    let (engine, pages) = engine(&device);
-    set(&pages, META, 1);
-    set(&pages, META + 10, 1);
+    let (engine, _pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 200 * PAGE]);
+    write_data(&engine, DATA + 1000, &[1; 200 * PAGE]);
     device.no_space_for(1);
     let before = device.events().len();
     engine.commit(&Epochs::default()).unwrap();
     // In a log each write takes new space, so writing all again would take what the cleaner just made.
     let events: Vec<Event> =
         device.events()[before..].iter().copied().filter(|e| !matches!(e, Event::Read(..))).collect();
-    assert_eq!(events, [Event::Write(META + 10, 1), Event::Write(META, 1), Event::Commit]);
+    assert_eq!(events, [Event::Write(DATA + 1000, 200), Event::Write(DATA, 200), Event::Commit]);
+}
+
+#[test]
+fn a_commit_that_finds_no_space_is_sent_again_as_it_was_frozen() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    set(&pages, META, 1);
+    set(&pages, META + 10, 1);
+    device.no_space_for(5);
+    let committer = {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || engine.commit(&Epochs::default()))
+    };
+    wait_for("a part of it was refused", || device.no_space_left_for() < 5);
+    set(&pages, META, 2);
+    set(&pages, META + 20, 2);
+    committer.join().unwrap().unwrap();
+    assert_eq!(device.commits(), 1);
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(META), crashed.byte(META + 10)), (1, 1));
+    assert!(!crashed.is_mapped(META + 20), "nothing of the next epoch came along");
+    engine.commit(&Epochs::default()).unwrap();
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(META), crashed.byte(META + 20)), (2, 2));
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn leading_run(pages: &[(u64, PageArc)]) -> usize {
 }
 
 fn write_request(run: &[(u64, PageArc)]) -> IoOp {
-    let mut buf = AlignedBuf::zeroed(run.len() * PAGE);
+    let mut buf = AlignedBuf::recycled(run.len() * PAGE);
     for (chunk, (_, page)) in buf.chunks_exact_mut(PAGE).zip(run) {
         chunk.copy_from_slice(&page[..]);
     }

@@ -136,6 +136,20 @@ fn a_chmod_during_a_write_is_not_undone_by_it() {
 }
 
 #[test]
+fn an_overwrite_from_the_kernels_cache_changes_its_page_alone() {
+    let m = mounted(formatted());
+    m.leave_times_to_kernel();
+    let ino = m.create(Ino(2), b"f", FILE, true).unwrap().ino;
+    m.write_late(ino, 0, &[1; 8192], true).unwrap();
+    m.sync().unwrap();
+    m.write_late(ino, 4096, &[2; 4096], true).unwrap();
+    assert_eq!(m.engine().charged_and_dirty(), (1, 1), "the inode is as it was");
+    m.write_late(ino, 8192, &[3; 4096], true).unwrap();
+    assert_eq!(m.engine().charged_and_dirty(), (3, 3), "it has another size now");
+    assert_eq!(m.inode(ino).unwrap().size, 12_288);
+}
+
+#[test]
 fn a_file_without_a_name_goes_with_its_last_handle_unless_it_was_linked() {
     let m = mounted(formatted());
     let used = || m.space().unwrap().inodes - m.space().unwrap().inodes_free;
@@ -192,6 +206,23 @@ impl Drop for TestMount {
             let _ = running.finish();
         }
     }
+}
+
+#[test]
+fn blocks_of_a_sparse_file_are_right_after_its_mtime_was_set_alone() {
+    use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
+    let device = formatted();
+    let Some(m) = TestMount::new(&device, "") else { return };
+    let file = fs::File::create(m.path("f")).unwrap();
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    file.write_all_at(&[1; 4096], 1 << 20).unwrap();
+    file.sync_all().unwrap();
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let times = Timestamps { last_access: omit, last_modification: Timespec { tv_sec: 1000, tv_nsec: 5 } };
+    futimens(&file, &times).unwrap();
+    let meta = file.metadata().unwrap();
+    assert_eq!((meta.mtime(), meta.mtime_nsec(), meta.blocks()), (1000, 5, 16));
+    m.unmount();
 }
 
 #[test]

@@ -181,10 +181,13 @@ impl<P: PageStore> Fs<P> {
         if end > MAX_FILE_BYTES {
             return Err(Error::TooBig);
         }
-        self.touch_inode(ino)?;
+        let before = inode;
         inode.size = inode.size.max(end);
         keep.after_change(&mut inode, now);
-        self.apply(|fs| fs.write_inode(&inode))?;
+        if inode != before {
+            self.touch_inode(ino)?;
+            self.apply(|fs| fs.write_inode(&inode))?;
+        }
         Ok(inode)
     }
 

@@ -1,14 +1,16 @@
 //! Drives a volume without threads: requests are queued, steps are taken one by one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use layout::page_store::PageBytes;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::once_in;
+use super::{content, once_in};
 use crate::buf::AlignedBuf;
-use crate::device::{ClientId, IoError, VolumeKind};
+use crate::device::{ClientId, Commit, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
 use crate::store::clean::Tuning;
 use crate::store::clean::copy::{Copies, copies_of};
@@ -113,6 +115,18 @@ impl Driver {
     pub(super) fn zero(&mut self, client: ClientId, offset: u64, len_bytes: u64, fua: bool) -> Ticket {
         let (ticket, done) = Self::ticket();
         self.submit(Request::Zero { client, offset, len_bytes, fua, done });
+        ticket
+    }
+
+    /// Commits with these versions of pages, and of the superblock, in one request.
+    pub(super) fn commit(&mut self, client: ClientId, pages: &BTreeMap<u64, u64>, superblock: u64) -> Ticket {
+        let (ticket, done) = Self::ticket();
+        let bytes = |page, tag| -> PageBytes { content(page, tag).try_into().expect("a page") };
+        let versions: Vec<(u64, PageBytes)> =
+            pages.iter().map(|(&page, &tag)| (page, bytes(page, tag))).collect();
+        let versions = versions.iter().map(|(page, bytes)| (*page, bytes));
+        let commit = Commit::new(versions, &bytes(0, superblock));
+        self.submit(Request::Commit { client, commit, done });
         ticket
     }
 

@@ -195,12 +195,64 @@ impl VexFsLife {
         self.account(batch);
     }
 
-    /// Writes the superblock, with FUA or followed by a flush; true if the commit is durable.
+    /// Commits, with some pages in the same request or without; true if the commit is durable.
     fn commit(&mut self) -> bool {
-        self.commit_amid(false)
+        if self.machine.once_in(2) { self.commit_with_pages() } else { self.commit_amid(false) }
     }
 
-    /// A snapshot may be asked for while it is under way: then that has this commit or the last one.
+    fn commit_with_pages(&mut self) -> bool {
+        let count_max = if self.machine.once_in(4) { 40 } else { 6 };
+        let count = self.machine.rng.random_range(0..count_max);
+        let mut pages = Pages::new();
+        for _ in 0..count {
+            let page = self.some_page();
+            let tag = if self.machine.once_in(8) { 0 } else { self.machine.new_tag() };
+            pages.insert(page, tag);
+        }
+        let tag = self.machine.new_tag();
+        self.machine.timeline.note(format!("  commit {tag} with {pages:x?}"));
+        let mut next = self.model.open.clone();
+        pages.iter().chain([(&0, &tag)]).for_each(|(&page, &tag)| set(&mut next, page, tag));
+        let ticket = self.machine.driver.commit(self.client, &pages, tag);
+        self.machine.driver.settle();
+        match Driver::outcome(&ticket) {
+            Ok(()) => {
+                self.model.commits.push(next.clone());
+                self.model.open = next;
+                self.now_durable();
+                true
+            }
+            Err(e) => {
+                self.machine.assert_failure_explained("commit with pages", &e);
+                if matches!(e, IoError::NoSpace) {
+                    // Each page was written or was not; the superblock was not.
+                    for (page, tag) in pages {
+                        match self.found_again(page) {
+                            Ok(found) if found == tag => set(&mut self.model.open, page, tag),
+                            Ok(_) => {}
+                            Err(_) => self.model.unknown.entry(page).or_default().push(tag),
+                        }
+                    }
+                } else {
+                    self.model.commits.push(next);
+                    pages.into_iter().chain([(0, tag)]).for_each(|(page, tag)| {
+                        self.model.unknown.entry(page).or_default().push(tag);
+                    });
+                }
+                false
+            }
+        }
+    }
+
+    /// What stands on a page; a read may fail once.
+    fn found_again(&self, page: u64) -> Result<u64, IoError> {
+        let read = || self.machine.driver.read(self.client, page << 12, 4096);
+        let bytes = read().or_else(|_| read())?;
+        Ok(tag_of(page, &bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture")))
+    }
+
+    /// Writes the superblock, with FUA or followed by a flush. A snapshot may be asked for while it is under way: then that has
+    /// this commit or the last one.
     fn commit_amid(&mut self, snapshot: bool) -> bool {
         let tag = self.machine.new_tag();
         let mut next = self.model.open.clone();
@@ -235,12 +287,17 @@ impl VexFsLife {
                 return false;
             }
         }
+        self.now_durable();
+        true
+    }
+
+    /// The last commit was acknowledged as durable.
+    fn now_durable(&mut self) {
         self.model.durable = self.model.commits.len() - 1;
         if !self.history {
             self.model.commits.drain(..self.model.durable);
             self.model.durable = 0;
         }
-        true
     }
 
     fn checkpoint(&mut self) {
@@ -589,7 +646,7 @@ impl Mortal for VexFsLife {
 
     fn witness(&mut self) -> bool {
         // Each knows of the one before; nothing knows of the last one.
-        let good = (0..3).all(|_| self.commit());
+        let good = (0..3).all(|_| self.commit_amid(false));
         let last_but_one = self.model.commits.iter().rev().nth(1).map_or(0, |c| get(c, 0));
         self.model.unknown.entry(0).or_default().push(last_but_one);
         good
