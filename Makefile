@@ -92,9 +92,9 @@ fuzz-cover: ## coverage-guided fuzzing of every structure, each for SECONDS=60 (
 	  mkdir -p target/corpus/$$target && $(CARGO) fuzz run -s none $$target target/corpus/$$target corpus/$$target -- \
 	    -max_total_time=$(or $(SECONDS),60) -max_len=16384 -print_final_stats=1 || exit 1; done
 
-crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
+crash-test: deps ## 30 rounds of each kill -9 test, the 4 GiB file, a directory of a million
 	$(CARGO) build --workspace --bins --release
-	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 $(CARGO) test --release -p vexfs-tests -- --nocapture
+	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 VEXFS_TEST_ENTRIES=1000000 $(CARGO) test --release -p vexfs-tests -- --nocapture
 
 posix-test: deps deps-posix ## pjdfstest, fsx and stress-ng on a mount, beside ext4 (root; SUITES="fsx stress")
 	$(CARGO) build --workspace --bins
