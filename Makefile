@@ -83,16 +83,18 @@ fsck-long: ## 10,000 spoiled volumes and 10,000 spoiled images, checked and repa
 fuzz: ## hostile NBD streams (VEXFS_FUZZ_RUNS=20000 VEXFS_TEST_SEED=1)
 	VEXFS_FUZZ_RUNS=$${VEXFS_FUZZ_RUNS:-20000} $(CARGO) test -p vexfs-blockd --test nbd fuzz:: -- --nocapture
 
-# Needs clang's and cargo's parts for libFuzzer: cargo install cargo-fuzz. Finds go to tests/fuzz/artifacts.
+# Finds go to tests/fuzz/artifacts, new inputs to tests/fuzz/target/corpus. The compiler's flags for libFuzzer are not stable ones.
 fuzz-cover: export RUSTC_BOOTSTRAP := 1
 fuzz-cover: ## coverage-guided fuzzing of every structure, each for SECONDS=60 (TARGET=inode for one)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "fuzz-cover: cargo-fuzz is not there: cargo install --locked cargo-fuzz" >&2; exit 2; }
+	@command -v c++ >/dev/null || { echo "fuzz-cover: libFuzzer needs a C++ compiler: apt-get install g++" >&2; exit 2; }
 	cd tests/fuzz && for target in $(or $(TARGET),$$($(CARGO) fuzz list)); do \
 	  mkdir -p target/corpus/$$target && $(CARGO) fuzz run -s none $$target target/corpus/$$target corpus/$$target -- \
 	    -max_total_time=$(or $(SECONDS),60) -max_len=16384 -print_final_stats=1 || exit 1; done
 
-crash-test: deps ## 30 rounds of each kill -9 test and the 4 GiB file
+crash-test: deps ## 30 rounds of each kill -9 test, the 4 GiB file, a directory of a million
 	$(CARGO) build --workspace --bins --release
-	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 $(CARGO) test --release -p vexfs-tests -- --nocapture
+	VEXFS_TEST_ROUNDS=30 VEXFS_TEST_BIG_MIB=4096 VEXFS_TEST_ENTRIES=1000000 $(CARGO) test --release -p vexfs-tests -- --nocapture
 
 posix-test: deps deps-posix ## pjdfstest, fsx and stress-ng on a mount, beside ext4 (root; SUITES="fsx stress")
 	$(CARGO) build --workspace --bins

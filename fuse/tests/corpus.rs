@@ -57,6 +57,23 @@ fn every_kept_input_goes_through_its_target() {
     }
 }
 
+/// cargo refuses a manifest that names a target twice, and `make fuzz-cover` runs those that it names.
+#[test]
+fn the_manifest_names_each_target_once() {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz");
+    let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    let (_, bins) = manifest.split_once("[[bin]]").unwrap();
+    let mut named: Vec<_> = bins.lines().filter_map(|line| line.strip_prefix("name = ")).collect();
+    let mut targets: Vec<_> = TARGETS.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    named.sort_unstable();
+    targets.sort_unstable();
+    assert_eq!(named, targets);
+    for (name, _) in TARGETS {
+        let source = fs::read_to_string(fuzz.join(format!("fuzz_targets/{name}.rs"))).unwrap();
+        assert!(source.contains(&format!("vexfs_fuzz::run(\"{name}\", data)")), "{name}: {source}");
+    }
+}
+
 #[test]
 fn seeds_are_what_the_code_writes() {
     for (target, bytes) in seeds() {

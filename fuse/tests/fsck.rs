@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -247,4 +247,31 @@ fn progress_goes_where_fsck_wants_it() {
         run(vexfs_harness::command(env!("CARGO_BIN_EXE_fsck-vexfs")).args(["-C", "999"]).arg(bench.image()));
     assert_eq!(bad.status.code(), Some(8));
     assert!(text(&bad.stderr).contains("file descriptor 999"), "{bad:?}");
+}
+
+#[test]
+fn a_check_can_be_cancelled() {
+    let bench = Bench::new(64 << 20);
+    // Nobody takes away what it says, so that it waits at its first line.
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while (&writer).write(&[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fsck-vexfs"))
+        .args(["-v", "-n"])
+        .arg(bench.image())
+        .stdout(Stdio::from(writer))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    common::wait_for("it takes SIGINT itself", || {
+        let text = fs::read_to_string(&status).unwrap();
+        let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+        u64::from_str_radix(caught, 16).unwrap() & 1 << (2 - 1) != 0
+    });
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
+    std::io::copy(&mut &reader, &mut std::io::sink()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(32));
 }

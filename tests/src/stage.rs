@@ -126,7 +126,8 @@ impl Stage {
         self.mount_by(&mut self.mount_command(source, point), point)
     }
 
-    fn mount_by(&self, command: &mut Command, point: &Path) -> Mount {
+    /// Mounts by a command of [`Self::mount_command`], with more arguments.
+    pub fn mount_by(&self, command: &mut Command, point: &Path) -> Mount {
         std::fs::create_dir_all(point).expect("a mount point can be made");
         let mut process = Background::spawn(command, &self.path("fuse.log"));
         process.wait_until("mounting", || is_mounted(point));

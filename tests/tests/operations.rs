@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, statx, utimensat};
 use vexfs_tests::stage::Stage;
 use vexfs_tests::{process, programs};
 
@@ -26,8 +28,7 @@ fn fio_verifies_by_read_write_mmap_and_direct_io() {
         fio.args([&format!("--ioengine={engine}"), &format!("--direct={direct}")]);
         process::ok(fio.arg(format!("--filename={}", mount.join(engine).display())));
     }
-    let read_all =
-        |root: &std::path::Path| ["psync", "mmap", "libaio"].map(|name| fs::read(root.join(name)).unwrap());
+    let read_all = |root: &Path| ["psync", "mmap", "libaio"].map(|name| fs::read(root.join(name)).unwrap());
     let before = read_all(mount.path());
     mount.unmount();
     let mount = stage.mount();
@@ -155,5 +156,61 @@ fn holes_read_as_zeros_and_cost_nothing() {
     assert_eq!(&tail, b"e\0\0", "what was cut off does not come back");
     assert!(file.metadata().unwrap().blocks() < 1000, "{} sectors", file.metadata().unwrap().blocks());
     drop(file);
+    mount.unmount();
+}
+
+/// Times as stat(2) shows them, and the birth that only statx(2) does.
+fn times(path: &Path) -> [(i64, u32); 3] {
+    let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags).unwrap();
+    assert!(StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME), "no time of birth");
+    [found.stx_atime, found.stx_mtime, found.stx_btime].map(|time| (time.tv_sec, time.tv_nsec))
+}
+
+#[test]
+fn times_are_kept_to_the_nanosecond_and_births_for_ever() {
+    let stage = Stage::vexfs(64);
+    let mut mount = stage.mount();
+    let names = ["file", "directory", "link"];
+    fs::write(mount.join("file"), b"x").unwrap();
+    fs::create_dir(mount.join("directory")).unwrap();
+    std::os::unix::fs::symlink("nowhere", mount.join("link")).unwrap();
+    let born = names.map(|name| times(&mount.join(name))[2]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    assert!(born.iter().all(|(secs, _)| (now - 3600..=now + 1).contains(secs)), "{born:?}, and it is {now}");
+
+    let set = |path: &Path, atime: (i64, i64), mtime: (i64, i64)| {
+        let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
+        let times = Timestamps { last_access: time(atime), last_modification: time(mtime) };
+        utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    };
+    // Before 1970, the last second of 32 bits and what is after, the last nanosecond of a second.
+    for (atime, mtime) in [(-5, 1), (i64::from(i32::MAX), 999_999_999), (1 << 33, 123_456_789), (0, 0)]
+        .map(|(secs, nanos)| ((secs, nanos), (secs + 1, 999_999_999 - nanos)))
+    {
+        for name in names {
+            set(&mount.join(name), atime, mtime);
+        }
+        mount.unmount();
+        mount = stage.mount();
+        for (name, born) in names.iter().zip(born) {
+            let expected = [atime, mtime].map(|(secs, nanos)| (secs, nanos as u32));
+            assert_eq!(times(&mount.join(name)), [expected[0], expected[1], born], "{name}");
+        }
+    }
+
+    // One left alone, the other of now; then a change of the bytes, and of the name.
+    let path = mount.join("file");
+    set(&path, (0, UTIME_OMIT), (0, UTIME_NOW));
+    let [atime, mtime, birth] = times(&path);
+    assert_eq!((atime, birth), ((0, 0), born[0]));
+    assert!(mtime.0 >= now, "{mtime:?} is not of now");
+    set(&path, (7, 7), (7, 7));
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(b"y").unwrap();
+    fs::rename(&path, mount.join("renamed")).unwrap();
+    mount.unmount();
+    mount = stage.mount();
+    let [_, mtime, birth] = times(&mount.join("renamed"));
+    assert!(mtime.0 >= now && birth == born[0], "{mtime:?}, {birth:?}");
     mount.unmount();
 }

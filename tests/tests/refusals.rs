@@ -129,6 +129,61 @@ fn mkfs_refuses_what_is_too_small_or_used() {
 }
 
 #[test]
+fn mkfs_refuses_what_looks_used_unless_it_is_forced() {
+    let stage = Stage::empty();
+    let image = stage.image();
+    type Content = fn(&Path);
+    let contents: [(&str, Content); 5] = [
+        ("ext4", |path| drop(process::ok(programs::tool("mkfs.ext4").args(["-q", "-F"]).arg(path)))),
+        ("swap", |path| drop(process::ok(programs::tool("mkswap").arg(path)))),
+        // The signature of a partition table, and nothing else.
+        ("partition", |path| write_at(path, 510, &[0x55, 0xaa])),
+        ("raw volume", |path| {
+            fs::remove_file(path).unwrap();
+            process::ok(ours("mkfs.vexfs").arg(path).args(["--raw", "--size", "64M"]));
+        }),
+        ("something", |path| write_at(path, (1 << 20) - 1, b"x")),
+    ];
+    for (what, content) in contents {
+        let _ = fs::remove_file(&image);
+        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        content(&image);
+        let before = fs::read(&image).unwrap();
+        refused(ours("mkfs.vexfs").arg(&image), &["-f"]);
+        assert!(fs::read(&image).unwrap() == before, "mkfs changed {what}");
+        process::ok(ours("mkfs.vexfs").arg("-f").arg(&image));
+        stage.mount().unmount();
+    }
+}
+
+fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
+    File::options().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+#[test]
+fn a_volume_has_the_label_and_uuid_it_was_given() {
+    const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+    let stage = Stage::empty();
+    let mkfs = || {
+        let mut command = ours("mkfs.vexfs");
+        command.arg(stage.image()).args(["--size", "64M"]);
+        command
+    };
+    let label = "ä".repeat(16);
+    refused(mkfs().args(["-L", &format!("{label}x")]), &["32"]);
+    refused(mkfs().args(["-U", "1234"]), &["uuid"]);
+    assert!(!stage.image().exists(), "what is refused leaves no image");
+    process::ok(mkfs().args(["-L", &label, "-U", UUID]));
+    stage.mount().unmount();
+    let shown = process::ok(ours("vexfs-dump").arg("--json").arg(stage.image()));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let plain = UUID.replace('-', "");
+    assert_eq!(shown["superblock"]["label"], *label);
+    assert_eq!(shown["superblock"]["uuid"].as_str().map(|text| text.replace('-', "")), Some(plain.clone()));
+    assert_eq!(shown["status"]["uuid"].as_str().map(|text| text.replace('-', "")), Some(plain));
+}
+
+#[test]
 fn a_raw_volume_is_no_file_system() {
     let stage = Stage::raw(64);
     refused(&mut mount_of(&stage, stage.image().to_str().unwrap()), &["raw"]);

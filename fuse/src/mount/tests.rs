@@ -1,5 +1,6 @@
 //! A real mount over a device in RAM.
 
+mod commits;
 mod holes;
 mod limits;
 

@@ -12,6 +12,9 @@ use crate::wire::request::Request;
 const GET_FLAGS: u32 = 0x8008_6601;
 /// FS_IOC_SETFLAGS.
 const SET_FLAGS: u32 = 0x4008_6602;
+/// FS_IOC_FSGETXATTR: the same flags in another form, with hints for extents and a project. Linux asks for it before it sets either.
+const GET_XFLAGS: u32 = 0x801c_581f;
+const XFLAGS_BYTES: usize = 28;
 /// FS_IOC_GETVERSION: the inode's generation.
 const GET_VERSION: u32 = 0x8008_7601;
 /// FS_IOC_GETFSLABEL: 256 bytes, ended by NUL.
@@ -28,6 +31,7 @@ impl Adapter {
             GET_FLAGS => out.push(&0_u32),
             SET_FLAGS if rq.take::<u32>()? == 0 => {}
             SET_FLAGS => return Err(Failure(libc::EOPNOTSUPP)),
+            GET_XFLAGS => out.extend(&[0; XFLAGS_BYTES]),
             GET_VERSION => out.push(&inode.generation),
             GET_LABEL => {
                 let mut label = [0; LABEL_BYTES];
