@@ -71,11 +71,11 @@ const FLAGS: u64 = init::ASYNC_READ
     | init::DIRECT_IO_ALLOW_MMAP;
 
 impl Adapter {
-    /// Mounts and starts serving.
+    /// Mounts; nothing is answered yet.
     ///
     /// # Errors
     /// What mount(2) or /dev/fuse say.
-    pub fn start(mounted: Arc<Mounted>, settings: &MountSettings, fsname: &str) -> io::Result<Connection> {
+    pub fn mount(settings: &MountSettings, fsname: &str) -> io::Result<Channel> {
         let request = MountRequest {
             mountpoint: settings.mountpoint.clone(),
             fsname: fsname.to_owned(),
@@ -84,17 +84,21 @@ impl Adapter {
             read_only: settings.read_only,
             flags: settings.kernel_flags.clone(),
         };
-        let channel = Channel::new(crate::wire::mount::mount(&request)?);
-        Self::serve(mounted, settings, channel).inspect_err(|_| {
-            // Nobody would answer there.
-            let _ = crate::wire::mount::unmount(&settings.mountpoint, true);
-        })
+        crate::wire::mount::mount(&request).map(Channel::new)
     }
 
-    /// What notifies the kernel is there before the first request.
-    fn serve(mounted: Arc<Mounted>, settings: &MountSettings, channel: Channel) -> io::Result<Connection> {
+    /// Starts serving what was mounted.
+    ///
+    /// # Errors
+    /// As [`Connection::start`].
+    pub fn serve(
+        mounted: Arc<Mounted>,
+        settings: &MountSettings,
+        channel: Channel,
+    ) -> io::Result<Connection> {
         let sessions = Sessions::new(Arc::clone(&mounted), SessionSettings::default());
         mounted.known.track();
+        // What notifies the kernel is there before the first request.
         invalidate::install(&mounted, channel.another()?)?;
         let adapter = Adapter {
             mounted,

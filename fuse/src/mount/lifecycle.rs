@@ -116,9 +116,15 @@ fn start(
         Some(Flusher::start(Arc::clone(engine), source, settings.commit_interval)?)
     };
     let fsname = settings.fsname.as_deref().unwrap_or(fsname);
-    let connection = Adapter::start(Arc::clone(&mounted), &settings, fsname)
-        .map_err(|source| kernel_error(&settings.mountpoint, source))?;
+    let failed = |source| kernel_error(&settings.mountpoint, source);
+    let channel = Adapter::mount(&settings, fsname).map_err(failed)?;
+    // Before anybody can find it and put something else there.
     let number = mounted_at(&settings.mountpoint);
+    let connection = Adapter::serve(Arc::clone(&mounted), &settings, channel).map_err(|source| {
+        // Nobody would answer there.
+        let _ = unmount(&settings.mountpoint, true);
+        failed(source)
+    })?;
     if let Some(number) = number {
         raise_read_ahead(number);
     }

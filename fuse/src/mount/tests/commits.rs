@@ -35,9 +35,9 @@ fn operate(m: &Mounted, f: Ino, d: Ino, round: u8) {
     m.setattr(f, perm, true).unwrap();
     m.setattr(f, SetAttr { size: Some(20 * PAGE_BYTES), ..SetAttr::default() }, true).unwrap();
     m.setattr(f, SetAttr { size: Some(8 * PAGE_BYTES - 5), ..SetAttr::default() }, true).unwrap();
-    m.punch_hole(f, 4 * PAGE_BYTES, PAGE_BYTES).unwrap();
-    m.zero_range(f, 5 * PAGE_BYTES, 10, true).unwrap();
-    m.allocate(f, 0, 8 * PAGE_BYTES, false).unwrap();
+    m.punch_hole(f, 4 * PAGE_BYTES, PAGE_BYTES, true).unwrap();
+    m.zero_range(f, 5 * PAGE_BYTES, 10, true, true).unwrap();
+    m.allocate(f, 0, 8 * PAGE_BYTES, false, true).unwrap();
     assert_eq!(m.seek(f, 0, Seek::Data).unwrap(), Some(0));
     m.copy((f, 0), (made, 0), PAGE_BYTES, true).unwrap();
     assert_eq!(m.read(made, PAGE_BYTES - 1, 1).unwrap()[..], [round]);
@@ -45,7 +45,7 @@ fn operate(m: &Mounted, f: Ino, d: Ino, round: u8) {
 
     m.setxattr(f, b"user.round", &[round; 1000], XattrFlags::empty(), false).unwrap();
     assert_eq!(m.getxattr(f, b"user.round").unwrap(), [round; 1000]);
-    assert_ne!(m.listxattr(f).unwrap(), b"");
+    assert_ne!(m.listxattr(f, true).unwrap(), b"");
     m.removexattr(f, b"user.round").unwrap();
 
     m.link(f, d, b"link").unwrap();
@@ -135,7 +135,7 @@ fn what_is_deleted_is_discarded_in_the_same_commit() {
     assert_eq!(mapped(&device, &inode), 16);
     assert!(device.after_crash().is_mapped(xattrs.0));
 
-    m.punch_hole(ino, 0, 4 * PAGE_BYTES).unwrap();
+    m.punch_hole(ino, 0, 4 * PAGE_BYTES, true).unwrap();
     m.sync().unwrap();
     assert_eq!(mapped(&device, &inode), 12);
     m.setattr(ino, SetAttr { size: Some((1 << 30) + 1), ..SetAttr::default() }, true).unwrap();

@@ -223,7 +223,7 @@ impl RingThread {
     }
 
     fn finish_done(&mut self) {
-        // Nothing to read: a wake between the read and the look at what is done is looked at twice.
+        // Reset before the look: a worker that is done between the two wakes this thread once more.
         let _ = rustix::io::read(&self.queue.wake, &mut [0; 8]);
         let done = std::mem::take(&mut *self.queue.done.lock());
         for index in done {
