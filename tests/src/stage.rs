@@ -110,6 +110,20 @@ impl Stage {
         self.mount_source(self.image().to_str().expect("scratch paths are UTF-8"), point)
     }
 
+    /// The same as [`Self::mount`], with options as after `-o`.
+    pub fn mount_with(&self, options: &str) -> Mount {
+        let point = self.path("mnt");
+        let mut command = self.mount_command(self.image().to_str().expect("scratch paths are UTF-8"), &point);
+        self.mount_by(command.args(["-o", options]), &point)
+    }
+
+    /// A number of what the store says of the volume in the image, which must not be in use (`vexfs-dump IMAGE status`).
+    pub fn status(&self, name: &str) -> u64 {
+        let text = process::ok(programs::ours("vexfs-dump").arg("--json").arg(self.image()).arg("status"));
+        let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        status[name].as_u64().expect("a number")
+    }
+
     /// Mounts through the daemon.
     pub fn mount_daemon(&self) -> Mount {
         self.mount_source(&self.uri(), &self.path("mnt"))
@@ -126,8 +140,7 @@ impl Stage {
         self.mount_by(&mut self.mount_command(source, point), point)
     }
 
-    /// Mounts by a command of [`Self::mount_command`], with more arguments.
-    pub fn mount_by(&self, command: &mut Command, point: &Path) -> Mount {
+    fn mount_by(&self, command: &mut Command, point: &Path) -> Mount {
         std::fs::create_dir_all(point).expect("a mount point can be made");
         let mut process = Background::spawn(command, &self.path("fuse.log"));
         process.wait_until("mounting", || is_mounted(point));

@@ -5,27 +5,16 @@ use std::io::Write;
 use std::path::Path;
 use std::thread;
 
-use vexfs_tests::stage::{Mount, Stage};
-use vexfs_tests::{process, programs};
-
-/// Mounts without a timer that commits.
-fn mount(stage: &Stage) -> Mount {
-    let point = stage.path("mnt");
-    let mut command = stage.mount_command(stage.image().to_str().expect("scratch paths are UTF-8"), &point);
-    stage.mount_by(command.args(["-o", "commit=100000"]), &point)
-}
+use vexfs_tests::stage::Stage;
 
 /// Commits from a mount to its unmount, with what is done in between.
 fn commits(stage: &Stage, work: impl FnOnce(&Path)) -> u64 {
-    let epoch = || {
-        let status = process::ok(programs::ours("vexfs-dump").arg("--json").arg(stage.image()).arg("status"));
-        serde_json::from_str::<serde_json::Value>(&status).unwrap()["epoch"].as_u64().expect("a number")
-    };
-    let before = epoch();
-    let mount = mount(stage);
+    let before = stage.status("epoch");
+    // Without a timer that commits.
+    let mount = stage.mount_with("commit=100000");
     work(mount.path());
     mount.unmount();
-    epoch() - before
+    stage.status("epoch") - before
 }
 
 fn write_and_sync(file: &mut File) {

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{StatVfs, statvfs, syncfs};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 use vexfs_tests::stage::{Mount, Stage};
-use vexfs_tests::{process, programs, wait};
+use vexfs_tests::wait;
 
 const PAGE: u64 = 4096;
 const BIG: u64 = 3 << 20;
 const SMALL: u64 = 22_000;
 /// More files than a volume of 48 MiB takes of [`SMALL`] bytes.
 const FILES: usize = 2000;
+/// Commits come when they are asked for, not by a timer.
+const UNTIMED: &str = "commit=100000";
 
 fn content(number: u64, len: u64) -> Vec<u8> {
     (0..len).map(|at| (number * 31 + at / 64) as u8).collect()
@@ -74,19 +76,6 @@ fn remove_all(mount: &Mount) {
     }
 }
 
-/// Without a timer: commits come when they are asked for.
-fn mount_without_timer(stage: &Stage) -> Mount {
-    let point = stage.path("mnt");
-    let mut command = stage.mount_command(stage.image().to_str().expect("scratch paths are UTF-8"), &point);
-    stage.mount_by(command.args(["-o", "commit=100000"]), &point)
-}
-
-/// The pages of a volume that is not mounted which hold something, counted by its store.
-fn used_pages(stage: &Stage) -> u64 {
-    let status = process::ok(programs::ours("vexfs-dump").arg("--json").arg(stage.image()).arg("status"));
-    serde_json::from_str::<serde_json::Value>(&status).unwrap()["used_pages"].as_u64().expect("a number")
-}
-
 /// Removes all and waits until all inodes are free, without a commit. The kernel tells of the last close of a file a little later,
 /// and only then a removed one is freed.
 fn empty(mount: &Mount) {
@@ -118,11 +107,11 @@ fn take_what_stays(mount: &Mount) {
 #[test]
 fn a_volume_filled_and_emptied_twenty_times_has_its_space_back() {
     let stage = Stage::vexfs(48);
-    let mut mount = mount_without_timer(&stage);
+    let mut mount = stage.mount_with(UNTIMED);
     take_what_stays(&mount);
     mount.unmount();
-    let used_at_start = used_pages(&stage);
-    mount = mount_without_timer(&stage);
+    let used_at_start = stage.status("used_pages");
+    mount = stage.mount_with(UNTIMED);
     let start = space(&mount);
     for round in 0..20 {
         let len = if round % 6 == 3 { SMALL } else { BIG };
@@ -139,7 +128,7 @@ fn a_volume_filled_and_emptied_twenty_times_has_its_space_back() {
         assert!(full.f_bavail * 20 <= start.f_bavail, "round {round}: full, with {} pages", full.f_bavail);
         if round % 5 == 0 {
             mount.unmount();
-            mount = mount_without_timer(&stage);
+            mount = stage.mount_with(UNTIMED);
         }
         for (path, number) in &good {
             let bytes = fs::read(path).expect("a file of a full volume can be read");
@@ -151,7 +140,8 @@ fn a_volume_filled_and_emptied_twenty_times_has_its_space_back() {
         assert!(lost <= 80, "round {round}: {lost} pages of {} are not free again", start.f_bfree);
     }
     mount.unmount();
-    assert_eq!(used_pages(&stage), used_at_start, "pages of an empty volume that hold something");
+    // To the page, as the store counts them.
+    assert_eq!(stage.status("used_pages"), used_at_start, "pages of an empty volume that hold something");
 }
 
 /// Writes a byte by mmap where the file has a hole.
