@@ -173,7 +173,7 @@ impl Engine {
         Ok(true)
     }
 
-    fn send(&self, batch: &Batch) -> Result<()> {
+    pub(super) fn send(&self, batch: &Batch) -> Result<()> {
         let mut wait_for_space = waits_for_space();
         while !batch.frees.is_empty() {
             match self.free_ranges(&batch.frees) {
@@ -187,13 +187,13 @@ impl Engine {
             .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }
 
-    fn land(&self, batch: &Batch) {
+    pub(super) fn land(&self, batch: &Batch) {
         self.cache.lock().landed(batch);
         self.room.notify_all();
     }
 
     /// What was taken from the dirty set can't be committed any more: stops the mount.
-    fn write_failed(&self, doing: &str, page: PageNo, error: &SessionError) -> Error {
+    pub(super) fn write_failed(&self, doing: &str, page: PageNo, error: &SessionError) -> Error {
         let result = if error.is_fenced() {
             self.health.lose_session(&error.to_string());
             Error::Fenced
