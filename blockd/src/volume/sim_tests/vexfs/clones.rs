@@ -47,23 +47,30 @@ impl VexFsLife {
         clones
     }
 
-    /// Sends a command, and does not wait for it.
-    pub(super) fn send_clone(&mut self) -> Option<Sent> {
-        let clones = self.some_clones();
-        if clones.is_empty() {
-            return None;
-        }
+    /// The next command of the session.
+    fn clone_command(&mut self, clones: &[(u64, u64, u64)]) -> Command {
         self.model.command_id += 1;
         let mut command = Command::new_zeroed();
         command.magic = COMMAND_MAGIC;
         command.op = CMD_CLONE_RANGE.into();
         command.session = self.model.session.into();
         command.id = self.model.command_id.into();
-        let command_clones: Vec<CommandClone> = clones
-            .iter()
-            .map(|c| CommandClone { from_page: c.0.into(), to_page: c.1.into(), page_count: c.2.into() })
-            .collect();
-        command.set_clones(&command_clones);
+        let clone = |c: &(u64, u64, u64)| CommandClone {
+            from_page: c.0.into(),
+            to_page: c.1.into(),
+            page_count: c.2.into(),
+        };
+        command.set_clones(&clones.iter().map(clone).collect::<Vec<_>>());
+        command
+    }
+
+    /// Sends a command, and does not wait for it.
+    pub(super) fn send_clone(&mut self) -> Option<Sent> {
+        let clones = self.some_clones();
+        if clones.is_empty() {
+            return None;
+        }
+        let command = self.clone_command(&clones);
         self.machine.timeline.note(format!("  clone {clones:x?}"));
         let mut versions = Vec::new();
         for (from, to, count) in clones {
@@ -169,17 +176,7 @@ impl VexFsLife {
             vec![(data, u64::MAX, 2)],
         ];
         for clones in bad {
-            self.model.command_id += 1;
-            let mut command = Command::new_zeroed();
-            command.magic = COMMAND_MAGIC;
-            command.op = CMD_CLONE_RANGE.into();
-            command.session = self.model.session.into();
-            command.id = self.model.command_id.into();
-            let list: Vec<CommandClone> = clones
-                .iter()
-                .map(|c| CommandClone { from_page: c.0.into(), to_page: c.1.into(), page_count: c.2.into() })
-                .collect();
-            command.set_clones(&list);
+            let command = self.clone_command(&clones);
             let ticket = self.send(&command);
             self.machine.driver.settle();
             Driver::outcome(&ticket).expect("it is answered");
