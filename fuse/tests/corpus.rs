@@ -243,6 +243,7 @@ fn store_seeds() -> Vec<(&'static str, Vec<u8>)> {
         raw_bytes: 0,
         compat: 0,
         ro_compat: 0,
+        clones: false,
         incarnation: 4,
         session: 0,
         boot_id: [1; 16],
@@ -300,6 +301,7 @@ fn store_seeds() -> Vec<(&'static str, Vec<u8>)> {
         session: record::SessionState::default(),
         last_snapshot: 0,
         rollback: None,
+        referrer_count: 0,
         snapshot_count: 0,
         runs: Vec::new(),
     };

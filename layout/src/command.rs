@@ -27,7 +27,7 @@ pub const CMD_ATTACH: u32 = 2;
 pub const CMD_CLOSE: u32 = 3;
 /// Unmaps page ranges in the open epoch.
 pub const CMD_FREE_RANGES: u32 = 4;
-/// Reserved: reflink of a range.
+/// Page ranges of data are as others are now, in the open epoch, and share their place.
 pub const CMD_CLONE_RANGE: u32 = 5;
 /// Reserved: names the next commit.
 pub const CMD_SNAPSHOT: u32 = 6;
@@ -37,6 +37,10 @@ pub const OPEN_READ_ONLY: u32 = 1;
 
 /// Most ranges in one `CMD_FREE_RANGES`.
 pub const RANGES_MAX: usize = (PAGE - 128) / 16;
+/// Most ranges in one `CMD_CLONE_RANGE`,
+pub const CLONES_MAX: usize = (PAGE - 128) / size_of::<CommandClone>();
+/// and pages of all of them.
+pub const CLONE_PAGES_MAX: u64 = 1 << 16;
 
 /// What the daemon says of a VexFS volume; read by private direct I/O, never through a cache.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone)]
@@ -83,14 +87,43 @@ pub struct Command {
     pub id: U64,
     /// The mounter's boot id (/proc/sys/kernel/random/boot_id) for open and attach.
     pub boot_id: [u8; 16],
-    /// Number of ranges used.
+    /// Number of ranges used, or of clones.
     pub range_count: U32,
     /// Zero.
     pub reserved0: U32,
     /// Zero.
     pub reserved1: [u8; 72],
-    /// Page ranges of `CMD_FREE_RANGES`: first page, count of pages.
+    /// Page ranges of `CMD_FREE_RANGES`: first page, count of pages. Of `CMD_CLONE_RANGE`: see [`Command::clones`].
     pub ranges: [CommandRange; RANGES_MAX],
+}
+
+impl Command {
+    /// The clones of a `CMD_CLONE_RANGE`, as many as it says, [`CLONES_MAX`] at most.
+    pub fn clones(&self) -> impl Iterator<Item = CommandClone> {
+        let count = (self.range_count.get() as usize).min(CLONES_MAX);
+        let bytes = self.ranges.as_bytes().chunks_exact(size_of::<CommandClone>());
+        bytes.take(count).filter_map(|bytes| CommandClone::read_from_bytes(bytes).ok())
+    }
+
+    /// Puts clones into a `CMD_CLONE_RANGE`, [`CLONES_MAX`] at most.
+    pub fn set_clones(&mut self, clones: &[CommandClone]) {
+        let clones = clones.get(..CLONES_MAX).unwrap_or(clones);
+        self.range_count = (clones.len() as u32).into();
+        let slots = self.ranges.as_mut_bytes().chunks_exact_mut(size_of::<CommandClone>());
+        slots.zip(clones).for_each(|(slot, clone)| slot.copy_from_slice(clone.as_bytes()));
+    }
+}
+
+/// Pages to be cloned.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct CommandClone {
+    /// First device page that is read.
+    pub from_page: U64,
+    /// First device page that is to be as that.
+    pub to_page: U64,
+    /// Count of pages.
+    pub page_count: U64,
 }
 
 /// A run of pages in a command.
@@ -130,4 +163,5 @@ const _: () = assert!(size_of::<Command>() == PAGE);
 const _: () = assert!(size_of::<CommandReply>() == PAGE);
 const _: () = assert!(core::mem::offset_of!(Status, session) == 32);
 const _: () = assert!(core::mem::offset_of!(Command, ranges) == 128);
+const _: () = assert!(CLONES_MAX == 165 && size_of::<CommandClone>() == 24);
 const _: () = assert!(core::mem::offset_of!(CommandReply, message) == 40);

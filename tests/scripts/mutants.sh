@@ -81,6 +81,15 @@ mutant no-page-crc reader.rs \
 # Skip one crc: of the data pages of a record at the end of the log.
 mutant no-replay-crc recover/scan.rs \
   's/let bad_page = bad_data\(/let bad_page = None.or(None::<(u64, u32, u32)>); let _ = bad_data(/'
+# Nobody notes who was cloned from a segment: the cleaner does not find it.
+mutant no-referrer map/mod.rs \
+  's/self\.segments\.add_referrer\(loc, page\);//'
+# The same after a checkpoint.
+mutant referrers-not-saved checkpoint/frozen.rs \
+  's/(segments\.referrers\.table\(\))\.collect\(\)/$1.take(0).collect()/'
+# A copy of the cleaner is of the segment's own page only.
+mutant clones-not-moved clean/copy.rs \
+  's/live\.extend\(cloned\.into_iter\(\)/live.extend(cloned.into_iter().take(0)/'
 
 # A batch goes without its discards.
 mount_mutant no-discards $engine/cache.rs \
@@ -118,4 +127,10 @@ mount_mutant orphan-dropped $fs/orphans.rs \
 # The rest of a page beyond a new end is not zeroed.
 mount_mutant no-zero-tail $engine/data.rs \
   's/0 => Ok\(\(\)\),/_ if true => Ok(()),/'
+# What is dirty of the source is not sent before it is cloned.
+mount_mutant clone-without-dirty $engine/clone.rs \
+  's/clones\.iter\(\)\.any\(\|c\| \(c\.from/clones.iter().take(0).any(|c| (c.from/'
+# What is dirty of the destination stays, and is written over the clone.
+mount_mutant clone-keeps-dirty $engine/clone.rs \
+  's/cache\.forget\(c\.to, c\.to \+ c\.count\)/cache.forget(c.to, c.to)/'
 exit $failed

@@ -17,8 +17,9 @@ use std::sync::Arc;
 
 use layout::addr::PageRange;
 use layout::command::{
-    CMD_ATTACH, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN, COMMAND_MAGIC, Command, CommandRange, CommandReply,
-    OPEN_READ_ONLY, RANGES_MAX, REPLY_MAGIC, STATUS_MAGIC, Status,
+    CLONE_PAGES_MAX, CLONES_MAX, CMD_ATTACH, CMD_CLONE_RANGE, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN,
+    COMMAND_MAGIC, Command, CommandClone, CommandRange, CommandReply, OPEN_READ_ONLY, RANGES_MAX,
+    REPLY_MAGIC, STATUS_MAGIC, Status,
 };
 use parking_lot::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -111,7 +112,7 @@ impl Session {
             OpenMode::ReadOnly => OPEN_READ_ONLY,
         };
         let mut port = DevicePort { device: &*device, client };
-        let command = command(CMD_OPEN, flags, Grant { session: 0, boot_id }, 1, &[]);
+        let command = command(CMD_OPEN, flags, Grant { session: 0, boot_id }, 1);
         let reply = carry_out(&mut port, &command)?;
         let grant = match mode {
             OpenMode::ReadWrite => Some(Grant { session: reply.session.get(), boot_id }),
@@ -144,9 +145,24 @@ impl Session {
     /// [`SessionError`]; the ranges before the failing command are freed.
     pub fn free_ranges(&self, ranges: &[PageRange]) -> Result<(), SessionError> {
         for some in ranges.chunks(RANGES_MAX) {
-            self.next(CMD_FREE_RANGES, some)?;
+            self.next(CMD_FREE_RANGES, |command| set_ranges(command, some))?;
         }
         Ok(())
+    }
+
+    /// Lets page ranges of data, [`CLONES_MAX`] at most and [`CLONE_PAGES_MAX`] pages, be as others are, in the open epoch and
+    /// without a byte being moved: after every write acknowledged before, and before every write sent afterwards. No range that
+    /// is written overlaps another one.
+    ///
+    /// # Errors
+    /// [`SessionError`]: each page that was to be written is as it was, or as it was to be.
+    ///
+    /// # Panics
+    /// With more ranges or pages.
+    pub fn clone_ranges(&self, clones: &[CommandClone]) -> Result<(), SessionError> {
+        let pages: u64 = clones.iter().map(|clone| clone.page_count.get()).sum();
+        assert!(clones.len() <= CLONES_MAX && pages <= CLONE_PAGES_MAX, "the clones fit one command");
+        self.next(CMD_CLONE_RANGE, |command| command.set_clones(clones)).map(drop)
     }
 
     /// Ends the session; what is not committed is rolled back. A session that is over already
@@ -158,7 +174,7 @@ impl Session {
         if self.grant.is_none() {
             return Ok(());
         }
-        let result = self.next(CMD_CLOSE, &[]);
+        let result = self.next(CMD_CLOSE, |_| {});
         self.cell.set(None);
         match result {
             Err(e) if !e.is_fenced() => Err(e),
@@ -166,13 +182,15 @@ impl Session {
         }
     }
 
-    fn next(&self, op: u32, ranges: &[PageRange]) -> Result<CommandReply, SessionError> {
+    fn next(&self, op: u32, fill: impl FnOnce(&mut Command)) -> Result<CommandReply, SessionError> {
         let Some(grant) = self.grant else { return Err(SessionError::Device(IoError::ReadOnly)) };
         let mut next_id = self.next_id.lock();
         let id = *next_id;
         *next_id += 1;
         let mut port = DevicePort { device: &*self.device, client: self.client };
-        carry_out(&mut port, &command(op, 0, grant, id, ranges))
+        let mut command = command(op, 0, grant, id);
+        fill(&mut command);
+        carry_out(&mut port, &command)
     }
 }
 
@@ -182,7 +200,7 @@ impl Session {
 /// # Errors
 /// [`SessionError`]; [`SessionError::is_fenced`] when the session is not live any more.
 pub fn attach(port: &mut dyn CommandPort, grant: Grant) -> Result<(), SessionError> {
-    carry_out(port, &command(CMD_ATTACH, 0, grant, 0, &[])).map(|_| ())
+    carry_out(port, &command(CMD_ATTACH, 0, grant, 0)).map(|_| ())
 }
 
 /// What an `NbdClient` needs to survive the daemon's death under a mount: attaches each fresh
@@ -213,8 +231,7 @@ pub fn status(port: &mut dyn CommandPort) -> Result<Status, SessionError> {
         .ok_or(SessionError::NotVexFs("status page"))
 }
 
-fn command(op: u32, flags: u32, grant: Grant, id: u64, ranges: &[PageRange]) -> Command {
-    assert!(ranges.len() <= RANGES_MAX, "the ranges fit one command");
+fn command(op: u32, flags: u32, grant: Grant, id: u64) -> Command {
     let mut command = Command::new_zeroed();
     command.magic = COMMAND_MAGIC;
     command.op = op.into();
@@ -222,11 +239,15 @@ fn command(op: u32, flags: u32, grant: Grant, id: u64, ranges: &[PageRange]) -> 
     command.session = grant.session.into();
     command.id = id.into();
     command.boot_id = grant.boot_id.0;
+    command
+}
+
+fn set_ranges(command: &mut Command, ranges: &[PageRange]) {
+    assert!(ranges.len() <= RANGES_MAX, "the ranges fit one command");
     command.range_count = (ranges.len() as u32).into();
     for (slot, range) in command.ranges.iter_mut().zip(ranges) {
         *slot = CommandRange { first_page: range.first.0.into(), page_count: range.count.into() };
     }
-    command
 }
 
 fn carry_out(port: &mut dyn CommandPort, command: &Command) -> Result<CommandReply, SessionError> {
@@ -321,7 +342,7 @@ mod tests {
             after_replacement: Some(reply(CMD_ATTACH, 0, 0, "")),
             ..Daemon::default()
         };
-        carry_out(&mut daemon, &command(CMD_FREE_RANGES, 0, GRANT, 9, &[])).unwrap();
+        carry_out(&mut daemon, &command(CMD_FREE_RANGES, 0, GRANT, 9)).unwrap();
         assert_eq!(daemon.written, [(CMD_FREE_RANGES, 9); 3]);
         assert_eq!(daemon.executed, [9], "carried out once");
     }
@@ -329,10 +350,10 @@ mod tests {
     #[test]
     fn a_page_without_a_reply_is_not_a_reply() {
         let mut daemon = Daemon { replaced_after: vec![1], ..Daemon::default() };
-        carry_out(&mut daemon, &command(CMD_OPEN, 0, GRANT, 1, &[])).unwrap();
+        carry_out(&mut daemon, &command(CMD_OPEN, 0, GRANT, 1)).unwrap();
         assert_eq!(daemon.written.len(), 2);
         let mut silent = Daemon { replaced_after: (1..100).collect(), ..Daemon::default() };
-        let error = carry_out(&mut silent, &command(CMD_OPEN, 0, GRANT, 1, &[])).err().unwrap();
+        let error = carry_out(&mut silent, &command(CMD_OPEN, 0, GRANT, 1)).err().unwrap();
         assert!(error.to_string().contains("mkfs.vexfs"), "{error}");
         assert!(silent.written.len() < 20, "it gives up");
     }
@@ -350,10 +371,20 @@ mod tests {
     #[test]
     fn commands_carry_session_boot_and_ranges() {
         let range = PageRange { first: PageNo(77), count: 3 };
-        let command = command(CMD_FREE_RANGES, 0, GRANT, 4, &[range]);
+        let mut command = command(CMD_FREE_RANGES, 0, GRANT, 4);
+        set_ranges(&mut command, &[range]);
         assert_eq!((command.session.get(), command.id.get(), command.range_count.get()), (5, 4, 1));
         assert_eq!(command.boot_id, [1; 16]);
         assert_eq!((command.ranges[0].first_page.get(), command.ranges[0].page_count.get()), (77, 3));
         assert_eq!(command.ranges[1].page_count.get(), 0);
+        let clone = |n: u64| CommandClone {
+            from_page: (n * 3).into(),
+            to_page: (n + 1000).into(),
+            page_count: 2.into(),
+        };
+        let clones: Vec<CommandClone> = (0..CLONES_MAX as u64).map(clone).collect();
+        command.set_clones(&clones);
+        assert_eq!(command.range_count.get() as usize, CLONES_MAX);
+        assert_eq!(command.clones().collect::<Vec<_>>(), clones);
     }
 }

@@ -157,6 +157,7 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         last_snapshot: 0,
         rollback: None,
         snapshot_count: 0,
+        referrer_count: 0,
         runs: vec![run],
     };
     let mut image = AlignedBuf::zeroed((2 + table_pages) * PAGE);
@@ -181,6 +182,7 @@ pub fn create(storage: Arc<dyn Storage>, new: NewStore) -> Result<(), StoreError
         raw_bytes: new.raw_bytes,
         compat: 0,
         ro_compat: 0,
+        clones: false,
         incarnation: 0,
         session: 0,
         boot_id: [0; 16],

@@ -240,7 +240,8 @@ impl Shared {
         let bytes = 24 * u64::from(self.geometry.segments)
             + 40 * maps.ids().len() as u64
             + maps.snapshots.table_bytes() as u64
-            + 16 * maps.overlay.discard_count() as u64;
+            + 16 * maps.overlay.discard_count() as u64
+            + 16 * maps.segments.referrers.len() as u64;
         bytes.div_ceil(4096)
     }
 }

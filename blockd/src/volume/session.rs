@@ -6,10 +6,12 @@
 
 use std::collections::HashMap;
 
-use layout::addr::{DEVICE_PAGES, INDEX_BASE, PAGE, PAGE_SHIFT, STACK_BASE};
+use layout::addr::{
+    CLASS0_BASE, DEVICE_PAGES, INDEX_BASE, Owner, PAGE, PAGE_SHIFT, PageNo, STACK_BASE, owner,
+};
 use layout::command::{
-    CMD_ATTACH, CMD_CLONE_RANGE, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN, CMD_SNAPSHOT, COMMAND_MAGIC, Command,
-    CommandReply, OPEN_READ_ONLY, RANGES_MAX, REPLY_MAGIC,
+    CLONE_PAGES_MAX, CLONES_MAX, CMD_ATTACH, CMD_CLONE_RANGE, CMD_CLOSE, CMD_FREE_RANGES, CMD_OPEN,
+    CMD_SNAPSHOT, COMMAND_MAGIC, Command, CommandReply, OPEN_READ_ONLY, RANGES_MAX, REPLY_MAGIC,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
@@ -52,6 +54,17 @@ struct SavedReply {
     message: Vec<u8>,
 }
 
+/// Pages that are to be as others are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cloned {
+    /// First page as which they are.
+    pub from: u64,
+    /// First of them.
+    pub to: u64,
+    /// How many.
+    pub count: u64,
+}
+
 /// What a command asks of the log.
 #[derive(Debug, Default)]
 pub struct Action {
@@ -59,6 +72,8 @@ pub struct Action {
     pub rollback: bool,
     /// Page ranges to unmap.
     pub discards: Vec<(u64, u64)>,
+    /// Page ranges to clone.
+    pub clones: Vec<Cloned>,
     /// The session state from then on; `None`: nothing needs to be logged.
     pub session: Option<SessionState>,
     /// Acknowledge when durable.
@@ -266,6 +281,12 @@ impl Sessions {
                 }
                 Err(message) => Outcome::Done(Box::default(), libc::EINVAL as u32, message),
             },
+            CMD_CLONE_RANGE => match clones(command) {
+                Ok(clones) => {
+                    Outcome::Done(Box::new(Action { clones, ..Action::default() }), 0, String::new())
+                }
+                Err(message) => Outcome::Done(Box::default(), libc::EINVAL as u32, message),
+            },
             _ => Outcome::Done(Box::default(), libc::EOPNOTSUPP as u32, "not in this version".into()),
         })
     }
@@ -297,6 +318,46 @@ fn ranges(command: &Command) -> Result<Vec<(u64, u64)>, String> {
     Ok(out)
 }
 
+/// The page ranges of a `CLONE_RANGE`.
+fn clones(command: &Command) -> Result<Vec<Cloned>, String> {
+    let clones: Vec<Cloned> = command
+        .clones()
+        .map(|c| Cloned { from: c.from_page.get(), to: c.to_page.get(), count: c.page_count.get() })
+        .collect();
+    let mut pages = 0u64;
+    for Cloned { from, to, count } in &clones {
+        pages = pages.saturating_add(*count);
+        if pages > CLONE_PAGES_MAX || *count == 0 {
+            return Err(format!("a command clones 1 to {CLONE_PAGES_MAX} pages"));
+        }
+        if !is_data(*from, *count) || !is_data(*to, *count) {
+            return Err(format!("pages {from:#x}, {to:#x}+{count:#x}: only data of files is cloned"));
+        }
+    }
+    // What is written must not be read as well: a command that is repeated would clone what it has cloned.
+    let mut ranges: Vec<(u64, u64, bool)> = clones
+        .iter()
+        .flat_map(|c| [(c.to, c.to + c.count, true), (c.from, c.from + c.count, false)])
+        .collect();
+    ranges.sort_unstable();
+    let (mut written_to, mut read_to) = (0, 0);
+    for (first, end, is_written) in ranges {
+        if first < written_to || (is_written && first < read_to) {
+            return Err(format!("page {first:#x} is in several ranges of the command"));
+        }
+        let upto = if is_written { &mut written_to } else { &mut read_to };
+        *upto = end.max(*upto);
+    }
+    Ok(clones)
+}
+
+/// Whether these pages, no more than a command clones, are all of the regions of data.
+fn is_data(first: u64, count: u64) -> bool {
+    let last = first.saturating_add(count - 1);
+    let data = CLASS0_BASE >> PAGE_SHIFT..INDEX_BASE >> PAGE_SHIFT;
+    [first, last].iter().all(|page| data.contains(page) && owner(PageNo(*page)) == Owner::Mounter)
+}
+
 fn parse(page: &[u8]) -> Result<Command, IoError> {
     let bad = |what: &str| IoError::Invalid(format!("malformed command: {what}"));
     let command = Command::read_from_bytes(page).map_err(|_| bad("it is not one page"))?;
@@ -304,7 +365,7 @@ fn parse(page: &[u8]) -> Result<Command, IoError> {
         return Err(bad("wrong magic"));
     }
     let op = command.op.get();
-    if !(CMD_OPEN..=CMD_SNAPSHOT).contains(&op) && op != CMD_CLONE_RANGE {
+    if !(CMD_OPEN..=CMD_SNAPSHOT).contains(&op) {
         return Err(bad("unknown op"));
     }
     let flags_known = if op == CMD_OPEN { OPEN_READ_ONLY } else { 0 };
@@ -315,7 +376,12 @@ fn parse(page: &[u8]) -> Result<Command, IoError> {
         return Err(bad("reserved bytes are not zero"));
     }
     let count = command.range_count.get() as usize;
-    if count > RANGES_MAX || (op != CMD_FREE_RANGES && count != 0) {
+    let most = match op {
+        CMD_FREE_RANGES => RANGES_MAX,
+        CMD_CLONE_RANGE => CLONES_MAX,
+        _ => 0,
+    };
+    if count > most {
         return Err(bad("too many ranges"));
     }
     if command.session.get() != 0 && op == CMD_OPEN {

@@ -10,7 +10,7 @@ use super::Core;
 use super::inbox::{Inbox, Request};
 pub(crate) use super::inbox::{Internal, InternalSender};
 use super::part::Parts;
-use super::session::Action;
+use super::session::{Action, Cloned};
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Commit, Done, IoError, VolumeKind};
 use crate::store::clean::CleanerLink;
@@ -323,8 +323,10 @@ impl Worker {
             Err(e) => done(Err(e)),
             Ok(Action { session: None, repeated: false, .. }) => done(Ok(None)),
             Ok(action) => {
-                let ops: VecDeque<Op> =
-                    action.discards.into_iter().map(|(first, count)| Op::Discard { first, count }).collect();
+                let discards = action.discards.into_iter().map(|(first, count)| Op::Discard { first, count });
+                let clones =
+                    action.clones.into_iter().map(|Cloned { from, to, count }| Op::Clone { from, to, count });
+                let ops: VecDeque<Op> = discards.chain(clones).collect();
                 let mut job = Job::new(ops, job_done(done));
                 job.rollback = action.rollback;
                 job.session = action.session;

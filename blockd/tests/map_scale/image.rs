@@ -201,6 +201,7 @@ pub fn make(path: &Path, bytes: u64) -> anyhow::Result<Image> {
         raw_bytes: bytes,
         compat: 0,
         ro_compat: 0,
+        clones: false,
         incarnation: 0,
         session: 0,
         boot_id: [0; 16],
@@ -228,6 +229,7 @@ fn finish(
         maps: vec![map],
         discards: Vec::new(),
         snapshots: Vec::new(),
+        referrers: Vec::new(),
     };
     let pages = payload.encoded_bytes().div_ceil(PAGE);
     // Payload and root in one segment, a new one if need be.
@@ -276,6 +278,7 @@ fn finish(
         session: SessionState::default(),
         last_snapshot: 0,
         rollback: None,
+        referrer_count: 0,
         snapshot_count: 0,
         runs: vec![Run { at: first, pages: pages as u32, crc: crc32c::crc32c(&bytes) }],
     };

@@ -10,7 +10,7 @@ use blockd::store::format::record::{Entry, FLAG_COMMIT, FLAG_LINK, FLAG_ROLLBACK
 use blockd::store::format::segment::SegmentHeader;
 use blockd::store::format::superblock::{SLOTS, Superblock};
 use blockd::store::format::{Geometry, Loc, Malformed};
-use layout::addr::PAGE;
+use layout::addr::{MAP_UNIT_PAGES, PAGE};
 
 use super::node::{Node, hex, hex_lines};
 use super::volume::DumpError;
@@ -116,8 +116,15 @@ impl Store {
                         ("deleting", snapshot.deleting.into()),
                     ])
                 });
+                let referrers = payload.referrers.iter().map(|referrer| {
+                    let first = referrer.unit * MAP_UNIT_PAGES;
+                    let fields =
+                        vec![("segment", referrer.segment.into()), ("unit_at", Node::Address(first))];
+                    Node::Fields(fields)
+                });
                 fields.push(("maps", Node::List(maps.collect())));
                 fields.push(("snapshots", Node::List(snapshots.collect())));
+                fields.push(("referrers", Node::List(referrers.collect())));
                 fields.push(("segments", Node::List(in_use.collect())));
             }
             Err(why) => fields.push(("payload_damaged", why.into())),
@@ -199,6 +206,7 @@ fn superblock(slot: u64, bytes: &[u8]) -> Node {
             ("root", place(found.root.loc)),
             ("backing_bytes", found.backing_bytes.into()),
             ("raw_bytes", found.raw_bytes.into()),
+            ("clones", found.clones.into()),
             ("incarnation", found.incarnation.into()),
             ("session", found.session.into()),
             ("next_sequence", found.next_seq.into()),
@@ -221,6 +229,11 @@ fn shown_record(record: &Record, pages: u32) -> Node {
         Entry::Relocate { page, old, .. } => {
             Node::Fields(vec![("relocate", Node::Address(*page)), ("from", place(*old))])
         }
+        Entry::Clone { first, at, crcs } => Node::Fields(vec![
+            ("clone", Node::Address(*first)),
+            ("pages", crcs.len().into()),
+            ("at", place(*at)),
+        ]),
     });
     Node::Fields(vec![
         ("page", u32::from(record.at.offset).into()),

@@ -106,6 +106,12 @@ impl DirtyList {
         debug_assert_eq!(self.listed.len(), self.count, "each dirty page is listed");
     }
 
+    /// What was taken of it, in order, and is still dirty.
+    fn put_back(&mut self, pages: Vec<u64>) {
+        self.count = pages.len();
+        self.listed = pages;
+    }
+
     /// Takes the first so many pages, in order.
     fn take(&mut self, pages_max: usize, slots: &Slots) -> Vec<u64> {
         self.put_in_order(slots);
@@ -272,8 +278,20 @@ impl Cache {
     /// Drops `first..end` and remembers to unmap it; gives the number of dirty pages dropped.
     pub fn discard(&mut self, first: u64, end: u64) -> u64 {
         self.touched = true;
+        let dropped_dirty = self.drop_pages(first, end, |_| true);
+        self.discards_pending.insert(first, end);
+        dropped_dirty
+    }
+
+    /// Drops those of `first..end` that `goes` names; gives the number of dirty pages among them.
+    fn drop_pages(&mut self, first: u64, end: u64, goes: impl Fn(&Slot) -> bool) -> u64 {
         let mut dropped_dirty = 0;
-        while let Some(&page) = self.index.range(first..end).next() {
+        let mut from = first;
+        while let Some(&page) = self.index.range(from..end).next() {
+            from = page + 1;
+            if !self.slots.get(&page).is_none_or(&goes) {
+                continue;
+            }
             self.index.remove(&page);
             let Some(slot) = self.slots.remove(&page) else { continue };
             self.in_flight_pages -= usize::from(slot.in_flight);
@@ -284,7 +302,6 @@ impl Cache {
             }
             dropped_dirty += 1;
         }
-        self.discards_pending.insert(first, end);
         dropped_dirty
     }
 
@@ -317,6 +334,30 @@ impl Cache {
     pub fn take_data(&mut self, pages_max: usize) -> Batch {
         let taken = self.dirty_data.take(pages_max, &self.slots);
         self.launch(taken)
+    }
+
+    /// Takes those dirty data pages that `wanted` names, and all discards, for writing within the epoch.
+    pub fn take_data_of(&mut self, wanted: impl Fn(u64) -> bool) -> Batch {
+        let all = self.dirty_data.take(usize::MAX, &self.slots);
+        let (taken, rest): (Vec<u64>, Vec<u64>) = all.into_iter().partition(|&page| wanted(page));
+        self.dirty_data.put_back(rest);
+        self.launch(taken)
+    }
+
+    /// The open epoch has a change that is not here.
+    pub fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// The device has something else at `first..end` by now: drops what is here, dirty or not; gives the number of dirty pages.
+    /// Nothing of it is in flight.
+    pub fn forget(&mut self, first: u64, end: u64) -> u64 {
+        self.drop_pages(first, end, |_| true)
+    }
+
+    /// As [`Cache::forget`], but for what is dirty.
+    pub fn forget_clean(&mut self, first: u64, end: u64) {
+        self.drop_pages(first, end, |slot| slot.dirty.is_none());
     }
 
     /// `dirty` is in order.

@@ -165,8 +165,7 @@ impl Engine {
         if batch.pages.is_empty() && batch.frees.is_empty() {
             return Ok(false);
         }
-        self.free(&batch)?;
-        self.write_pages(&batch)?;
+        self.send(&batch)?;
         self.land(&batch);
         Ok(true)
     }
@@ -200,6 +199,12 @@ impl Engine {
         self.write_failed("the commit", SUPERBLOCK_PAGE, &SessionError::Device(error))
     }
 
+    /// Sends a batch within its epoch.
+    pub(super) fn send(&self, batch: &Batch) -> Result<()> {
+        self.free(batch)?;
+        self.write_pages(batch)
+    }
+
     /// Sends a batch's discards.
     fn free(&self, batch: &Batch) -> Result<()> {
         let mut wait_for_space = waits_for_space();
@@ -219,13 +224,13 @@ impl Engine {
             .map_err(|(page, e)| self.write_failed("writing pages", page, &SessionError::Device(e)))
     }
 
-    fn land(&self, batch: &Batch) {
+    pub(super) fn land(&self, batch: &Batch) {
         self.cache.lock().landed(batch);
         self.room.notify_all();
     }
 
     /// What was taken from the dirty set can't be committed any more: stops the mount.
-    fn write_failed(&self, doing: &str, page: PageNo, error: &SessionError) -> Error {
+    pub(super) fn write_failed(&self, doing: &str, page: PageNo, error: &SessionError) -> Error {
         let result = if error.is_fenced() {
             self.health.lose_session(&error.to_string());
             Error::Fenced

@@ -16,6 +16,7 @@
 //!   or zeros if the page lies in a discard that is not acknowledged yet.
 
 mod cache;
+mod clone;
 mod commit;
 mod credits;
 mod data;
@@ -31,6 +32,7 @@ mod ranges;
 mod tests;
 mod transfer;
 
+pub use clone::{ClonedPages, Cloning};
 pub use commit::EpochSource;
 pub use credits::Cost;
 pub use data::DataBuf;

@@ -2,11 +2,12 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use blockd::device::{ClientId, Device, IoError};
 use blockd::session::{DevicePort, Session, SessionError};
 use layout::addr::{PAGE, PageNo, PageRange};
-use layout::command::Status;
+use layout::command::{CommandClone, Status};
 use layout::error::{Error, Result};
 use layout::page_store::{PageBytes, PageStore};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
@@ -61,6 +62,8 @@ pub struct Engine {
     pub(super) signal: Signal,
     pub(super) dirty_pages_soft: usize,
     pub(super) dirty_pages_hard: usize,
+    /// The device does not know how to clone.
+    pub(super) no_clones: AtomicBool,
 }
 
 impl Engine {
@@ -94,6 +97,7 @@ impl Engine {
             signal: Signal::default(),
             dirty_pages_soft,
             dirty_pages_hard: dirty_pages_soft.saturating_mul(4),
+            no_clones: AtomicBool::new(false),
         }))
     }
 
@@ -126,6 +130,14 @@ impl Engine {
         }
     }
 
+    /// Clones ranges in the open epoch.
+    pub(super) fn clone_ranges(&self, clones: &[CommandClone]) -> std::result::Result<(), SessionError> {
+        match &*self.session.lock() {
+            Some(session) => session.clone_ranges(clones),
+            None => Err(SessionError::Device(IoError::Shutdown)),
+        }
+    }
+
     /// Pages free now, and pages that an ordinary operation may still take.
     pub fn free_and_usable_pages(&self) -> (u64, u64) {
         self.credits.free_and_usable()
@@ -137,6 +149,12 @@ impl Engine {
         let cache = self.cache.lock();
         let (metadata, data) = cache.dirty_pages();
         (self.credits.charged(), (metadata + data) as u64)
+    }
+
+    /// A batch is on its way.
+    #[cfg(test)]
+    pub(crate) fn is_sending(&self) -> bool {
+        self.write_back.is_locked()
     }
 
     /// Pages of the volume when it was mounted.
@@ -181,7 +199,7 @@ impl Engine {
         self.cache.lock().unlanded_pages() >= self.dirty_pages_hard
     }
 
-    fn wait_for_room(&self) {
+    pub(super) fn wait_for_room(&self) {
         let mut cache = self.cache.lock();
         while cache.unlanded_pages() >= self.dirty_pages_hard && !self.health.is_read_only() {
             self.signal.wake();
@@ -253,6 +271,14 @@ impl Drop for Operation<'_> {
 pub struct Reservation<'a> {
     engine: &'a Engine,
     promised: u64,
+}
+
+impl<'a> Reservation<'a> {
+    /// The operation begins, and takes the promise over.
+    pub(super) fn begin_now(mut self) -> Operation<'a> {
+        let promised = std::mem::take(&mut self.promised);
+        Operation { engine: self.engine, promised, _gate: self.engine.gate.read() }
+    }
 }
 
 impl Drop for Reservation<'_> {

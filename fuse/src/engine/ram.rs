@@ -9,7 +9,9 @@ use blockd::device::{ClientId, Device, DeviceInfo, Done, Extent, IoError, IoOp, 
 use layout::addr::{
     COMMAND_PAGE, DEVICE_BYTES, MAP_BASE, MAP_SUMMARY, MAP_UPPER, PAGE, PAGE_SHIFT, STATUS_PAGE,
 };
-use layout::command::{CMD_FREE_RANGES, CMD_OPEN, Command, CommandReply, REPLY_MAGIC, STATUS_MAGIC, Status};
+use layout::command::{
+    CMD_CLONE_RANGE, CMD_FREE_RANGES, CMD_OPEN, Command, CommandReply, REPLY_MAGIC, STATUS_MAGIC, Status,
+};
 use parking_lot::Mutex;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -22,6 +24,8 @@ pub enum Event {
     Write(u64, u64),
     /// A run of pages was freed.
     Free(u64, u64),
+    /// A run of pages was cloned: from, to, count.
+    Clone(u64, u64, u64),
     /// Page 0.
     Commit,
     /// A read of data or metadata pages.
@@ -42,6 +46,8 @@ struct State {
     fail_reads: Option<IoError>,
     no_space_writes: u32,
     no_space_commands: u32,
+    /// The errno of clones.
+    refuse_clones: u32,
     pages_max: u64,
 }
 
@@ -112,6 +118,11 @@ impl RamDevice {
     /// Writes that still find no space.
     pub fn no_space_left_for(&self) -> u32 {
         self.0.lock().no_space_writes
+    }
+
+    /// Clones are answered with this errno from now on, though they are made: as one that failed at its end.
+    pub fn refuse_clones(&self, errno: u32) {
+        self.0.lock().refuse_clones = errno;
     }
 
     /// The next so many commands find no space.
@@ -262,6 +273,20 @@ impl State {
                         self.now.remove(&page);
                     }
                     self.events.push(Event::Free(first, count));
+                }
+            }
+            CMD_CLONE_RANGE => {
+                reply.errno = self.refuse_clones.into();
+                for clone in command.clones() {
+                    let (from, to) = (clone.from_page.get(), clone.to_page.get());
+                    let count = clone.page_count.get();
+                    for i in 0..count {
+                        match self.now.get(&(from + i)).cloned() {
+                            Some(page) => self.now.insert(to + i, page),
+                            None => self.now.remove(&(to + i)),
+                        };
+                    }
+                    self.events.push(Event::Clone(from, to, count));
                 }
             }
             _ => {}

@@ -12,7 +12,7 @@ use layout::error::{Error, Result};
 use layout::page_store::{PageBytes, PageStore};
 
 use super::ram::{Event, RamDevice};
-use super::{Cost, Engine, EngineOptions, EpochSource, Flusher, Pages};
+use super::{ClonedPages, Cost, Engine, EngineOptions, EpochSource, Flusher, Pages};
 
 /// Stands for the file system logic: page 0 holds the epoch's number.
 #[derive(Default)]
@@ -176,6 +176,108 @@ fn waiting_fsyncs_share_one_commit() {
     assert_eq!(device.commits(), 2, "eight waiting fsyncs are one commit");
     let crashed = device.after_crash();
     assert!((0..9).all(|i| crashed.byte(META + 10 + i) == 1));
+}
+
+const PAGES: ClonedPages = ClonedPages { from: DATA, to: DATA + 100, count: 8 };
+
+fn clone_pages(engine: &Engine, pages: ClonedPages) -> Result<bool> {
+    engine.begin_cloning(pages.count).unwrap().clone_pages(&[pages])
+}
+
+/// What happened since, but for reads.
+fn changes(device: &RamDevice, since: usize) -> Vec<Event> {
+    device.events()[since..].iter().copied().filter(|e| !matches!(e, Event::Read(..))).collect()
+}
+
+#[test]
+fn a_clone_has_what_was_dirty_and_replaces_what_is() {
+    let device = RamDevice::new(10_000);
+    let (engine, pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 8 * PAGE]);
+    write_data(&engine, DATA + 100, &[2; 8 * PAGE]);
+    engine.commit(&Epochs::default()).unwrap();
+    // Cached, older and newer than what the device has; of others nothing is sent.
+    write_data(&engine, DATA + 3, &[3; PAGE]);
+    write_data(&engine, DATA + 104, &[4; PAGE]);
+    write_data(&engine, DATA + 105, &[5; 10]);
+    write_data(&engine, DATA + 200, &[6; PAGE]);
+    let op = engine.begin(Cost::Freeing).unwrap();
+    pages.discard(PageRange { first: PageNo(DATA + 5), count: 2 }).unwrap();
+    drop(op);
+    let before = device.events().len();
+    assert_eq!(clone_pages(&engine, PAGES), Ok(true));
+    assert_eq!(
+        changes(&device, before),
+        [Event::Free(DATA + 5, 2), Event::Write(DATA + 3, 1), Event::Clone(DATA, DATA + 100, 8)]
+    );
+    let bytes = |first: u64| -> Vec<u8> {
+        (0..8).map(|i| engine.read_data((first + i) * PAGE as u64, PAGE).unwrap()[0]).collect()
+    };
+    assert_eq!(bytes(DATA + 100), [1, 1, 1, 3, 1, 0, 0, 1]);
+    // Both go their own ways.
+    write_data(&engine, DATA, &[7; PAGE]);
+    write_data(&engine, DATA + 101, &[8; PAGE]);
+    assert_eq!(device.after_crash().byte(DATA + 100), 2, "a clone rolls back with its epoch");
+    engine.commit(&Epochs::default()).unwrap();
+    let crashed = device.after_crash();
+    assert_eq!((crashed.byte(DATA), crashed.byte(DATA + 100), crashed.byte(DATA + 101)), (7, 1, 8));
+    assert_eq!((crashed.byte(DATA + 104), crashed.byte(DATA + 200)), (1, 6));
+    assert!(!crashed.is_mapped(DATA + 105));
+    let (charged, dirty) = engine.charged_and_dirty();
+    assert_eq!((charged, dirty), (0, 0));
+}
+
+#[test]
+fn a_clone_alone_is_committed() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 8 * PAGE]);
+    engine.commit(&Epochs::default()).unwrap();
+    assert_eq!(clone_pages(&engine, PAGES), Ok(true));
+    assert_eq!(engine.charged_and_dirty(), (8, 0), "as much as a copy takes");
+    engine.commit(&Epochs::default()).unwrap();
+    assert_eq!(device.after_crash().byte(DATA + 107), 1);
+}
+
+#[test]
+fn a_clone_that_is_refused_leaves_what_is_dirty() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 8 * PAGE]);
+    write_data(&engine, DATA + 101, &[2; PAGE]);
+    device.no_space_for_commands(1);
+    assert_eq!(clone_pages(&engine, PAGES), Ok(false));
+    assert!(!engine.cannot_clone(), "another time it may be done");
+    assert_eq!(engine.read_data((DATA + 101) * PAGE as u64, 1).unwrap()[0], 2);
+    device.refuse_clones(libc::EOPNOTSUPP.unsigned_abs());
+    assert_eq!(clone_pages(&engine, PAGES), Ok(false));
+    assert!(engine.cannot_clone());
+    engine.commit(&Epochs::default()).unwrap();
+    assert_eq!(device.after_crash().byte(DATA + 101), 2);
+}
+
+#[test]
+fn a_clone_waits_for_a_commit_under_way() {
+    let device = RamDevice::new(10_000);
+    let (engine, _pages) = engine(&device);
+    write_data(&engine, DATA, &[1; 8 * PAGE]);
+    device.hold_commits();
+    let epochs = Arc::new(Epochs::default());
+    let committer = {
+        let (engine, epochs) = (Arc::clone(&engine), Arc::clone(&epochs));
+        thread::spawn(move || engine.commit(&*epochs))
+    };
+    wait_for("the superblock is on its way", || device.is_holding());
+    let cloner = {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || clone_pages(&engine, PAGES))
+    };
+    thread::sleep(Duration::from_millis(50));
+    assert!(!cloner.is_finished(), "nothing is sent between the freeze and the acknowledgement");
+    device.let_go();
+    committer.join().unwrap().unwrap();
+    assert_eq!(cloner.join().unwrap(), Ok(true));
+    assert!(!device.after_crash().is_mapped(DATA + 100), "it belongs to the next epoch");
 }
 
 #[test]

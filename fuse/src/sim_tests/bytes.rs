@@ -6,6 +6,7 @@ use layout::fs::{Ino, SetAttr};
 use layout::inode::{Kind, MAX_FILE_BYTES};
 use layout::page_store::Timespec;
 use layout::testing::model::{Answer, Model};
+use layout::windows::{class_of, class_range};
 use rand::Rng;
 
 use super::clock;
@@ -42,7 +43,8 @@ impl World {
 
     pub(super) fn change_bytes(&mut self) {
         let Some(ino) = self.some_file() else { return };
-        match self.rng.random_range(0..11) {
+        match self.rng.random_range(0..14) {
+            11.. => self.copy(ino),
             0..=5 => self.write(ino),
             6 | 7 => self.truncate(ino),
             8 => self.punch(ino),
@@ -80,6 +82,50 @@ impl World {
         let real = self.mounted.write(ino, offset, bytes, false);
         self.spoils(&real);
         self.agree("write", real, |m| m.write(ino, offset, bytes, now));
+    }
+
+    /// Bytes of one file become those of another one, or of another part of it: whole pages are cloned.
+    fn copy(&mut self, from: Ino) {
+        // A clone would wait for the batch that this very thread sends.
+        let Some(to) = self.some_file().filter(|_| !self.mounted.engine().is_sending()) else { return };
+        let page = PAGE as u64;
+        let size = self.tree.names.get(from).size;
+        let whole = !self.once_in(4);
+        let start = self.rng.random_range(0..size.clamp(1, 1 << 20));
+        let start = if whole { start / page * page } else { start };
+        // In one piece, so that it is one change: of one class, whole pages of both or of neither.
+        let (class, end) = (class_of(start), size.min(start + self.rng.random_range(1..100_000)));
+        let mut len = end.min(class_range(class).1).saturating_sub(start);
+        let offset = match self.once_in(3) {
+            true => OFFSETS[self.rng.random_range(0..OFFSETS.len())],
+            false => self.rng.random_range(0..200_000),
+        };
+        let offset = if whole { offset / page * page } else { offset | 1 };
+        if whole {
+            len = len / page * page;
+        } else if start % page == offset % page {
+            return;
+        }
+        if len > 0 && (from != to || start.abs_diff(offset) >= len) {
+            self.copy_at((from, start), (to, offset), len);
+        }
+    }
+
+    pub(super) fn copy_at(&mut self, from: (Ino, u64), to: (Ino, u64), len: u64) {
+        let now = clock::tick();
+        self.note(format!("  copy {len} bytes of {} at {} to {} at {}", from.0.0, from.1, to.0.0, to.1));
+        let real = self.mounted.copy(from, to, len, false);
+        self.spoils(&real);
+        // What the device was sent is charged, and not dirty.
+        self.sent_early = Some(self.open_epoch());
+        let source = self.tree.names.get(from.0);
+        let byte = |at: u64| {
+            source.pages.get(&(at / PAGE as u64)).map_or(0, |page| page[(at % PAGE as u64) as usize])
+        };
+        let bytes: Vec<u8> = (from.1..from.1 + len).map(byte).collect();
+        if let Some((copied, ())) = self.agree("copy", real, |m| m.write(to.0, to.1, &bytes, now)) {
+            assert_eq!(copied, len);
+        }
     }
 
     fn truncate(&mut self, ino: Ino) {

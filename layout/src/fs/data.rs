@@ -140,6 +140,18 @@ impl<P: PageStore> Fs<P> {
     /// [`Error::TooBig`] past 256 TiB (EFBIG), [`Error::IsDir`], [`Error::Invalid`] for what has no
     /// data, [`Error::NoSpace`] without a window.
     pub fn prepare_write(&mut self, ino: Ino, offset: u64, len: u64) -> Result<Inode> {
+        self.prepare(ino, (offset, len), false)
+    }
+
+    /// As [`Fs::prepare_write`] before bytes are cloned from a file; `sparse`: there may be holes among them.
+    ///
+    /// # Errors
+    /// As [`Fs::prepare_write`].
+    pub fn prepare_clone(&mut self, ino: Ino, offset: u64, len: u64, sparse: bool) -> Result<Inode> {
+        self.prepare(ino, (offset, len), sparse)
+    }
+
+    fn prepare(&mut self, ino: Ino, (offset, len): (u64, u64), sparse: bool) -> Result<Inode> {
         self.writable()?;
         let mut inode = self.file(ino)?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES).ok_or(Error::TooBig)?;
@@ -148,7 +160,7 @@ impl<P: PageStore> Fs<P> {
         }
         let before = inode;
         let picks = self.pick_windows(&inode, offset, end)?;
-        if offset / PAGE as u64 > inode.size.div_ceil(PAGE as u64) {
+        if sparse || offset / PAGE as u64 > inode.size.div_ceil(PAGE as u64) {
             inode.flags |= InodeFlags::SPARSE;
         }
         self.content_changes(&mut inode);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::device::IoError;
 use crate::store::Shared;
 use crate::store::format::Loc;
-use crate::store::format::checkpoint::{GoingBack, MapId, Position, SegmentUsage};
+use crate::store::format::checkpoint::{GoingBack, MapId, Position, Referrer, SegmentUsage};
 use crate::store::format::record::SessionState;
 use crate::store::format::segment::Stream;
 use crate::store::format::snapshot::SnapshotEntry;
@@ -38,6 +38,7 @@ pub(super) struct Frozen {
     /// Discards of the open epoch.
     pub(super) discards: Vec<(u64, u64)>,
     pub(super) snapshots: Vec<SnapshotEntry>,
+    pub(super) referrers: Vec<Referrer>,
     pub(super) last_snapshot: u64,
     /// Where the committed map goes back to.
     pub(super) rollback: Option<GoingBack>,
@@ -89,6 +90,7 @@ impl Frozen {
             usage,
             discards: guard.overlay.discards().collect(),
             snapshots: guard.snapshots.table(),
+            referrers: guard.segments.referrers.table().collect(),
             last_snapshot: guard.snapshots.last_id(),
             rollback: guard.snapshots.rollback_at_start(),
             freeable,

@@ -26,6 +26,7 @@ impl Checkpoint {
             maps: Vec::new(),
             discards: std::mem::take(&mut self.frozen.discards),
             snapshots: std::mem::take(&mut self.frozen.snapshots),
+            referrers: std::mem::take(&mut self.frozen.referrers),
         };
         // The places come first, since the table of segments in the payload has to show them.
         let (places, root_at) = {
@@ -76,6 +77,7 @@ impl Checkpoint {
             last_snapshot: self.frozen.last_snapshot,
             rollback: self.frozen.rollback,
             snapshot_count: payload.snapshots.len() as u32,
+            referrer_count: payload.referrers.len() as u32,
             runs,
         };
         let mut page = AlignedBuf::zeroed(PAGE);
@@ -86,6 +88,7 @@ impl Checkpoint {
             session: root.session.session(),
             next_seq: root.next_seq,
             raw_bytes: self.frozen.raw_bytes,
+            clones: log.superblock.clones || log.clones_wanted,
             ..log.superblock.clone()
         };
         self.writer.write(log, &bytes, &places, Vec::new());

@@ -1,10 +1,14 @@
 //! Reading the live pages of a segment, ready to be given to the log as relocations.
+//!
+//! They are those that its records name and that a map still has there, and those that were cloned from it
+//! ([`super::cloned`]). Each of these gets a copy of its own: what was shared is so no more.
 
 use std::sync::Arc;
 
 use layout::addr::PAGE;
 use parking_lot::RwLockReadGuard;
 
+use super::cloned::cloned_from;
 use crate::buf::AlignedBuf;
 use crate::storage::PIECE_BYTES;
 use crate::store::Shared;
@@ -18,6 +22,7 @@ use crate::store::space::COPY_PAGES;
 pub(crate) type Copies = Vec<Op>;
 
 /// A page that is alive.
+#[derive(PartialEq, Eq)]
 struct Live {
     page: u64,
     loc: Loc,
@@ -26,7 +31,11 @@ struct Live {
 
 /// The live pages of a segment. One that cannot be read is not chosen again.
 pub(crate) fn copies_of(shared: &Shared, segment: u32) -> Vec<Copies> {
-    let state = |maps: &Maps| maps.segments.get(segment).map(|s| (s.use_seq, s.used_pages));
+    // What was looked at before may have been cloned from what was looked at after.
+    let state =
+        |maps: &Maps| maps.segments.get(segment).map(|s| (s.use_seq, s.used_pages, maps.segments.cloned()));
+    // Those that it was cloned to are not looked at all at once.
+    let shared_by = |maps: &Maps| maps.segments.referrers.has_units(segment);
     let before = state(&shared.maps.read());
     let found = read_live(shared, segment);
     if matches!(&found, Ok(jobs) if !jobs.is_empty()) {
@@ -38,7 +47,7 @@ pub(crate) fn copies_of(shared: &Shared, segment: u32) -> Vec<Copies> {
         // No more than the whole store counts too much.
         let lost = maps.segments.get(segment).map_or(0, |s| u64::from(s.live_base));
         match found {
-            Ok(_) if lost <= maps.lost_pages() => maps.segments.bury(segment),
+            Ok(_) if lost <= maps.lost_pages() && !shared_by(&maps) => maps.segments.bury(segment),
             Ok(_) => maps.segments.mark_damaged(segment),
             Err(why) => {
                 tracing::error!("segment {segment} cannot be cleaned: {why}; it is left as it is");
@@ -62,10 +71,15 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
         shared.storage.read_exact(at, piece).map_err(|e| e.to_string())?;
     }
     let mut live = find_live(shared, segment, info.use_seq, bytes)?;
+    let cloned = cloned_from(shared, segment).map_err(|e| e.to_string())?;
+    live.extend(cloned.into_iter().map(|(page, m)| Live { page, loc: m.loc, crc: m.crc }));
+    // In the order of their addresses, so that what belongs together stands together.
+    live.sort_unstable_by_key(|l| (l.page, l.loc));
+    live.dedup();
     for l in &live {
         let at = usize::from(l.loc.offset) * PAGE;
-        let found = page_crc(l.page, &bytes[at..at + PAGE]);
-        if found != l.crc {
+        let found = bytes.get(at..at + PAGE).map_or(0, |bytes| page_crc(l.page, bytes));
+        if found != l.crc || at + PAGE > bytes.len() {
             let (page, expected) = (l.page, l.crc);
             return Err(format!(
                 "device page {page:#x} at {}: crc32c expected {expected:#010x}, found {found:#010x}",
@@ -73,8 +87,6 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
             ));
         }
     }
-    // In the order of their addresses, so that what belongs together stands together.
-    live.sort_unstable_by_key(|l| l.page);
     Ok(live.chunks(COPY_PAGES as usize).map(|part| gathered(part, bytes)).collect())
 }
 

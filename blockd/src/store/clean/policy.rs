@@ -104,7 +104,8 @@ impl View<'_> {
         }
         let closed = || self.closed().filter(|(_, s)| !Self::is_meta(s));
         let filled: u64 = closed().map(|(_, s)| u64::from(s.used_pages)).sum();
-        let live: u64 = closed().map(|(_, s)| u64::from(s.live())).sum();
+        // Of clones several may stand at one place.
+        let live: u64 = closed().map(|(_, s)| u64::from(s.live().min(s.used_pages))).sum();
         (filled.saturating_sub(live)) * 100 <= filled * u64::from(self.dead_percent_max)
     }
 }

@@ -1,10 +1,10 @@
 //! A checkpoint: a root page, named by the superblock, and the payload it lists.
 //!
 //! The payload is one string of bytes in whole pages, in runs anywhere in meta segments:
-//! segment table, the maps (each by the top page of its directory), discards of the open epoch. The open
+//! segment table, the maps (each by the top page of its directory), discards of the open epoch, snapshots, referrers. The open
 //! epoch stands apart from the committed map so that a rollback is to ignore it.
 
-use layout::addr::PAGE;
+use layout::addr::{DEVICE_PAGES, MAP_UNIT_PAGES, PAGE};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -18,6 +18,8 @@ use super::{Cursor, Loc, Malformed, Mapping, block_crc, check, check_counter, ch
 pub const MAGIC: [u8; 8] = *b"VEXFSCPT";
 /// Most runs of payload a root page lists.
 pub const RUNS_MAX: usize = 200;
+/// Most pages that may stand in one segment.
+pub const LIVE_PAGES_MAX: u32 = 1 << 31;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Default)]
 #[repr(C)]
@@ -59,7 +61,8 @@ struct Disk {
     rollback_to: U64,
     rollback: U32,
     snapshot_count: U32,
-    reserved: [u8; PAGE - 432 - 16 * RUNS_MAX],
+    referrer_count: U32,
+    reserved: [u8; PAGE - 436 - 16 * RUNS_MAX],
     runs: [DiskRun; RUNS_MAX],
 }
 
@@ -70,6 +73,7 @@ const _: () = assert!(std::mem::offset_of!(Disk, positions) == 104);
 const _: () = assert!(std::mem::offset_of!(Disk, session) == 136);
 const _: () = assert!(std::mem::offset_of!(Disk, last_snapshot) == 408);
 const _: () = assert!(std::mem::offset_of!(Disk, snapshot_count) == 428);
+const _: () = assert!(std::mem::offset_of!(Disk, referrer_count) == 432);
 const _: () = assert!(std::mem::offset_of!(Disk, runs) == PAGE - 16 * RUNS_MAX);
 
 /// Where the next record of a stream stands: replay begins there.
@@ -152,6 +156,8 @@ pub struct Root {
     pub rollback: Option<GoingBack>,
     /// Entries of the table of snapshots.
     pub snapshot_count: u32,
+    /// Entries of the table of referrers.
+    pub referrer_count: u32,
     /// The payload's runs, in order.
     pub runs: Vec<Run>,
 }
@@ -196,7 +202,8 @@ impl Root {
             rollback_to: self.rollback.map_or(0, |back| back.to).into(),
             rollback: self.rollback.map_or(0, GoingBack::kind).into(),
             snapshot_count: self.snapshot_count.into(),
-            reserved: [0; PAGE - 432 - 16 * RUNS_MAX],
+            referrer_count: self.referrer_count.into(),
+            reserved: [0; PAGE - 436 - 16 * RUNS_MAX],
             runs,
         };
         disk.crc = block_crc(disk.as_bytes(), 8).into();
@@ -263,6 +270,7 @@ impl Root {
             last_snapshot: disk.last_snapshot.get(),
             rollback: GoingBack::decode(disk.rollback.get(), disk.rollback_to.get())?,
             snapshot_count: disk.snapshot_count.get(),
+            referrer_count: disk.referrer_count.get(),
             runs,
         })
     }
@@ -275,7 +283,7 @@ pub struct SegmentUsage {
     pub stream: Option<Stream>,
     /// Pages filled, the header included.
     pub used_pages: u32,
-    /// Pages that the committed map (or, in meta segments, the checkpoint) refers to.
+    /// Pages of the committed map and the deltas that stand in it (in meta segments: 0).
     pub live_pages: u32,
     /// This use of the segment.
     pub use_seq: u64,
@@ -338,6 +346,24 @@ pub struct Payload {
     pub discards: Vec<(u64, u64)>,
     /// Snapshots, by number.
     pub snapshots: Vec<SnapshotEntry>,
+    /// Units with pages that were cloned from a segment: both in order.
+    pub referrers: Vec<Referrer>,
+}
+
+/// Pages of this unit may stand in this segment though no record in it names them, 16 bytes in the payload.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Referrer {
+    /// The segment.
+    pub segment: u32,
+    /// Of 2^15 device pages.
+    pub unit: u64,
+}
+
+impl Referrer {
+    /// Of a device page.
+    pub fn new(segment: u32, page: u64) -> Self {
+        Referrer { segment, unit: page / MAP_UNIT_PAGES }
+    }
 }
 
 impl Payload {
@@ -366,13 +392,18 @@ impl Payload {
             out.extend_from_slice(&count.to_le_bytes());
         }
         self.snapshots.iter().for_each(|s| s.encode(&mut out));
+        for referrer in &self.referrers {
+            out.extend_from_slice(&referrer.unit.to_le_bytes());
+            out.extend_from_slice(&u64::from(referrer.segment).to_le_bytes());
+        }
         out
     }
 
     /// Bytes that [`Payload::encode`] gives.
     pub fn encoded_bytes(&self) -> usize {
         let snapshots: usize = self.snapshots.iter().map(SnapshotEntry::encoded_bytes).sum();
-        24 * self.segments.len() + 40 * self.maps.len() + 16 * self.discards.len() + snapshots
+        let fixed = 24 * self.segments.len() + 40 * self.maps.len() + 16 * self.discards.len();
+        fixed + snapshots + 16 * self.referrers.len()
     }
 
     /// Decodes the payload of `root`.
@@ -388,10 +419,6 @@ impl Payload {
             let stream = u8::try_from(code).ok().and_then(Stream::from_code);
             if stream.is_none() && code != 0 {
                 return Err(Malformed { what: "stream in the segment table", expected: 0, found: code });
-            }
-            if live_pages > used_pages {
-                let (expected, found) = (u64::from(used_pages), u64::from(live_pages));
-                return Err(Malformed { what: "live pages of a segment", expected, found });
             }
             payload.segments.push(SegmentUsage { stream, used_pages, live_pages, use_seq });
         }
@@ -411,8 +438,36 @@ impl Payload {
             payload.discards.push((first, count));
         }
         payload.snapshots = snapshot::decode(&mut cursor, root.snapshot_count, root.last_snapshot)?;
+        for _ in 0..root.referrer_count {
+            let (unit, found) = (cursor.u64()?, cursor.u64()?);
+            let what = "referrer of a segment";
+            let expected = u64::from(root.segment_count);
+            let segment = u32::try_from(found).ok().filter(|&segment| segment < root.segment_count);
+            let Some(segment) = segment else { return Err(Malformed { what, expected, found }) };
+            let referrer = Referrer { segment, unit };
+            if unit >= DEVICE_PAGES / MAP_UNIT_PAGES
+                || payload.referrers.last().is_some_and(|last| *last >= referrer)
+            {
+                return Err(Malformed { what, expected, found: unit });
+            }
+            payload.referrers.push(referrer);
+        }
         check("bytes after the checkpoint payload", 0u64, cursor.left() as u64)?;
+        payload.check_live()?;
         Ok(payload)
+    }
+
+    /// More pages stand in a segment than it has only if some were cloned from it.
+    fn check_live(&self) -> Result<(), Malformed> {
+        for (segment, s) in (0u32..).zip(&self.segments) {
+            let shared = self.referrers.binary_search_by_key(&segment, |r| r.segment).is_ok();
+            let most = if shared { LIVE_PAGES_MAX } else { s.used_pages };
+            if s.live_pages > most {
+                let (expected, found) = (u64::from(most), u64::from(s.live_pages));
+                return Err(Malformed { what: "live pages of a segment", expected, found });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -461,6 +516,7 @@ mod tests {
                 deleting: false,
                 name: "monday".into(),
             }],
+            referrers: vec![Referrer { segment: 0, unit: 5 }, Referrer { segment: 0, unit: (1 << 35) - 1 }],
         }
     }
 
@@ -484,6 +540,7 @@ mod tests {
             last_snapshot: 7,
             rollback: Some(GoingBack { to: 7, keeps_size: false }),
             snapshot_count: 1,
+            referrer_count: 2,
             runs: vec![Run { at, pages: 1, crc: 5 }, Run { at, pages: 3, crc: 6 }],
         };
         let mut page = vec![0xff; PAGE];
@@ -522,8 +579,37 @@ mod tests {
     }
 
     #[test]
+    fn more_pages_than_a_segment_has_need_referrers_and_these_are_in_order() {
+        let root = root().0;
+        let mut shared = payload();
+        shared.segments[0].live_pages = LIVE_PAGES_MAX;
+        assert_eq!(Payload::decode(&root, &shared.encode()), Ok(shared.clone()));
+        shared.segments[0].live_pages += 1;
+        assert!(Payload::decode(&root, &shared.encode()).is_err(), "so many that sums could overflow");
+        let mut lone = payload();
+        lone.segments[1] =
+            SegmentUsage { stream: Some(Stream::User), used_pages: 3, live_pages: 4, use_seq: 1 };
+        assert!(Payload::decode(&root, &lone.encode()).is_err());
+        for bad in [
+            Referrer { segment: 2, unit: 6 },
+            Referrer { segment: 0, unit: 5 },
+            Referrer { segment: 1, unit: 1 << 35 },
+        ] {
+            let mut payload = payload();
+            payload.referrers[1] = bad;
+            assert!(Payload::decode(&root, &payload.encode()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn the_bytes_are_those_of_version_1() {
-        common::golden(&root().1, 0x8b99_d43a);
-        common::golden(&payload().encode(), 0x1aa2_3830);
+        let old = Payload { referrers: Vec::new(), ..payload() };
+        let payload_bytes = old.encode().len() as u64;
+        let mut page = vec![0; PAGE];
+        Root { referrer_count: 0, payload_bytes, ..root().0 }.encode_into(&mut page);
+        common::golden(&page, 0x8b99_d43a);
+        common::golden(&old.encode(), 0x1aa2_3830);
+        common::golden(&root().1, 0xc15b_b51c);
+        common::golden(&payload().encode(), 0x0101_3f2e);
     }
 }

@@ -11,6 +11,8 @@ pub mod segment;
 pub mod snapshot;
 pub mod superblock;
 
+use std::sync::LazyLock;
+
 use layout::addr::{DEVICE_BYTES, PAGE};
 
 /// Version of the format this code reads and writes.
@@ -66,6 +68,22 @@ pub(crate) fn block_crc(block: &[u8], field: usize) -> u32 {
 /// Checksum of a data page: crc32c over its device page number (8 bytes) and its bytes.
 pub fn page_crc(page: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&page.to_le_bytes()), bytes)
+}
+
+/// [`page_crc`] of the same bytes as those of another page: crcs are linear, so that both differ by what their numbers give.
+pub fn page_crc_as(page: u64, other: u64, crc_of_other: u32) -> u32 {
+    // By bits of the number, before a page of zeros.
+    static BITS: LazyLock<[u32; 64]> = LazyLock::new(|| {
+        let of = |page: u64| page_crc(page, &[0; PAGE]);
+        std::array::from_fn(|bit| of(1 << bit) ^ of(0))
+    });
+    let mut differs = page ^ other;
+    let mut crc = crc_of_other;
+    while differs != 0 {
+        crc ^= BITS[differs.trailing_zeros() as usize];
+        differs &= differs - 1;
+    }
+    crc
 }
 
 /// Where a page stands in the backing: a segment and a page of it.
@@ -235,6 +253,14 @@ mod tests {
         let bytes = [7; PAGE];
         assert_ne!(page_crc(1, &bytes), page_crc(2, &bytes));
         assert_eq!(page_crc(0, &[0; PAGE]), crc32c::crc32c(&[0; PAGE + 8]));
+    }
+
+    #[test]
+    fn the_crc_of_the_same_bytes_elsewhere_needs_no_bytes() {
+        let bytes: Vec<u8> = (0..PAGE).map(|i| (i * i / 7) as u8).collect();
+        for (page, other) in [(5, 5), (0, 1 << 63), (u64::MAX, 77), (1 << 45, (1 << 45) + 1), (9, 0)] {
+            assert_eq!(page_crc_as(page, other, page_crc(other, &bytes)), page_crc(page, &bytes));
+        }
     }
 
     #[test]

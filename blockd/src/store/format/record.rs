@@ -14,7 +14,9 @@ use layout::addr::PAGE;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Cursor, Loc, Malformed, block_crc, check, check_counter, check_zero, push_varint, varint_len};
+use super::{
+    Cursor, Loc, Malformed, Mapping, block_crc, check, check_counter, check_zero, push_varint, varint_len,
+};
 
 /// First bytes of a record.
 pub const MAGIC: [u8; 8] = *b"VEXFSREC";
@@ -34,6 +36,7 @@ const FLAGS_KNOWN: u32 = FLAG_ROLLBACK | FLAG_COMMIT | FLAG_LINK;
 const KIND_WRITE: u16 = 1;
 const KIND_DISCARD: u16 = 2;
 const KIND_RELOCATE: u16 = 3;
+const KIND_CLONE: u16 = 4;
 /// Bytes of an entry before what its kind adds.
 const ENTRY_HEAD: usize = 16;
 
@@ -174,6 +177,15 @@ pub enum Entry {
         /// Its crc.
         crc: u32,
     },
+    /// These device pages stand at the same places as others from now on. It takes no data page.
+    Clone {
+        /// First device page.
+        first: u64,
+        /// Where it stands; the others stand behind it.
+        at: Loc,
+        /// A crc for each page.
+        crcs: Vec<u32>,
+    },
 }
 
 /// How an entry follows on the one before, zigzag-encoded.
@@ -189,15 +201,24 @@ impl Entry {
     pub fn pages(&self) -> u32 {
         match self {
             Entry::Write { crcs, .. } => crcs.len() as u32,
-            Entry::Discard { .. } => 0,
+            Entry::Discard { .. } | Entry::Clone { .. } => 0,
             Entry::Relocate { .. } => 1,
+        }
+    }
+
+    /// Device pages that it gives a place, for which room was promised.
+    pub fn mapped_pages(&self) -> u64 {
+        match self {
+            Entry::Clone { crcs, .. } => crcs.len() as u64,
+            other => u64::from(other.pages()),
         }
     }
 
     /// What tells a run of written pages, or a relocation, from the entry before, if one head serves both.
     fn step_from(&self, before: Option<&Entry>) -> Option<Step> {
         match (self, before?) {
-            (Entry::Write { first, .. }, Entry::Write { first: first_before, crcs }) => {
+            (Entry::Write { first, .. }, Entry::Write { first: first_before, crcs })
+            | (Entry::Clone { first, .. }, Entry::Clone { first: first_before, crcs, .. }) => {
                 let end_before = first_before.wrapping_add(crcs.len() as u64);
                 Some(Step { page: zigzag_step(end_before, *first)?, place: None })
             }
@@ -222,6 +243,7 @@ impl Entry {
         };
         let own = match self {
             Entry::Write { crcs, .. } => run_bytes(crcs.len()),
+            Entry::Clone { at, crcs, .. } => run_bytes(crcs.len()) + place_bytes(*at),
             Entry::Discard { .. } => 8,
             Entry::Relocate { .. } if step.is_some() => 4,
             Entry::Relocate { old, .. } => 2 + varint_len(old.offset.into()) + 4,
@@ -235,6 +257,7 @@ impl Entry {
             Entry::Write { first, .. } => (KIND_WRITE, 0, *first),
             Entry::Discard { first, .. } => (KIND_DISCARD, 0, *first),
             Entry::Relocate { page, old, .. } => (KIND_RELOCATE, old.segment, *page),
+            Entry::Clone { first, .. } => (KIND_CLONE, 0, *first),
         };
         out.extend_from_slice(&kind.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
@@ -247,9 +270,9 @@ impl Entry {
         let (kind, aux, number, page) = (cursor.u16()?, cursor.u16()?, cursor.u32()?, cursor.u64()?);
         check("aux of an entry", 0u16, aux)?;
         match kind {
-            KIND_WRITE => {
+            KIND_WRITE | KIND_CLONE => {
                 if number == 0 {
-                    return Err(Malformed { what: "runs of a write entry", expected: 1, found: 0 });
+                    return Err(Malformed { what: "runs of an entry", expected: 1, found: 0 });
                 }
                 let mut first = page;
                 for i in 0..number {
@@ -258,14 +281,19 @@ impl Entry {
                         first = first.wrapping_add(i64::from(step).cast_unsigned());
                     }
                     let count = cursor.varint()?;
+                    let at = if kind == KIND_CLONE { Some(decode_place(cursor, count)?) } else { None };
                     let bytes = cursor.take((count as usize).saturating_mul(4))?;
                     let end = first.checked_add(u64::from(count)).filter(|_| count > 0);
                     let Some(end) = end else {
                         let found = u64::from(count);
-                        return Err(Malformed { what: "pages of a write entry", expected: 1, found });
+                        return Err(Malformed { what: "pages of a run", expected: 1, found });
                     };
                     let crc = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                    entries.push(Entry::Write { first, crcs: bytes.chunks_exact(4).map(crc).collect() });
+                    let crcs = bytes.chunks_exact(4).map(crc).collect();
+                    entries.push(match at {
+                        Some(at) => Entry::Clone { first, at, crcs },
+                        None => Entry::Write { first, crcs },
+                    });
                     first = end;
                 }
             }
@@ -320,12 +348,26 @@ fn zigzag_step(from: u64, to: u64) -> Option<u32> {
     i32::try_from(to.wrapping_sub(from).cast_signed()).ok().map(zigzag)
 }
 
-/// Bytes of a run of so many written pages, behind what tells its first one.
+/// Where a run of cloned pages stands: segment, and page of it; all within a segment.
+fn decode_place(cursor: &mut Cursor<'_>, pages: u32) -> Result<Loc, Malformed> {
+    let (segment, first) = (cursor.varint()?, cursor.varint()?);
+    let end = u64::from(first) + u64::from(pages);
+    match u16::try_from(first) {
+        Ok(offset) if end <= 1 << 16 => Ok(Loc { segment, offset }),
+        _ => Err(Malformed { what: "place of cloned pages", expected: 1 << 16, found: end }),
+    }
+}
+
+fn place_bytes(at: Loc) -> usize {
+    varint_len(at.segment) + varint_len(at.offset.into())
+}
+
+/// Bytes of a run of so many pages, behind what tells its first one; clones have a place besides.
 fn run_bytes(pages: usize) -> usize {
     varint_len(pages as u32) + 4 * pages
 }
 
-/// All entries, with one head for runs of written pages that follow one another, and for relocations from one segment.
+/// All entries, with one head for runs of written or cloned pages that follow one another, and for relocations from one segment.
 fn encode_entries(entries: &[Entry], out: &mut Vec<u8>) {
     let mut before = None;
     // Where the head says how many it serves.
@@ -335,17 +377,21 @@ fn encode_entries(entries: &[Entry], out: &mut Vec<u8>) {
         if step.is_none() {
             entry.encode_head(out);
             count_at = match entry {
-                Entry::Write { .. } => out.len() - 12,
+                Entry::Write { .. } | Entry::Clone { .. } => out.len() - 12,
                 Entry::Discard { .. } | Entry::Relocate { .. } => out.len(),
             };
         }
         match entry {
-            Entry::Write { crcs, .. } => {
+            Entry::Write { crcs, .. } | Entry::Clone { crcs, .. } => {
                 add_one(&mut out[count_at..]);
                 if let Some(step) = step {
                     push_varint(out, step.page);
                 }
                 push_varint(out, crcs.len() as u32);
+                if let Entry::Clone { at, .. } = entry {
+                    push_varint(out, at.segment);
+                    push_varint(out, at.offset.into());
+                }
                 crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
             }
             Entry::Discard { count, .. } => out.extend_from_slice(&count.to_le_bytes()),
@@ -415,7 +461,7 @@ impl Record {
             let (first, crcs): (u64, &[u32]) = match entry {
                 Entry::Write { first, crcs } => (*first, crcs),
                 Entry::Relocate { page, crc, .. } => (*page, std::slice::from_ref(crc)),
-                Entry::Discard { .. } => (0, &[]),
+                Entry::Discard { .. } | Entry::Clone { .. } => (0, &[]),
             };
             (first..).zip(crcs.iter().copied())
         })
@@ -558,6 +604,24 @@ impl EntryList {
         self.push(Entry::Write { first: page, crcs: vec![crc] })
     }
 
+    /// Adds a page that stands where another one does; false if there is no room.
+    pub fn push_clone(&mut self, page: u64, mapping: Mapping) -> bool {
+        if let Some(Entry::Clone { first, at, crcs }) = self.entries.last_mut()
+            && *first + crcs.len() as u64 == page
+            && at.segment == mapping.loc.segment
+            && usize::from(at.offset) + crcs.len() == usize::from(mapping.loc.offset)
+        {
+            let bytes = self.bytes + run_bytes(crcs.len() + 1) - run_bytes(crcs.len());
+            if bytes > ENTRY_BYTES_MAX {
+                return false;
+            }
+            crcs.push(mapping.crc);
+            self.bytes = bytes;
+            return true;
+        }
+        self.push(Entry::Clone { first: page, at: mapping.loc, crcs: vec![mapping.crc] })
+    }
+
     /// Adds a discard, merged with one just before it; false if there is no room.
     pub fn push_discard(&mut self, page: u64, pages: u64) -> bool {
         if let Some(Entry::Discard { first, count }) = self.entries.last_mut()
@@ -697,6 +761,67 @@ mod tests {
             far += 1;
         }
         assert!(far > 400, "{far} pages of a volume of 8 GiB, written at random, in one record");
+    }
+
+    #[test]
+    fn cloned_pages_name_their_places_and_share_a_head() {
+        let clone = |first: u64, segment, offset, pages: u32| Entry::Clone {
+            first,
+            at: Loc { segment, offset },
+            crcs: (0..pages).collect(),
+        };
+        let entries = vec![
+            clone(1 << 50, 7, 65_535, 1),
+            clone((1 << 50) + 1, 8, 0, 200),
+            clone((1 << 50) + 201, 7, 1, 127), // the places do not go on
+            clone(9, 7, 128, 1),               // too far away
+            Entry::Write { first: 10, crcs: vec![1] },
+            clone(11, 1 << 31, 5, 3),
+        ];
+        let mut list = EntryList::default();
+        for entry in &entries {
+            match entry {
+                Entry::Clone { first, at, crcs } => {
+                    for (i, &crc) in (0..).zip(crcs) {
+                        let loc = Loc { offset: at.offset + i, ..*at };
+                        assert!(list.push_clone(first + u64::from(i), Mapping { loc, crc }));
+                    }
+                }
+                other => assert!(list.push(other.clone())),
+            }
+        }
+        assert_eq!(list.pages(), 1, "clones take no data pages");
+        assert_comes_back(&mut list, entries);
+
+        let mut run = 0;
+        let at = |offset| Mapping { loc: Loc { segment: 3, offset }, crc: 1 };
+        while list.push_clone(u64::from(run), at(run)) {
+            run += 1;
+        }
+        assert_eq!(usize::from(run), (ENTRY_BYTES_MAX - 20) / 4);
+        let mut scattered = 0;
+        list.take();
+        while list.push_clone(u64::from(scattered), at(scattered * 7)) {
+            scattered += 1;
+        }
+        assert!(scattered > 370, "{scattered} pages that stand apart in one record");
+        let entries = list.entries.clone();
+        assert_comes_back(&mut list, entries);
+    }
+
+    #[test]
+    fn cloned_pages_past_the_end_of_a_segment_are_refused() {
+        let entry = Entry::Clone { first: 5, at: Loc { segment: 3, offset: 65_534 }, crcs: vec![1, 2] };
+        let mut page = vec![0; PAGE];
+        Record { entries: vec![entry], ..sample().0 }.encode_into(&mut page);
+        assert!(Record::decode(&page).is_ok());
+        // The first page of the place: 65,535, three bytes of LEB128.
+        let at = ENTRIES_AT + 16 + 2;
+        assert_eq!(page[at..at + 3], [0xfe, 0xff, 3]);
+        page[at] = 0xff;
+        let crc = block_crc(&page, 8);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Record::decode(&page).map_err(|e| e.what), Err("place of cloned pages"));
     }
 
     #[test]

@@ -23,8 +23,12 @@ const KIND_VEXFS: u32 = 1;
 const KIND_RAW: u32 = 2;
 /// Incompatible feature: a head of a record's entries serves several runs of written pages, and the table of snapshots has sizes.
 const INCOMPAT_RUNS: u64 = 1;
-/// Incompatible features this code knows, all of which it needs.
-const INCOMPAT_KNOWN: u64 = INCOMPAT_RUNS;
+/// Incompatible feature: several pages may stand at one place, and records and checkpoints say so.
+const INCOMPAT_CLONES: u64 = 2;
+/// Incompatible features this code needs,
+const INCOMPAT_NEEDED: u64 = INCOMPAT_RUNS;
+/// and all those it knows.
+const INCOMPAT_KNOWN: u64 = INCOMPAT_NEEDED | INCOMPAT_CLONES;
 /// Features that forbid writing when unknown: none yet.
 const RO_COMPAT_KNOWN: u64 = 0;
 
@@ -86,6 +90,8 @@ pub struct Superblock {
     pub compat: u64,
     /// Features that forbid writing when unknown.
     pub ro_compat: u64,
+    /// There may be pages that stand at one place: set before the first is made, for good.
+    pub clones: bool,
     /// Count of starts.
     pub incarnation: u64,
     /// The live session, 0 if none (a hint for tools: the checkpoint and the log have the truth).
@@ -119,7 +125,7 @@ impl Superblock {
             raw_bytes: self.raw_bytes.into(),
             compat: self.compat.into(),
             ro_compat: self.ro_compat.into(),
-            incompat: INCOMPAT_KNOWN.into(),
+            incompat: (INCOMPAT_NEEDED | if self.clones { INCOMPAT_CLONES } else { 0 }).into(),
             incarnation: self.incarnation.into(),
             session: self.session.into(),
             boot_id: self.boot_id,
@@ -144,8 +150,8 @@ impl Superblock {
         check("unknown incompatible features", 0u64, disk.incompat.get() & !INCOMPAT_KNOWN)?;
         check(
             "incompatible features (the image is of an older VexFS: have that copy the data to a new one)",
-            INCOMPAT_KNOWN,
-            disk.incompat.get(),
+            INCOMPAT_NEEDED,
+            disk.incompat.get() & INCOMPAT_NEEDED,
         )?;
         check_zero("superblock reserved bytes", &disk.reserved)?;
         let kind = match disk.kind.get() {
@@ -196,6 +202,7 @@ impl Superblock {
             raw_bytes: disk.raw_bytes.get(),
             compat: disk.compat.get(),
             ro_compat: disk.ro_compat.get(),
+            clones: disk.incompat.get() & INCOMPAT_CLONES != 0,
             incarnation: disk.incarnation.get(),
             session: disk.session.get(),
             boot_id: disk.boot_id,
@@ -227,6 +234,7 @@ mod tests {
             raw_bytes: 1 << 29,
             compat: 1,
             ro_compat: 0,
+            clones: false,
             incarnation: 5,
             session: 0x5_0000_0001,
             boot_id: [8; 16],
@@ -236,7 +244,10 @@ mod tests {
 
     #[test]
     fn a_slot_comes_back_as_it_was_written() {
-        assert_eq!(Superblock::decode(&sample().encode()), Ok(sample()));
+        for clones in [false, true] {
+            let superblock = Superblock { clones, ..sample() };
+            assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
+        }
     }
 
     #[test]

@@ -35,14 +35,19 @@ impl Log {
             progress |= self.finish_bare_jobs(stream);
             let Some(job) = self.lane(stream).front() else { break };
             let has_pages = job.ops.iter().any(|op| op.pages() > 0);
-            let only_discards = !has_pages && !job.ops.is_empty();
+            let clones = stream == Stream::User && job.clones();
+            let takes_room = has_pages || clones;
+            let only_discards = !takes_room && !job.ops.is_empty();
             let room_wanted = match has_pages {
                 true if job.whole => 3,
                 true => 2,
                 false => 1,
             };
             // Commits and discards make space: they may use what is kept for the cleaner.
-            let urgent = stream == Stream::Cold || !has_pages || job.class == Class::Commit;
+            let urgent = stream == Stream::Cold || !takes_room || job.class == Class::Commit;
+            if clones && !self.may_build_clone() {
+                return progress;
+            }
             if stream == Stream::User && only_discards && self.waits_for_checkpoint() {
                 return progress;
             }
@@ -61,13 +66,21 @@ impl Log {
             }
             let mut takes_data = true;
             if stream == Stream::User {
-                takes_data = if urgent { self.users_may_write() } else { self.may_take_data() };
+                takes_data = match urgent {
+                    true => self.users_may_write(),
+                    false if clones => self.has_room_for_clone(),
+                    false => self.may_take_data(),
+                };
                 self.set_user_stalled(!urgent && !takes_data);
                 if self.user_stalled {
                     return progress;
                 }
             }
-            self.build_record(stream, last, takes_data);
+            if clones {
+                self.build_clone();
+            } else {
+                self.build_record(stream, last, takes_data);
+            }
             progress = true;
         }
         progress
@@ -88,8 +101,11 @@ impl Log {
         waits
     }
 
-    /// Few pages wait for a record in flight, since others may join them.
+    /// Few pages wait for a record in flight, since others may join them; and the cleaner for a clone that waits for none to be.
     fn may_build(&mut self, stream: Stream) -> bool {
+        if stream == Stream::Cold && self.clone_is_next() && !self.in_flight.is_empty() {
+            return false;
+        }
         match self.in_flight.len() {
             0 => true,
             IN_FLIGHT_MAX.. => false,
@@ -151,6 +167,9 @@ impl Log {
         let mut session = None;
         let mut zero_pages = 0;
         while let Some(job) = self.lane(stream).front_mut() {
+            if job.clones() {
+                break;
+            }
             if job.rollback {
                 if !list.is_empty() || !acks.is_empty() {
                     break;
@@ -191,7 +210,7 @@ impl Log {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of a record, used in one place")]
-    fn write_record(
+    pub(super) fn write_record(
         &mut self,
         stream: Stream,
         flags: u32,

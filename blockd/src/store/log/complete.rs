@@ -9,6 +9,7 @@ use super::{InFlight, Log, SYNC_TOKEN};
 use crate::device::IoError;
 use crate::storage::Completion;
 use crate::store::checkpoint::is_checkpoint_token;
+use crate::store::format::record::Entry;
 
 impl Log {
     /// Takes completions in; applies and acknowledges in log order.
@@ -68,7 +69,7 @@ impl Log {
         for (done, durable) in f.acks {
             if durable { self.wait_durable(f.record.seq, done) } else { done(Ok(())) }
         }
-        let pages: u64 = f.record.entries.iter().map(|e| u64::from(e.pages())).sum();
+        let pages: u64 = f.record.entries.iter().map(Entry::mapped_pages).sum();
         self.pending_pages = self.pending_pages.saturating_sub(pages);
     }
 

@@ -37,6 +37,15 @@ pub enum Op {
         /// Number of pages.
         count: u64,
     },
+    /// Pages that are as others are now, and stand where those do. A job has nothing else, or none of these.
+    Clone {
+        /// First page as which they are.
+        from: u64,
+        /// First device page.
+        to: u64,
+        /// Number of pages.
+        count: u64,
+    },
     /// A copy of a page, valid only if it still stands at `old`.
     Relocate {
         /// The device page.
@@ -53,11 +62,20 @@ pub enum Op {
 }
 
 impl Op {
+    /// Data pages that it writes, at most.
     pub(super) fn pages(&self) -> u64 {
         match self {
             Op::Write { pages, .. } => *pages as u64,
-            Op::Discard { .. } => 0,
+            Op::Discard { .. } | Op::Clone { .. } => 0,
             Op::Relocate { .. } => 1,
+        }
+    }
+
+    /// Pages that it needs room for. A clone takes as much as a copy, which it may become when its place is cleaned.
+    pub(super) fn charged_pages(&self) -> u64 {
+        match self {
+            Op::Clone { count, .. } => *count,
+            other => other.pages(),
         }
     }
 }
@@ -100,6 +118,16 @@ impl Job {
         }
     }
 
+    /// Pages that it needs room for.
+    pub(super) fn charged_pages(&self) -> u64 {
+        self.ops.iter().map(Op::charged_pages).sum()
+    }
+
+    /// It clones pages.
+    pub(super) fn clones(&self) -> bool {
+        matches!(self.ops.front(), Some(Op::Clone { .. }))
+    }
+
     /// Whether all of it fits into the record besides what is there; zeros that become discards take no page, but more of the header.
     pub(super) fn fits(&self, list: &EntryList, pages_max: u32) -> bool {
         let pages: u64 = self.ops.iter().map(Op::pages).sum();
@@ -130,6 +158,8 @@ pub(super) fn fill(
                     return (false, zeros);
                 }
             }
+            // It has records of its own.
+            Op::Clone { .. } => return (false, zeros),
             Op::Relocate { page, old, crc, buf, page_in_buf } => {
                 let entry = Entry::Relocate { page: *page, old: *old, crc: *crc };
                 if list.pages() >= pages_max || !list.push(entry) {

@@ -9,20 +9,24 @@ use crate::store::format::record::Record;
 use crate::store::snapshot::LeafId;
 
 impl Log {
-    /// Reads the leaves that a user's job changes, also those that it will change when its epoch is committed. They may be
+    /// Reads the leaves that a user's job changes or clones from, also those that it will change when its epoch is committed. They may be
     /// evicted again until then: what counts is that they can be read.
     ///
     /// # Errors
     /// As [`Shared::load`].
     pub(super) fn load_leaves_of(&self, job: &Job) -> Result<(), IoError> {
         let commits = job.commit && self.shared.kind == VolumeKind::VexFs;
-        let (mut own, mut of_epoch) = (Vec::new(), Vec::new());
+        let (mut own, mut of_epoch, mut sources) = (Vec::new(), Vec::new(), Vec::new());
         {
             let maps = self.shared.maps.read();
             for op in &job.ops {
                 match op {
                     Op::Write { first, pages, .. } => maps.missing(*first, *pages as u64, &mut own),
                     Op::Discard { first, count } => maps.missing(*first, *count, &mut own),
+                    Op::Clone { from, to, count } => {
+                        maps.base.missing(*from, *count, &mut sources);
+                        maps.missing(*to, *count, &mut own);
+                    }
                     Op::Relocate { .. } => {}
                 }
             }
@@ -30,7 +34,8 @@ impl Log {
                 maps.missing_for_commit(&mut of_epoch);
             }
         }
-        own.into_iter().try_for_each(|leaf| self.shared.load(leaf))?;
+        let sources = sources.into_iter().map(LeafId::committed);
+        own.into_iter().chain(sources).try_for_each(|leaf| self.shared.load(leaf))?;
         // A newer snapshot that kept what is replaced may have been deleted since the epoch was written.
         of_epoch.retain(|leaf| self.shared.maps.read().is_indispensable(*leaf));
         of_epoch.into_iter().try_for_each(|leaf| self.shared.load(leaf))

@@ -6,6 +6,7 @@
 //! Records are numbered over both lanes without gaps, so that recovery knows where the log ends.
 
 mod build;
+mod clone;
 mod complete;
 mod distance;
 mod job;
@@ -107,6 +108,8 @@ pub struct Log {
     pub(super) checkpoint_tokens: u64,
     /// Pages of the last checkpoint's payload, and its root.
     pub(super) own_pages: Vec<Loc>,
+    /// The next checkpoint's superblock says that there may be clones.
+    pub(super) clones_wanted: bool,
     user_stalled: bool,
     /// Times that users' jobs began to wait.
     stalls: u64,
@@ -157,6 +160,7 @@ impl Log {
             portions_since_checkpoint: false,
             checkpoint_tokens: 0,
             own_pages: start.own_pages,
+            clones_wanted: false,
             user_stalled: false,
             stalls: 0,
             cold_stalled: false,
@@ -295,6 +299,9 @@ impl Log {
                     self.begin_checkpoint();
                     progress = true;
                 }
+                if self.clone_is_next() && self.in_flight.is_empty() {
+                    progress |= self.build(Stream::User);
+                }
                 progress |= self.build(Stream::Cold);
                 progress |= self.build(Stream::User);
             }
@@ -376,6 +383,7 @@ impl Log {
                 let space = self.shared.describe_space(&self.shared.maps.read());
                 tracing::warn!("no space for a checkpoint; the cleaner has to make some ({space})");
                 self.end_changes(&Err(e.clone()));
+                self.refuse_first_clone(&e);
                 waiters.into_iter().for_each(|done| done(Err(e.clone())));
             }
         }

@@ -17,7 +17,7 @@ impl Log {
         if let Err(e) = self.load_leaves_of(&job) {
             return (job.done)(Err(e));
         }
-        let pages: u64 = job.ops.iter().map(Op::pages).sum();
+        let pages = job.charged_pages();
         if pages > 0 && !self.admit(&job, pages) {
             self.shared.counters.no_space.inc();
             return (job.done)(Err(IoError::NoSpace));
@@ -38,7 +38,7 @@ impl Log {
         if let Some(why) = &self.failed {
             return (job.done)(Err(IoError::Io(why.clone())));
         }
-        self.pending_pages += job.ops.iter().map(Op::pages).sum::<u64>();
+        self.pending_pages += job.charged_pages();
         self.cold.push_back(job);
     }
 
@@ -76,14 +76,13 @@ impl Log {
         }
         let space = self.shared.describe_space(&self.shared.maps.read());
         tracing::warn!("no space left in the image, and nothing to clean ({space})");
-        let pages = |job: &Job| job.ops.iter().map(Op::pages).sum::<u64>();
-        let all = self.user.iter().all(|job| pages(job) == 0);
+        let all = self.user.iter().all(|job| job.charged_pages() == 0);
         for job in std::mem::take(&mut self.user) {
-            if if all { job.is_bare() } else { pages(&job) == 0 } {
+            if if all { job.is_bare() } else { job.charged_pages() == 0 } {
                 self.user.push_back(job);
                 continue;
             }
-            self.pending_pages = self.pending_pages.saturating_sub(pages(&job));
+            self.pending_pages = self.pending_pages.saturating_sub(job.charged_pages());
             self.shared.counters.no_space.inc();
             (job.done)(Err(IoError::NoSpace));
         }
@@ -98,8 +97,7 @@ impl Log {
             match self.load_leaves_of(&job) {
                 Ok(()) => self.user.push_back(job),
                 Err(e) => {
-                    let pages: u64 = job.ops.iter().map(Op::pages).sum();
-                    self.pending_pages = self.pending_pages.saturating_sub(pages);
+                    self.pending_pages = self.pending_pages.saturating_sub(job.charged_pages());
                     (job.done)(Err(e));
                 }
             }
@@ -110,7 +108,7 @@ impl Log {
     }
 
     /// What was refused changes neither the session nor the count of commits, and does not wait.
-    fn forget_refused(&mut self) {
+    pub(super) fn forget_refused(&mut self) {
         self.given_epoch = self.built_epoch + self.user.iter().filter(|job| job.commit).count() as u64;
         let given = self.user.iter().rev().find_map(|job| job.session.clone());
         self.session = given.unwrap_or_else(|| self.record_session());
@@ -160,7 +158,7 @@ impl Log {
                 Op::Discard { first, count } => {
                     Some(maps.base.units_between(*first, first.saturating_add(*count)))
                 }
-                Op::Write { .. } | Op::Relocate { .. } => None,
+                Op::Write { .. } | Op::Clone { .. } | Op::Relocate { .. } => None,
             })
             .map(|units| units.count() as u64)
             .sum();
@@ -173,7 +171,9 @@ impl Log {
     fn new_pages_under_way(&self, most: u64) -> u64 {
         let waiting = self.user.iter().map(|job| self.count_new_pages(&job.ops));
         let written = self.records_in_flight().flat_map(|record| &record.entries).map(|entry| match entry {
-            Entry::Write { first, crcs } => self.new_pages(*first, crcs.len() as u64),
+            Entry::Write { first, crcs } | Entry::Clone { first, crcs, .. } => {
+                self.new_pages(*first, crcs.len() as u64)
+            }
             Entry::Relocate { .. } | Entry::Discard { .. } => 0,
         });
         let mut pages = 0;
@@ -190,6 +190,7 @@ impl Log {
     fn count_new_pages<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) -> u64 {
         let new_pages = ops.into_iter().map(|op| match op {
             Op::Write { first, pages, .. } => self.new_pages(*first, *pages as u64),
+            Op::Clone { to, count, .. } => self.new_pages(*to, *count),
             Op::Relocate { .. } | Op::Discard { .. } => 0,
         });
         new_pages.sum()
@@ -223,8 +224,7 @@ impl Log {
         }
         self.cold_stalled = false;
         for job in std::mem::take(&mut self.cold) {
-            self.pending_pages =
-                self.pending_pages.saturating_sub(job.ops.iter().map(Op::pages).sum::<u64>());
+            self.pending_pages = self.pending_pages.saturating_sub(job.charged_pages());
             (job.done)(Err(IoError::NoSpace));
         }
         true

@@ -10,11 +10,13 @@ impl Log {
         let within = |first: u64, count: u64| first <= page && page - first < count;
         let op = |op: &Op| match op {
             Op::Write { first, pages, .. } => within(*first, *pages as u64),
-            Op::Discard { first, count } => within(*first, *count),
+            Op::Discard { first, count } | Op::Clone { to: first, count, .. } => within(*first, *count),
             Op::Relocate { .. } => false,
         };
         let entry = |entry: &Entry| match entry {
-            Entry::Write { first, crcs } => within(*first, crcs.len() as u64),
+            Entry::Write { first, crcs } | Entry::Clone { first, crcs, .. } => {
+                within(*first, crcs.len() as u64)
+            }
             Entry::Discard { first, count } => within(*first, *count),
             Entry::Relocate { .. } => false,
         };

@@ -3,6 +3,7 @@
 //! Two layers. The *base* is the committed map; it is what checkpoints hold. The *overlay* is the
 //! open epoch of a VexFS volume: a commit merges it into the base, a rollback drops it. A raw
 //! volume has no epochs and changes its base directly. What the base loses goes to the newest snapshot that needs it.
+//! Clones let several pages stand at one place: each of these entries counts as a live page of the segment ([`referrers`]).
 //! One thread (the log's) changes the map.
 //!
 //! Both layers, and the deltas of snapshots, are of one kind, [`BaseMap`], and have an id, [`MapId`]; checkpoints take all that [`Maps::ids`] names.
@@ -12,6 +13,7 @@ pub mod base;
 pub mod directory;
 pub mod leaf;
 pub mod overlay;
+pub mod referrers;
 pub mod segments;
 #[cfg(test)]
 mod verify;
@@ -205,6 +207,13 @@ impl Maps {
                 Entry::Relocate { page, old, crc } => {
                     data.offset += 1;
                     self.relocate(*page, *old, Mapping { loc: data, crc: *crc });
+                }
+                Entry::Clone { first, at, crcs } => {
+                    for ((page, i), &crc) in (*first..).zip(0..).zip(crcs) {
+                        let loc = Loc { offset: at.offset + i, ..*at };
+                        self.segments.add_referrer(loc, page);
+                        self.set(page, Mapping { loc, crc });
+                    }
                 }
             }
         }

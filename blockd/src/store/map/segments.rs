@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use super::referrers::Referrers;
 use crate::store::format::checkpoint::SegmentUsage;
 use crate::store::format::segment::Stream;
 use crate::store::format::{Geometry, Loc};
@@ -48,9 +49,9 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Pages something refers to.
+    /// Pages something refers to: each as often as there are device pages, and states of them, that stand there.
     pub fn live(&self) -> u32 {
-        self.live_base + self.live_open
+        self.live_base.saturating_add(self.live_open)
     }
 
     /// Full or left behind, and nothing refers to it.
@@ -109,6 +110,10 @@ pub struct SegmentTable {
     replay: Replay,
     /// Checkpoints begun since the start of the store.
     checkpoints_begun: u64,
+    /// Whose pages may stand where no record says so.
+    pub referrers: Referrers,
+    /// Cloned pages so far.
+    cloned: u64,
 }
 
 impl SegmentTable {
@@ -147,6 +152,8 @@ impl SegmentTable {
             applying: None,
             replay: Replay::default(),
             checkpoints_begun: 0,
+            referrers: Referrers::default(),
+            cloned: 0,
         };
         (0..usage.len() as u32).for_each(|segment| table.look(segment));
         table
@@ -267,6 +274,7 @@ impl SegmentTable {
     /// Replay: a stream went on in this segment.
     pub fn open(&mut self, segment: u32, stream: Stream, use_seq: u64) {
         self.free.remove(&segment);
+        self.referrers.forget_segment(segment);
         if let Some(i) = stream_index(stream) {
             self.heads[i] = Some(segment);
         }
@@ -383,10 +391,23 @@ impl SegmentTable {
         self.segments.get_mut(loc.segment as usize).filter(|s| s.stream != Stream::Meta)
     }
 
+    /// A page is about to stand at a place that another one has.
+    pub fn add_referrer(&mut self, loc: Loc, page: u64) {
+        if self.data_segment(loc).is_some() {
+            self.referrers.add(loc.segment, page);
+            self.cloned += 1;
+        }
+    }
+
+    /// Cloned pages since the start: whether one more got a place.
+    pub fn cloned(&self) -> u64 {
+        self.cloned
+    }
+
     /// The committed map refers to one page more.
     pub fn add_base(&mut self, loc: Loc) {
         if let Some(s) = self.data_segment(loc) {
-            s.live_base += 1;
+            s.live_base = s.live_base.saturating_add(1);
             let first = s.live() == 1;
             self.data_live += 1;
             if first {
@@ -409,7 +430,7 @@ impl SegmentTable {
     /// The open epoch refers to one page more.
     pub fn add_open(&mut self, loc: Loc) {
         if let Some(s) = self.data_segment(loc) {
-            s.live_open += 1;
+            s.live_open = s.live_open.saturating_add(1);
             let first = s.live() == 1;
             self.data_live += 1;
             if first {
@@ -477,6 +498,7 @@ impl SegmentTable {
             if let Some(s) = self.segments.get_mut(segment as usize) {
                 s.state = State::Free;
                 s.used_pages = 0;
+                self.referrers.forget_segment(segment);
                 if segment < self.limit {
                     self.free.insert(segment);
                 }
@@ -508,6 +530,7 @@ impl SegmentTable {
             emptied_seq: 0,
             needs_checkpoint: 0,
         };
+        (segments..self.segments.len() as u32).for_each(|gone| self.referrers.forget_segment(gone));
         self.free.extend(self.segments.len() as u32..segments);
         self.free.split_off(&segments);
         self.segments.resize(new, free);

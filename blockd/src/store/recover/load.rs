@@ -18,6 +18,7 @@ use crate::store::format::{Loc, Malformed, Mapping, check};
 use crate::store::map::Maps;
 use crate::store::map::base::BaseMap;
 use crate::store::map::overlay::Overlay;
+use crate::store::map::referrers::Referrers;
 use crate::store::map::segments::SegmentTable;
 use crate::store::snapshot::Snapshots;
 use crate::store::{Shared, StoreError, reader};
@@ -90,6 +91,7 @@ fn build_shared(
 ) -> Result<(Arc<Shared>, Option<StoreError>), StoreError> {
     let source = Source { storage: &*storage, geometry: sb.geometry, uuid: sb.uuid };
     let mut maps = Maps::new(sb.kind, SegmentTable::from_usage(&payload.segments));
+    maps.segments.referrers = Referrers::from_table(&payload.referrers);
     maps.raw_bytes = sb.raw_bytes;
     (maps.epoch, maps.session) = (root.epoch, root.session.clone());
     for &(first, count) in &payload.discards {

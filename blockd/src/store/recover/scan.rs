@@ -6,7 +6,7 @@ use layout::addr::PAGE;
 
 use super::read;
 use crate::store::format::checkpoint::Position;
-use crate::store::format::record::{FLAG_LINK, MAGIC, Record};
+use crate::store::format::record::{Entry, FLAG_LINK, MAGIC, Record};
 use crate::store::format::segment::Stream;
 use crate::store::format::superblock::Superblock;
 use crate::store::format::{Loc, page_crc};
@@ -177,7 +177,14 @@ fn parse(
         && record.use_seq == use_seq
         && record.incarnation == sb.incarnation
         && record.seq >= seq_min;
-    (fits && ours).then_some(record)
+    let places = record.entries.iter().all(|entry| match entry {
+        Entry::Clone { at, crcs, .. } => {
+            let end = u32::from(at.offset) + crcs.len() as u32;
+            at.segment < shared.geometry.segments && end <= shared.geometry.segment_pages
+        }
+        _ => true,
+    });
+    (fits && ours && places).then_some(record)
 }
 
 /// The first data page whose crc is wrong: its device page, the crc expected and found.

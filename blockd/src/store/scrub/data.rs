@@ -8,6 +8,7 @@ use layout::addr::PAGE;
 
 use super::{CHUNK_PAGES, Damaged, Finding, Scrub, holds_records, read_again};
 use crate::store::Shared;
+use crate::store::clean::cloned::cloned_from;
 use crate::store::format::checkpoint::MapId;
 use crate::store::format::leaf::NOWHERE;
 use crate::store::format::record::Record;
@@ -108,10 +109,19 @@ impl Scrub<'_, '_> {
         maps.segments.get(segment).is_some_and(|s| s.state != State::Free && s.use_seq == use_seq)
     }
 
-    /// A page that is not what its record says: bad if the map refers to it.
+    /// A page that is not what its record says: bad if the map refers to it, for whichever device page.
     fn suspect(&mut self, page: u64, at: Loc) {
+        // Not to be told is not to be accused: the bad leaf is in the report.
+        let mut pages = cloned_from(self.shared, at.segment).unwrap_or_default();
+        pages.retain(|(_, mapping)| mapping.loc == at);
+        let mut pages: Vec<u64> = pages.into_iter().map(|(page, _)| page).chain([page]).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages.into_iter().for_each(|page| self.suspect_page(page, at));
+    }
+
+    fn suspect_page(&mut self, page: u64, at: Loc) {
         loop {
-            // Not to be told is not to be accused: the bad leaf is in the report.
             let Ok(Some(expected)) = mapped_there(self.shared, page, at) else { return };
             let Err(finding) = read_again(self.shared, at, expected, |bytes| page_crc(page, bytes)) else {
                 return;
@@ -142,7 +152,7 @@ impl Scrub<'_, '_> {
                 self.report.data_pages += 1;
                 self.report.bytes_read += PAGE as u64;
                 if read_again(self.shared, loc, crc, |bytes| page_crc(page, bytes)).is_err() {
-                    self.suspect(page, loc);
+                    self.suspect_page(page, loc);
                 }
                 self.advance(1)?;
             }

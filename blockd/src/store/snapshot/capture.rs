@@ -1,7 +1,7 @@
 //! What the map's changes ask of the deltas: whoever loses a page in the committed map gives it to the newest snapshot that
 //! needs it, and a place is looked for with all owners it may have.
 
-use super::{LeafId, Snapshots, State};
+use super::{LeafId, Snapshot, Snapshots, State};
 use crate::device::VolumeKind;
 use crate::store::format::checkpoint::MapId;
 use crate::store::format::record::{Entry as RecordEntry, FLAG_COMMIT, Record};
@@ -72,12 +72,13 @@ impl Snapshots {
         }
     }
 
-    /// As [`Maps::relocate`], in the deltas. A delta whose leaf is not loaded does not have the place: it was looked for
-    /// before the record was applied.
-    fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> bool {
-        self.list.iter_mut().rev().any(|snapshot| {
+    /// As [`Maps::relocate`], in the deltas; gives how many had the place. A delta whose leaf is not loaded does not have it: it
+    /// was looked for before the record was applied.
+    fn replace(&mut self, page: u64, old: Loc, new: Mapping) -> usize {
+        let replace = |snapshot: &mut Snapshot| {
             !matches!(snapshot.delta.lookup(page), Lookup::Leaf(_)) && snapshot.delta.replace(page, old, new)
-        })
+        };
+        self.list.iter_mut().map(replace).filter(|replaced| *replaced).count()
     }
 }
 
@@ -91,7 +92,9 @@ impl Maps {
         let changes_now = self.kind == VolumeKind::Raw || record.flags & FLAG_COMMIT != 0;
         for entry in &record.entries {
             match entry {
-                RecordEntry::Write { first, crcs } if changes_now => {
+                RecordEntry::Write { first, crcs } | RecordEntry::Clone { first, crcs, .. }
+                    if changes_now =>
+                {
                     self.missing(*first, crcs.len() as u64, &mut out);
                 }
                 RecordEntry::Discard { first, count } if changes_now => {
@@ -99,11 +102,13 @@ impl Maps {
                 }
                 RecordEntry::Relocate { page, old, crc } => {
                     let old = Mapping { loc: *old, crc: *crc };
-                    if let Err(leaf) = self.find(*page, |m| m == old) {
+                    if self.segments.referrers.covers(old.loc.segment, *page) {
+                        self.missing_anywhere(*page, 1, &mut out);
+                    } else if let Err(leaf) = self.find(*page, |m| m == old) {
                         out.push(leaf);
                     }
                 }
-                RecordEntry::Write { .. } | RecordEntry::Discard { .. } => {}
+                RecordEntry::Write { .. } | RecordEntry::Discard { .. } | RecordEntry::Clone { .. } => {}
             }
         }
         if record.flags & FLAG_COMMIT != 0 {
@@ -163,14 +168,36 @@ impl Maps {
         }
     }
 
-    /// Compare-and-swap on the old place and the crc, in all layers: only one of them can refer to it.
+    /// Compare-and-swap on the old place and the crc, in all layers. Only one of them can refer to it, but for a page that was
+    /// cloned: it may have got back what it, or a state of it that is kept, has.
     pub(in crate::store) fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
-        if self.overlay.replace(page, old, new) {
+        let shared = self.segments.referrers.covers(old.segment, page);
+        let mut found = self.overlay.replace(page, old, new);
+        if found {
             self.segments.add_open(new.loc);
             self.segments.drop_open(old);
-        } else if self.base.replace(page, old, new) || self.snapshots.replace(page, old, new) {
+        }
+        let mut kept = 0;
+        if !found || shared {
+            found = self.base.replace(page, old, new);
+            kept += usize::from(found);
+        }
+        if !found || shared {
+            kept += self.snapshots.replace(page, old, new);
+        }
+        for _ in 0..kept {
             self.segments.add_base(new.loc);
             self.segments.drop_base(old);
+        }
+    }
+
+    /// Adds the leaves of all layers that cover a range and are not loaded; the open epoch's always are.
+    pub(in crate::store) fn missing_anywhere(&self, first: u64, count: u64, out: &mut Vec<LeafId>) {
+        let deltas = self.snapshots.all().iter().map(|s| (s.map_id(), &s.delta));
+        let mut keys = Vec::new();
+        for (map, layer) in [(MapId::Committed, &self.base)].into_iter().chain(deltas) {
+            layer.missing(first, count, &mut keys);
+            out.extend(keys.drain(..).map(|key| LeafId { map, key }));
         }
     }
 

@@ -7,7 +7,7 @@ use layout::command::{CMD_FREE_RANGES, CMD_OPEN};
 
 use super::corners::{CLIENT, mounted, send, write};
 use super::driver::Driver;
-use super::tag_of;
+use super::{content, tag_of};
 use crate::device::{ClientId, IoError};
 use crate::storage::sim::Crash;
 
@@ -21,7 +21,7 @@ fn places() -> Vec<u64> {
 }
 
 fn commit(driver: &mut Driver, pages: &[u64], tag: u64) -> Result<(), IoError> {
-    let ticket = driver.commit(CLIENT, &pages.iter().map(|&page| (page, tag)).collect(), tag);
+    let ticket = driver.commit(CLIENT, &pages.iter().map(|&page| (page, tag)).collect(), tag, content);
     driver.settle();
     Driver::outcome(&ticket)
 }
@@ -105,7 +105,7 @@ fn a_commit_that_finds_no_space_commits_nothing_and_can_be_sent_again() {
 fn who_is_not_the_mounter_commits_nothing() {
     let (mut driver, _) = mounted(4, IMAGE_BYTES);
     let pages = places();
-    let ticket = driver.commit(ClientId(7), &BTreeMap::from([(pages[0], 9)]), 9);
+    let ticket = driver.commit(ClientId(7), &BTreeMap::from([(pages[0], 9)]), 9, content);
     driver.settle();
     assert!(matches!(Driver::outcome(&ticket), Err(IoError::Fenced(_))));
     assert_eq!(tags(&driver, &pages[..1]), BTreeMap::from([(0, 2)]));

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::{content, once_in};
+use super::once_in;
 use crate::buf::AlignedBuf;
 use crate::device::{ClientId, Commit, IoError, VolumeKind};
 use crate::storage::sim::SimStorage;
@@ -16,7 +16,11 @@ use crate::store::clean::Tuning;
 use crate::store::clean::copy::{Copies, copies_of};
 use crate::store::clean::machine::Next;
 use crate::store::create::{NewStore, create};
+use crate::store::format::Mapping;
+use crate::store::format::record::Record;
 use crate::store::log::Job;
+use crate::store::map::Maps;
+use crate::store::map::base::BaseMap;
 use crate::store::recover::RecoverOptions;
 use crate::store::snapshot::change::{Change, SnapshotError};
 use crate::store::snapshot::{SnapshotId, View};
@@ -119,7 +123,13 @@ impl Driver {
     }
 
     /// Commits with these versions of pages, and of the superblock, in one request.
-    pub(super) fn commit(&mut self, client: ClientId, pages: &BTreeMap<u64, u64>, superblock: u64) -> Ticket {
+    pub(super) fn commit(
+        &mut self,
+        client: ClientId,
+        pages: &BTreeMap<u64, u64>,
+        superblock: u64,
+        content: impl Fn(u64, u64) -> Vec<u8>,
+    ) -> Ticket {
         let (ticket, done) = Self::ticket();
         let bytes = |page, tag| -> PageBytes { content(page, tag).try_into().expect("a page") };
         let versions: Vec<(u64, PageBytes)> =
@@ -278,6 +288,36 @@ impl Driver {
         ticket.lock().clone().expect("the request is finished")
     }
 
+    /// Whoever stands in a segment is named by a record there, or known to be a clone: else the cleaner would not find it. All
+    /// leaves are loaded.
+    fn check_referrers(&self, maps: &Maps) {
+        let store = self.store();
+        let own = |segment: u32| -> BTreeMap<u16, u64> {
+            let used = maps.segments.get(segment).map_or(0, |s| s.used_pages as usize);
+            let mut bytes = vec![0; used * 4096];
+            let start = store.geometry.segment_byte(segment);
+            if store.storage.read_exact(start, &mut bytes).is_err() {
+                return BTreeMap::new();
+            }
+            let mut own = BTreeMap::new();
+            let mut at = 1;
+            while let Some(Ok(record)) = bytes.get(at * 4096..(at + 1) * 4096).map(Record::decode) {
+                own.extend((at as u16 + 1..).zip(record.data_pages().map(|(page, _)| page)));
+                at += 1 + record.page_count() as usize;
+            }
+            own
+        };
+        let mut segments = BTreeMap::new();
+        let ids = maps.ids();
+        let all = ids.iter().filter_map(|id| maps.map(*id)).flat_map(BaseMap::mappings);
+        for (page, Mapping { loc, .. }) in all {
+            let segment = segments.entry(loc.segment).or_insert_with(|| own(loc.segment));
+            let named = segment.get(&loc.offset) == Some(&page);
+            let noted = maps.segments.referrers.covers(loc.segment, page);
+            assert!(named || noted || segment.is_empty(), "nobody knows that page {page:#x} stands at {loc}");
+        }
+    }
+
     /// Segment counts of the map, counted anew: they must agree with the running ones.
     pub(super) fn check_usage(&self) {
         let store = self.store();
@@ -316,6 +356,7 @@ impl Driver {
             }
         }
         assert_eq!(maps.lost_pages(), 0, "each page that counts as used is referred to");
+        self.check_referrers(&maps);
         drop(maps);
         store.maps.write().hold(false);
     }

@@ -18,11 +18,13 @@ use super::driver::{Driver, Ticket};
 use super::machine::Machine;
 use super::past::{self, Historic, Past, State};
 use super::script::{self, Life, Op, Step, Weights};
-use super::{content, seeds, tag_of};
+use super::seeds;
 use crate::device::{ClientId, IoError, VolumeKind};
 use crate::storage::sim::Crash;
 use crate::storage::sim::faults::ReadFault;
 use crate::storage::sim::timeline::Timeline;
+
+mod clones;
 
 const IMAGE_BYTES: usize = 4 << 20;
 
@@ -41,6 +43,16 @@ fn places() -> Vec<u64> {
     }
     pages.sort_unstable();
     pages
+}
+
+/// The content of a page of this version, which no other page has, but for clones: these have it too.
+fn content(tag: u64) -> Vec<u8> {
+    super::content(0, tag)
+}
+
+/// The version of a content.
+fn tag_of(bytes: &[u8]) -> Option<u64> {
+    super::tag_of(0, bytes)
 }
 
 /// What the volume may hold.
@@ -100,8 +112,11 @@ impl VexFsLife {
             to.page_count = (*count).into();
         }
         self.machine.timeline.note(format!("  command {op} of session {session:#x}, id {id}, {ranges:x?}"));
-        let ticket = self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
-        (ticket, command)
+        (self.send(&command), command)
+    }
+
+    fn send(&mut self, command: &Command) -> Ticket {
+        self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false)
     }
 
     /// Sends a command; false if the store stopped.
@@ -163,7 +178,7 @@ impl VexFsLife {
                 m.driver.zero(self.client, page << 12, 4096, false)
             } else {
                 let fua = m.once_in(10);
-                m.driver.write(self.client, page << 12, &content(page, tag), fua)
+                m.driver.write(self.client, page << 12, &content(tag), fua)
             };
             m.timeline.note(format!("  page {page:#x} = {tag}"));
             batch.push((ticket, page, tag));
@@ -213,7 +228,7 @@ impl VexFsLife {
         self.machine.timeline.note(format!("  commit {tag} with {pages:x?}"));
         let mut next = self.model.open.clone();
         pages.iter().chain([(&0, &tag)]).for_each(|(&page, &tag)| set(&mut next, page, tag));
-        let ticket = self.machine.driver.commit(self.client, &pages, tag);
+        let ticket = self.machine.driver.commit(self.client, &pages, tag, |_, tag| content(tag));
         self.machine.driver.settle();
         match Driver::outcome(&ticket) {
             Ok(()) => {
@@ -248,7 +263,7 @@ impl VexFsLife {
     fn found_again(&self, page: u64) -> Result<u64, IoError> {
         let read = || self.machine.driver.read(self.client, page << 12, 4096);
         let bytes = read().or_else(|_| read())?;
-        Ok(tag_of(page, &bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture")))
+        Ok(tag_of(&bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture")))
     }
 
     /// Writes the superblock, with FUA or followed by a flush. A snapshot may be asked for while it is under way: then that has
@@ -260,7 +275,7 @@ impl VexFsLife {
         let fua = self.machine.once_in(2);
         self.machine.timeline.note(format!("  commit {tag}{}", if fua { " fua" } else { "" }));
         let mut states = self.states();
-        let ticket = self.machine.driver.write(self.client, 0, &content(0, tag), fua);
+        let ticket = self.machine.driver.write(self.client, 0, &content(tag), fua);
         let change = snapshot.then(|| {
             states.push(state(&next));
             let steps = self.machine.rng.random_range(0..3);
@@ -331,7 +346,7 @@ impl VexFsLife {
         // Written again, then the command repeated: the kept reply, and nothing done.
         let page = self.model.places.iter().copied().find(|p| (first..end).contains(p)).unwrap_or(first);
         let tag = self.machine.new_tag();
-        let write = self.machine.driver.write(self.client, page << 12, &content(page, tag), false);
+        let write = self.machine.driver.write(self.client, page << 12, &content(tag), false);
         self.machine.driver.settle();
         match Driver::outcome(&write) {
             Err(e @ IoError::NoSpace) => return self.machine.assert_failure_explained("a write", &e),
@@ -346,7 +361,7 @@ impl VexFsLife {
             return;
         }
         self.machine.timeline.note("  the same command again");
-        let again = self.machine.driver.write(self.client, COMMAND_PAGE.byte(), command.as_bytes(), false);
+        let again = self.send(&command);
         self.machine.driver.settle();
         Driver::outcome(&again).expect("the repeated command is answered");
         let reply = self.reply();
@@ -358,7 +373,7 @@ impl VexFsLife {
     fn find(&self) -> BTreeMap<u64, Result<u64, IoError>> {
         let read = |page: u64| {
             let bytes = self.machine.driver.read(self.client, page << 12, 4096)?;
-            Ok(tag_of(page, &bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture")))
+            Ok(tag_of(&bytes).unwrap_or_else(|| panic!("page {page:#x} holds a mixture")))
         };
         self.model.places.iter().map(|&page| (page, read(page))).collect()
     }
@@ -412,7 +427,7 @@ impl VexFsLife {
     fn reconnect(&mut self) {
         self.client = ClientId(self.client.0 + 1);
         let page = self.model.places[1];
-        let write = self.machine.driver.write(self.client, page << 12, &content(1, 1), false);
+        let write = self.machine.driver.write(self.client, page << 12, &content(1), false);
         self.machine.driver.settle();
         assert!(
             matches!(Driver::outcome(&write), Err(IoError::Fenced(_))),
@@ -527,7 +542,7 @@ impl VexFsLife {
         }
         let bytes = read.finish().unwrap_or_else(|e| panic!("a slow read of page {first:#x}: {e}"));
         for ((page, versions), bytes) in pages.iter().zip(versions).zip(bytes.chunks(4096)) {
-            let found = tag_of(*page, bytes);
+            let found = tag_of(bytes);
             assert!(
                 found.is_some_and(|f| versions.contains(&f)),
                 "a slow read of page {page:#x}: found {found:?}, it was one of {versions:?}"
@@ -541,11 +556,11 @@ impl VexFsLife {
         self.client = ClientId(old.0 + 1);
         // A write of the old mounter is still in the queue when OPEN comes.
         let page = self.some_page();
-        self.machine.driver.write(old, page << 12, &content(page, 1), false);
+        self.machine.driver.write(old, page << 12, &content(1), false);
         let committed = self.model.commits.last().cloned().unwrap_or_default();
         assert!(self.open_session());
         self.model.settled_at(committed);
-        let late = self.machine.driver.write(old, page << 12, &content(page, 2), false);
+        let late = self.machine.driver.write(old, page << 12, &content(2), false);
         self.machine.driver.settle();
         assert!(matches!(Driver::outcome(&late), Err(IoError::Fenced(_))));
         self.compare();
@@ -554,7 +569,7 @@ impl VexFsLife {
     fn close(&mut self) {
         self.close_session();
         assert_eq!(self.status().session.get(), 0);
-        let late = self.machine.driver.write(self.client, 0, &content(0, 1), false);
+        let late = self.machine.driver.write(self.client, 0, &content(1), false);
         self.machine.driver.settle();
         assert!(matches!(Driver::outcome(&late), Err(IoError::Fenced(_))));
         self.come_back();
@@ -613,8 +628,8 @@ impl Historic for VexFsLife {
         self.model.places.clone()
     }
 
-    fn version(&self, page: u64, bytes: &[u8]) -> Option<u64> {
-        tag_of(page, bytes)
+    fn version(&self, _: u64, bytes: &[u8]) -> Option<u64> {
+        tag_of(bytes)
     }
 
     fn leave(&mut self) -> bool {
@@ -662,6 +677,7 @@ impl Mortal for VexFsLife {
                 self.machine.driver.clean();
             }
             5 => self.late_copies(),
+            7 => self.clone_pages(),
             6 => past::something_small(self),
             _ => self.batch(),
         }
@@ -780,7 +796,8 @@ impl Life for VexFsLife {
                 self.compare();
                 self.machine.scrub();
             }
-            Op::Special => self.free_ranges(),
+            Op::Special if self.machine.once_in(4) => self.free_ranges(),
+            Op::Special => self.clone_pages(),
             Op::Session if self.machine.rng.random() => self.another_mounter(),
             Op::Session => self.close(),
             Op::Snapshot if self.machine.once_in(4) => {
@@ -789,9 +806,11 @@ impl Life for VexFsLife {
             Op::Snapshot => past::something(self),
             Op::Resize => self.resize(),
             Op::Crash | Op::CrashAtStart => {
+                let clone = if self.machine.once_in(3) { self.send_clone() } else { None };
                 let batch = self.send_batch();
                 let steps = self.machine.rng.random_range(0..10);
                 self.machine.driver.steps(steps);
+                self.account_clone(clone);
                 self.account(batch);
                 self.some_crash(step.op == Op::CrashAtStart);
             }
