@@ -1,7 +1,7 @@
 //! Clones in a life: what is cloned has the source's version from then on, whatever becomes of the source.
 
 use layout::addr::{CLASS0_BASE, INODE_BASE, PAGE_SHIFT};
-use layout::command::{CMD_CLONE_RANGE, COMMAND_MAGIC, Command, CommandClone};
+use layout::command::{CMD_CLONE_RANGE, CMD_FREE_RANGES, COMMAND_MAGIC, Command, CommandClone};
 use rand::Rng;
 use zerocopy::FromZeros;
 
@@ -192,4 +192,44 @@ fn ranges_that_overlap_or_are_no_data_are_not_cloned() {
     life.batch();
     life.refused_clones();
     life.compare();
+}
+
+#[test]
+fn the_cleaner_moves_a_clone_whose_source_is_gone() {
+    use super::super::script::Life;
+    use crate::store::map::Lookup;
+    use crate::store::map::segments::State;
+    let mut life = VexFsLife::begin(2, crate::storage::sim::timeline::Timeline::default());
+    let data = CLASS0_BASE >> PAGE_SHIFT;
+    let (from, to, count) = (data + 2 * 256, data + 3 * 256, 4);
+    for page in from..from + count {
+        life.machine.driver.write(life.client, page << 12, &super::content(page), false);
+    }
+    let clone = life.clone_command(&[(from, to, count)]);
+    life.machine.driver.settle();
+    life.send(&clone);
+    life.machine.driver.settle();
+    life.model.command_id += 1;
+    assert!(life.command(CMD_FREE_RANGES, life.model.session, life.model.command_id, &[(from, count)]));
+    assert!(life.commit());
+    let place = |life: &VexFsLife| match life.machine.driver.store().maps.read().lookup(to) {
+        Lookup::Mapped(mapping) => mapping.loc,
+        other => panic!("the clone is {other:?}"),
+    };
+    let before = place(&life);
+    let is_head = |life: &VexFsLife| {
+        let maps = life.machine.driver.store().maps.read();
+        maps.segments.get(before.segment).is_some_and(|s| s.state == State::Open)
+    };
+    while is_head(&life) {
+        life.batch();
+    }
+    let copies = life.machine.driver.copies_of(before.segment);
+    life.machine.driver.relocate(copies);
+    assert_ne!(place(&life).segment, before.segment, "it was copied");
+    for (i, page) in (to..to + count).enumerate() {
+        let bytes = life.machine.driver.read(life.client, page << 12, 4096).expect("it is there");
+        assert_eq!(super::tag_of(&bytes), Some(from + i as u64));
+    }
+    life.machine.driver.check_usage();
 }
