@@ -5,6 +5,7 @@
 //! (the write-back lock) and the epoch may not be closed (the gate).
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use blockd::session::SessionError;
 use layout::addr::PageNo;
@@ -14,6 +15,9 @@ use parking_lot::MutexGuard;
 
 use super::credits::Cost;
 use super::pager::{Engine, Operation};
+
+/// How long a clone waits for a commit or a write-out under way. Copying the bytes, which needs no wait, is not much slower then.
+const BATCH_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// A running operation that clones.
 pub struct Cloning<'a> {
@@ -40,17 +44,18 @@ impl Engine {
         self.no_clones.load(Ordering::Relaxed)
     }
 
-    /// As [`Engine::begin`], for an operation that clones pages, and may change as many others. Waits for a batch under way.
+    /// As [`Engine::begin`], for an operation that clones pages, and may change as many others. Waits for a batch under way, but
+    /// not for long: `None` if that takes longer.
     ///
     /// # Errors
     /// As [`Engine::begin`].
-    pub fn begin_cloning(&self, pages: u64) -> Result<Cloning<'_>> {
+    pub fn begin_cloning(&self, pages: u64) -> Result<Option<Cloning<'_>>> {
         // Whoever waits for room waits for a batch: not with the lock that keeps it from being sent.
         let reserved = self.reserve(Cost::Pages(pages))?;
         self.wait_for_room();
-        let one_batch = self.write_back.lock();
+        let Some(one_batch) = self.write_back.try_lock_for(BATCH_WAIT_MAX) else { return Ok(None) };
         self.health.check_write()?;
-        Ok(Cloning { engine: self, _operation: reserved.begin_now(), _one_batch: one_batch })
+        Ok(Some(Cloning { engine: self, _operation: reserved.begin_now(), _one_batch: one_batch }))
     }
 }
 

@@ -181,7 +181,7 @@ fn waiting_fsyncs_share_one_commit() {
 const PAGES: ClonedPages = ClonedPages { from: DATA, to: DATA + 100, count: 8 };
 
 fn clone_pages(engine: &Engine, pages: ClonedPages) -> Result<bool> {
-    engine.begin_cloning(pages.count).unwrap().clone_pages(&[pages])
+    engine.begin_cloning(pages.count).unwrap().expect("no batch is under way").clone_pages(&[pages])
 }
 
 /// What happened since, but for reads.

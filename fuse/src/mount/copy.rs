@@ -107,11 +107,13 @@ impl Mounted {
         Ok(bytes.len() as u64)
     }
 
-    /// Clones the whole pages of a stretch that begins with one; gives their bytes. `None`: it cannot be done.
+    /// Clones the whole pages of a stretch that begins with one; gives their bytes. `None`: it cannot be done now.
     fn clone_some(&self, what: Stretch, keep_suid: bool) -> Result<Option<u64>> {
         let cloning = match self.begin_cloning(what.len >> PAGE_SHIFT) {
-            Err(Error::NoSpace) => return Ok(None),
-            begun => begun?,
+            Ok(Some(cloning)) => cloning,
+            // Too long a commit, or too little space for as much as is asked for.
+            Ok(None) | Err(Error::NoSpace) => return Ok(None),
+            Err(error) => return Err(error),
         };
         let _bytes = self.locks.pair(what.from.0, what.to.0);
         let (source, before, to, what) = {
@@ -162,7 +164,7 @@ impl Mounted {
     }
 
     /// Begins an operation that clones; a full volume gets one commit, as in [`Mounted::begin`].
-    fn begin_cloning(&self, pages: u64) -> Result<Cloning<'_>> {
+    fn begin_cloning(&self, pages: u64) -> Result<Option<Cloning<'_>>> {
         match self.engine().begin_cloning(pages) {
             Err(Error::NoSpace) => {
                 self.engine().commit(self)?;
