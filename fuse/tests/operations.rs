@@ -628,8 +628,11 @@ fn whoever_changes_the_bytes_of_a_program_does_not_keep_its_privileges() {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let file = bench.path("f");
-    fs::write(bench.path("source"), [7; 9000]).unwrap();
+    fs::write(bench.path("source"), vec![7; 200_000]).unwrap();
+    let clone = "import os; os.copy_file_range(os.open('source', 0), os.open('f', os.O_WRONLY), 131072)";
+    let clone = format!("python3 -c \"{clone}\"");
     let changes = [
+        clone.as_str(),
         "printf x >> f",
         "printf x | dd of=f conv=notrunc bs=1 status=none",
         "fallocate -l 20000 f",

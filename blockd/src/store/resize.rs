@@ -324,15 +324,15 @@ impl Mover {
 
     /// Frees segments before `end`: enough for a start, and for what stands behind, if so many can be had.
     fn make_room(&mut self, end: u32) -> Result<(), StoreError> {
-        let usable = self.shared.geometry.segment_pages - 4;
+        let usable = u64::from(self.shared.geometry.segment_pages - 4);
         for _ in 0..4 * self.shared.geometry.segments {
-            let behind: u32 = self.closed(|i, _| i >= end).iter().map(|(_, s)| s.live()).sum();
+            let behind: u64 = self.closed(|i, _| i >= end).iter().map(|(_, s)| u64::from(s.live())).sum();
             let (free, kept) = {
                 let maps = self.shared.maps.read();
                 let free = (0..end).zip(maps.segments.all()).filter(|(_, s)| s.state == State::Free).count();
                 (free as u32, 2 * self.shared.keep_segments(&maps, Taker::Cleaner))
             };
-            if free >= kept + behind.div_ceil(usable) {
+            if u64::from(free) >= u64::from(kept) + behind.div_ceil(usable) {
                 return Ok(());
             }
             if !self.squeeze(end)? {

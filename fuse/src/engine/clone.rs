@@ -25,6 +25,20 @@ pub struct Cloning<'a> {
     /// Before the lock, so that the epoch is let go of first.
     _operation: Operation<'a>,
     _one_batch: MutexGuard<'a, ()>,
+    /// After the lock.
+    _wake: WakeFlusher<'a>,
+}
+
+/// At its end the flusher looks whether there is much to write: it could not while the write-back lock was held, and whoever waits
+/// for room has woken it in vain.
+struct WakeFlusher<'a>(&'a Engine);
+
+impl Drop for WakeFlusher<'_> {
+    fn drop(&mut self) {
+        if self.0.is_crowded() {
+            self.0.signal.wake();
+        }
+    }
 }
 
 /// Some pages of data.
@@ -55,7 +69,8 @@ impl Engine {
         self.wait_for_room();
         let Some(one_batch) = self.write_back.try_lock_for(BATCH_WAIT_MAX) else { return Ok(None) };
         self.health.check_write()?;
-        Ok(Some(Cloning { engine: self, _operation: reserved.begin_now(), _one_batch: one_batch }))
+        let (_operation, _wake) = (reserved.begin_now(), WakeFlusher(self));
+        Ok(Some(Cloning { engine: self, _operation, _one_batch: one_batch, _wake }))
     }
 }
 

@@ -141,7 +141,8 @@ impl Mounted {
             return Ok(None);
         }
         let keep = Keep { suid: keep_suid, times: self.kernel_has_times() };
-        self.fs.write().finish_write_keeping(what.to.0, what.to.1 + what.len, now(), keep)?;
+        let after = self.fs.write().finish_write_keeping(what.to.0, what.to.1 + what.len, now(), keep)?;
+        self.tell_mode(&before, &after);
         Ok(Some(what.len))
     }
 

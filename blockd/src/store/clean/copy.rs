@@ -76,6 +76,8 @@ fn read_live(shared: &Shared, segment: u32) -> Result<Vec<Copies>, String> {
     // In the order of their addresses, so that what belongs together stands together.
     live.sort_unstable_by_key(|l| (l.page, l.loc));
     live.dedup();
+    // Clones can be many times what the segment holds: what is left here is found when it is chosen again.
+    live.truncate(2 * shared.geometry.segment_pages as usize);
     for l in &live {
         let at = usize::from(l.loc.offset) * PAGE;
         let found = bytes.get(at..at + PAGE).map_or(0, |bytes| page_crc(l.page, bytes));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use layout::addr::PAGE;
+use layout::addr::{DEVICE_PAGES, PAGE};
 
 use super::read;
 use crate::store::format::checkpoint::Position;
@@ -178,9 +178,11 @@ fn parse(
         && record.incarnation == sb.incarnation
         && record.seq >= seq_min;
     let places = record.entries.iter().all(|entry| match entry {
-        Entry::Clone { at, crcs, .. } => {
+        Entry::Clone { first, at, crcs } => {
             let end = u32::from(at.offset) + crcs.len() as u32;
-            at.segment < shared.geometry.segments && end <= shared.geometry.segment_pages
+            at.segment < shared.geometry.segments
+                && end <= shared.geometry.segment_pages
+                && first.saturating_add(crcs.len() as u64) <= DEVICE_PAGES
         }
         _ => true,
     });

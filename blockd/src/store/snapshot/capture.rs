@@ -172,12 +172,13 @@ impl Maps {
     /// cloned: it may have got back what it, or a state of it that is kept, has.
     pub(in crate::store) fn relocate(&mut self, page: u64, old: Loc, new: Mapping) {
         let shared = self.segments.referrers.covers(old.segment, page);
-        let mut found = self.overlay.replace(page, old, new);
-        if found {
+        let in_overlay = self.overlay.replace(page, old, new);
+        if in_overlay {
             self.segments.add_open(new.loc);
             self.segments.drop_open(old);
         }
         let mut kept = 0;
+        let mut found = in_overlay;
         if !found || shared {
             found = self.base.replace(page, old, new);
             kept += usize::from(found);
@@ -188,6 +189,10 @@ impl Maps {
         for _ in 0..kept {
             self.segments.add_base(new.loc);
             self.segments.drop_base(old);
+        }
+        // The next cleaner is to find both again.
+        if kept + usize::from(in_overlay) > 1 {
+            self.segments.referrers.add(new.loc.segment, page);
         }
     }
 

@@ -7,6 +7,7 @@ use zerocopy::FromZeros;
 
 use super::{Driver, Pages, Ticket, VexFsLife, get, set};
 use crate::device::IoError;
+use crate::storage::sim::Crash;
 
 /// Pages of a range at most.
 const PAGES_MAX: u64 = 24;
@@ -232,4 +233,56 @@ fn the_cleaner_moves_a_clone_whose_source_is_gone() {
         assert_eq!(super::tag_of(&bytes), Some(from + i as u64));
     }
     life.machine.driver.check_usage();
+}
+
+#[test]
+fn pages_that_two_maps_have_at_one_place_are_moved_for_both_and_the_store_starts_again() {
+    use super::super::script::Life;
+    use crate::store::map::Lookup;
+    use crate::store::map::segments::State;
+    use crate::store::snapshot::change::Change;
+    let mut life = VexFsLife::begin(3, crate::storage::sim::timeline::Timeline::default());
+    let data = CLASS0_BASE >> PAGE_SHIFT;
+    let (file, copy, count) = (data + 2 * 256, data + 3 * 256, 8);
+    for page in file..file + count {
+        life.machine.driver.write(life.client, page << 12, &super::content(page), false);
+    }
+    life.machine.driver.settle();
+    let clone = |life: &mut VexFsLife, from, to| {
+        let command = life.clone_command(&[(from, to, count)]);
+        let ticket = life.send(&command);
+        life.machine.driver.settle();
+        Driver::outcome(&ticket).expect("it is cloned");
+        life.model.command_id += 1;
+        assert!(life.commit_amid(false));
+    };
+    clone(&mut life, file, copy);
+    let snapshot = life.machine.driver.change(Change::Create { name: "before".to_owned(), time_ns: 1 });
+    life.machine.driver.settle();
+    assert!(matches!(&*snapshot.lock(), Some(Ok(_))));
+    // The file gets back what it has: for the snapshot too it stands there.
+    clone(&mut life, copy, file);
+    assert!(life.command(CMD_FREE_RANGES, life.model.session, life.model.command_id, &[(copy, count)]));
+    assert!(life.commit_amid(false));
+    let before = match life.machine.driver.store().maps.read().lookup(file) {
+        Lookup::Mapped(mapping) => mapping.loc.segment,
+        other => panic!("the file is {other:?}"),
+    };
+    while life.machine.driver.store().maps.read().segments.get(before).is_some_and(|s| s.state == State::Open)
+    {
+        life.batch();
+    }
+    let copies = life.machine.driver.copies_of(before);
+    life.machine.driver.relocate(copies);
+    life.machine.driver.check_usage();
+    let checkpoint = life.machine.driver.checkpoint();
+    life.machine.driver.settle();
+    Driver::outcome(&checkpoint).expect("a checkpoint");
+    let again = life.machine.driver.disk.restart(Crash::ProcessDeath);
+    let driver = Driver::open(again, 1).expect("the store starts");
+    for page in file..file + count {
+        let now = driver.read(life.client, page << 12, 4096).expect("it is there");
+        let then = driver.read_snapshot("before", page).expect("it is there");
+        assert_eq!([&now, &then].map(|bytes| super::tag_of(bytes)), [Some(page); 2]);
+    }
 }
