@@ -169,6 +169,11 @@ impl SimDaemon {
         self.inner.lock().death = death;
     }
 
+    /// Whether the daemon comes back by itself when the disk stops: its mounter then sees no error.
+    pub fn comes_back(&self) -> bool {
+        matches!(self.inner.lock().death, Death::Daemon)
+    }
+
     /// The mounter dies after so many more requests: none of what it sends later comes here. `None` ends that.
     pub fn cut_mounter_after(&self, requests: Option<u64>) {
         self.inner.lock().requests_left = requests;

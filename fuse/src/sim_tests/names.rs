@@ -237,7 +237,8 @@ impl World {
         if self.tree.names.get(ino).nlink > 0 || self.handles.contains(&ino) {
             return;
         }
-        if disk.crashed() || disk.fault_fired() || self.daemon.is_cut() {
+        let is_dead = disk.crashed() && !self.daemon.comes_back();
+        if is_dead || disk.fault_fired() || self.daemon.is_cut() {
             self.broken = true;
             return;
         }
